@@ -1,0 +1,176 @@
+"""Frozen dataclasses that write themselves to JSON and read themselves back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import HessianLRError, RequestError
+
+R = TypeVar("R", bound="Record")
+
+
+class Record:
+    """Base of the frozen dataclasses that travel between modules as JSON.
+
+    JSON has no NaN or infinity: ``to_dict`` turns them into null, so a number that stands
+    in a file is always a finite number that was really obtained.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls: type[R], values: dict[str, Any]) -> R:
+        """The record that ``to_dict`` described.
+
+        Raises:
+            RequestError: a field is missing, unknown, or of the wrong shape.
+        """
+        hints = typing.get_type_hints(cls)
+        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if not isinstance(values, dict) or (extra := set(values) - known):
+            what = f"has unknown fields {sorted(extra)}" if isinstance(values, dict) else "is not an object"
+            raise RequestError(f"this JSON is not a {cls.__name__}: it {what}")
+        try:
+            return cls(**{name: _field(name, hints[name], value) for name, value in values.items()})
+        except TypeError as error:
+            raise RequestError(f"this JSON is not a {cls.__name__}: {error}") from error
+
+    def write(self, path: str | Path) -> None:
+        """Write the record to ``path`` atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def read(cls: type[R], path: str | Path) -> R:
+        """Read a record that ``write`` wrote.
+
+        Raises:
+            RequestError: the file is missing, is not JSON, or describes something else.
+        """
+        return cls.from_dict(read_json(path))
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Hex SHA-256 of ``value``'s canonical JSON, cut to ``length`` characters."""
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def dump_json(value: Any) -> str:
+    """``value`` as indented JSON with a newline at its end; numbers that are not finite become null."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``dump_json(value)``; ``path`` holds either all of it or what was there before."""
+    write_bytes(path, dump_json(value).encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically: a temporary file beside it, flushed to disk, then renamed.
+
+    Raises:
+        HessianLRError: the folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+            temporary = handle.name
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise HessianLRError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        RequestError: the file is missing, unreadable, or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RequestError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
+
+
+def _umask() -> int:
+    # The process's umask can only be read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _field(name: str, hint: Any, value: Any) -> Any:
+    try:
+        return _shaped(hint, value)
+    except TypeError as error:
+        raise TypeError(f"{name} is {error}") from error
+
+
+def _shaped(hint: Any, value: Any) -> Any:
+    """Give JSON's lists and objects back the tuple and record types the field declares.
+
+    Raises:
+        TypeError: the value is not of the declared type.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value is None:
+        # A float that was not finite was written as null.
+        if hint in (Any, float) or type(None) in arguments:
+            return None
+        raise TypeError(f"null where {_called(hint)} belongs")
+    if origin in (typing.Union, types.UnionType):
+        options = [a for a in arguments if a is not type(None)]
+        if isinstance(value, list):
+            options = [a for a in options if typing.get_origin(a) in (tuple, list)] or options
+        elif isinstance(value, str):
+            options = [a for a in options if a is str] or options
+        return _shaped(options[0], value)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} where a list belongs")
+        inner = arguments[0] if arguments else Any
+        return tuple(_shaped(inner, item) for item in value)
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (bool, int, float, str) and type(value) is not hint:
+        raise TypeError(f"{value!r} where {_called(hint)} belongs")
+    return value
+
+
+def _called(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -1,0 +1,102 @@
+"""What a fine-tuning setting is: everything that decides how a run goes, except its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import RequestError, unknown_name
+from .records import Record, digest
+
+OPTIMIZERS = ("adamw",)
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Setting(Record):
+    """One fine-tuning setting.
+
+    Attributes:
+        model: Built-in alias, hub id, local folder, or GGUF file.
+        data: Built-in task family, local JSON/JSONL/Parquet file, or hub dataset id.
+        fields: The prompt's and the response's column, or one column of chat messages;
+            None: found by their usual names.
+        method: Name of a LoRA method (see ``hessian-lr list``).
+        rank: Adapter rank r.
+        alpha: LoRA's alpha, scaling s = alpha / r; None becomes ``rank``.
+        target_modules: ``"all-linear"`` or the module names to adapt.
+        optimizer: The optimizer a run is trained with.
+        batch_size: Samples in an optimizer step.
+        steps: Optimizer steps of a run.
+        seed: Seed of the adapter's initialization and of the order of the data.
+        samples: Samples on which curvature is measured.
+        max_length: Tokens a sample is cut to.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
+        dtype: Precision of the matrix products: ``"float32"``, ``"bfloat16"`` (autocast, the
+            adapter itself stays float32), or ``"auto"`` (bfloat16 where the hardware has it).
+
+    Raises:
+        RequestError: a value is out of its range.
+    """
+
+    model: str = "smollm2-135m"
+    data: str = "math"
+    fields: tuple[str, ...] | None = None
+    method: str = "lora"
+    rank: int = 16
+    alpha: float | None = None
+    target_modules: str | tuple[str, ...] = "all-linear"
+    optimizer: str = "adamw"
+    batch_size: int = 4
+    steps: int = 60
+    seed: int = 0
+    samples: int = 8
+    max_length: int = 512
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", float(self.rank))
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        alpha = self.alpha
+        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha <= 0:
+            raise RequestError(f"alpha must be a positive number, not {alpha!r}")
+        # 16 and 16.0 are one alpha, and must give one key.
+        object.__setattr__(self, "alpha", float(alpha))
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        if self.dtype not in DTYPES:
+            raise unknown_name("dtype", self.dtype, DTYPES)
+        if self.fields is not None and (len(self.fields) not in (1, 2) or not all(self.fields)):
+            raise RequestError(
+                "fields must name the prompt's and the response's column (prompt,response) "
+                f"or one column of chat messages, not {','.join(self.fields)!r}"
+            )
+        if not self.target_modules:
+            raise RequestError("target_modules must be 'all-linear' or at least one module name")
+
+    @property
+    def scaling(self) -> float:
+        """s = alpha / r, the factor in W + s·B·A of plain LoRA."""
+        assert self.alpha is not None
+        return self.alpha / self.rank
+
+    def training_identity(self) -> dict[str, Any]:
+        """The fields that decide how a training run goes (not where it runs, nor the curvature sample)."""
+        values = self.to_dict()
+        for name in ("samples", "device"):
+            del values[name]
+        return values
+
+    @property
+    def key(self) -> str:
+        """A short content hash that names this setting's files."""
+        return digest(self.to_dict(), 12)
+
+
+_LEAST = {"rank": 1, "batch_size": 1, "steps": 1, "seed": 0, "samples": 1, "max_length": 2}
