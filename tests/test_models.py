@@ -1,0 +1,199 @@
+import os
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+from hessian_lr import hub, models
+from hessian_lr.errors import HessianLRError, RequestError
+
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_text.py"))))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    folder = tmp_path / "model"
+    tiny.tiny_llama().save_pretrained(folder)
+    tiny.byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+
+
+# A local folder
+
+
+def test_a_folder_is_loaded_ready_to_be_adapted(saved):
+    loaded = models.load(str(saved), device="cpu")
+    for name, value in tiny.tiny_llama().state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value)
+    assert not loaded.model.training
+    assert not loaded.model.config.use_cache
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.tokenizer.pad_token == "<pad>"
+    assert loaded.name == str(saved)
+
+
+def test_half_precision_files_become_float32(tmp_path):
+    tiny.tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny.byte_tokenizer().save_pretrained(tmp_path)
+    model = models.load(str(tmp_path), device="cpu").model
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_loading_changes_no_switch_of_the_libraries_and_prints_nothing(saved, capfd):
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    log = transformers.utils.logging
+
+    def switches():
+        return log.get_verbosity(), log.is_progress_bar_enabled(), are_progress_bars_disabled(), sys.stderr
+
+    log.set_verbosity_info()
+    before, state = switches(), torch.get_rng_state()
+    try:
+        models.load(str(saved), device="cpu")
+        assert switches() == before
+    finally:
+        log.set_verbosity_warning()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_end_of_text_pads_where_there_is_no_padding_token(saved):
+    tiny.byte_tokenizer(pad=None).save_pretrained(saved)
+    tokenizer = models.load(str(saved), device="cpu").tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 1
+
+
+def test_a_tokenizer_without_either_is_refused(saved):
+    tiny.byte_tokenizer(pad=None, eos=None).save_pretrained(saved)
+    with pytest.raises(RequestError, match="neither a padding nor an end-of-text token"):
+        models.load(str(saved), device="cpu")
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved):
+    tiny.tiny_llama(vocab_size=100).save_pretrained(saved)
+    with pytest.raises(RequestError, match="259 tokens but the model only 100 embeddings"):
+        models.load(str(saved), device="cpu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_no_number_is_named(saved, value):
+    model = tiny.tiny_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = value
+    model.save_pretrained(saved)
+    with pytest.raises(HessianLRError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has 1 NaN or infinite"):
+        models.load(str(saved), device="cpu")
+
+
+def test_a_truncated_file_of_weights_is_named_with_its_size(saved):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(HessianLRError, match=f"model.safetensors {weights.stat().st_size:,} bytes") as caught:
+        models.load(str(saved), device="cpu")
+    assert caught.value.exit_status == 1
+
+
+def test_absent_weights_are_not_replaced_by_random_ones(saved):
+    model = tiny.tiny_llama()
+    del model.model.layers[1].mlp.up_proj
+    model.save_pretrained(saved)
+    with pytest.raises(HessianLRError, match=r"lacks 1 weights .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        models.load(str(saved), device="cpu")
+
+
+def test_pickled_weights_are_not_read(saved):
+    (saved / "model.safetensors").unlink()
+    torch.save(tiny.tiny_llama().state_dict(), saved / "pytorch_model.bin")
+    with pytest.raises(HessianLRError, match="Only safetensors are read"):
+        models.load(str(saved), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("weights.txt", r"no config\.json.*found: weights\.txt"), ("adapter_config.json", "is a PEFT adapter")],
+)
+def test_a_folder_that_is_no_model_is_refused(tmp_path, file, message):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(RequestError, match=message):
+        models.load(str(tmp_path), device="cpu")
+
+
+# Names that lead nowhere
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("smolm2-135m", "Did you mean 'smollm2-135m'"),
+        ("./nowhere", "there is no model folder"),
+        ("/no/such/folder", "there is no model folder"),
+        ("nowhere/model.gguf", "there is no GGUF file"),
+    ],
+)
+def test_a_wrong_name_is_refused_without_asking_the_hub(monkeypatch, ref, message):
+    monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("the hub was asked"))
+    with pytest.raises(RequestError, match=message):
+        models.load(ref, device="cpu")
+
+
+def test_a_hub_id_without_a_hub_is_failed_work_with_the_mends():
+    with pytest.raises(
+        HessianLRError, match=r"cannot be reached\. Did you mean 'smollm2-135m'\? Connect"
+    ) as caught:
+        models.load("nobody/SmolLM2-135M", device="cpu")
+    assert caught.value.exit_status == 1
+
+
+# Fingerprint, devices, precision, cache
+
+
+def test_the_fingerprint_tells_checkpoints_apart():
+    model, same = tiny.tiny_llama(), tiny.tiny_llama()
+    print_ = models.fingerprint(model)
+    assert models.fingerprint(same) == print_
+    with torch.no_grad():
+        same.model.norm.weight[7] += 1e-6
+    assert models.fingerprint(same) != print_
+    assert models.fingerprint(tiny.tiny_llama(tie_word_embeddings=True)) != print_
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_here_is_refused(name):
+    with pytest.raises(RequestError, match="device"):
+        models.resolve_device(name)
+
+
+def test_auto_takes_a_gpu_where_there_is_one():
+    assert models.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert models.resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"avx2", "avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16), ({"avx2"}, torch.float32)],
+)
+def test_auto_precision_is_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch, flags, expected):
+    monkeypatch.setattr(models, "_cpu_flags", lambda: flags)
+    cpu = torch.device("cpu")
+    assert models.resolve_dtype("auto", cpu) == expected
+    assert models.resolve_dtype("float32", cpu) == torch.float32
+    assert models.resolve_dtype("bfloat16", cpu) == torch.bfloat16
+    with pytest.raises(RequestError, match="unknown dtype 'float16'"):
+        models.resolve_dtype("float16", cpu)
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("HESSIAN_LR_CACHE", "~/elsewhere")
+    assert models.cache_folder() == Path(os.path.expanduser("~/elsewhere"))
+    monkeypatch.delenv("HESSIAN_LR_CACHE")
+    assert "hessian-lr" in str(models.cache_folder())
