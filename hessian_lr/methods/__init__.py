@@ -1,0 +1,7 @@
+"""LoRA methods: one registry, each method a way to parametrize and initialize an adapter."""
+
+from .method import Method
+from .registry import METHODS, build, check
+from .targets import ALL_LINEAR, Target, find_targets
+
+__all__ = ["ALL_LINEAR", "METHODS", "Method", "Target", "build", "check", "find_targets"]

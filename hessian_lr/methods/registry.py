@@ -1,0 +1,89 @@
+"""The registry of methods: check a setting against a model, and build its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from ..errors import RequestError, unknown_name
+from ..setting import Setting
+from .builtin import BUILTIN
+from .method import Method
+from .targets import Target, find_targets
+
+# A method PEFT lacks is one more file with a Method in it, and one more name here.
+METHODS: dict[str, Method] = {method.name: method for method in (*BUILTIN,)}
+
+
+def check(model: PreTrainedModel, setting: Setting) -> None:
+    """Refuse, before any work, a setting whose adapter cannot be built on ``model``.
+
+    Raises:
+        RequestError: the method is unknown, the model has an adapter already, a target module's name
+            matches nothing, the rank exceeds a target's width, or the method itself cannot adapt one
+            of the targets.
+    """
+    _checked(model, setting)
+
+
+def build(model: PreTrainedModel, setting: Setting) -> PeftModel:
+    """Give ``model`` the adapter that ``setting`` describes.
+
+    The model is taken over: its modules are replaced, its weights frozen, and changed where the method
+    starts away from zero. What it computes stays the same to rounding. Its training or evaluation mode
+    stays as it was. The adapter's random numbers depend on ``setting.seed`` only, and the caller's
+    generators are left as they were.
+
+    Args:
+        model: A causal LM with float32 weights.
+        setting: Gives method, rank, alpha, target modules and seed.
+
+    Returns:
+        The PEFT model, whose trainable parameters are the adapter's and no others, in float32.
+
+    Raises:
+        RequestError: as ``check``.
+    """
+    method, targets = _checked(model, setting)
+    training = model.training
+    with _seeded(setting.seed, next(model.parameters()).device):
+        adapted = method.build(model, setting, targets)
+    return adapted.train(training)
+
+
+def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Target, ...]]:
+    if setting.method not in METHODS:
+        raise unknown_name("method", setting.method, METHODS)
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise RequestError(
+            "this model carries an adapter already: merge or unload it, or load the model anew"
+        )
+    method, targets = METHODS[setting.method], find_targets(model, setting.target_modules)
+    narrowest = min(targets, key=lambda target: target.width)
+    if setting.rank > narrowest.width:
+        raise RequestError(
+            f"rank {setting.rank} is larger than {narrowest.name} is wide "
+            f"({narrowest.out_features} × {narrowest.in_features}): "
+            f"the largest possible rank is {narrowest.width}"
+        )
+    if method.refuse is not None:
+        method.refuse(setting, targets)
+    return method, targets
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators of the CPU and of ``device``, and put them back afterwards."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        # torch.manual_seed would seed every GPU, those that were not forked as well.
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
