@@ -1,0 +1,93 @@
+"""Cross-entropy whose first and second derivatives are written out.
+
+For one position with logits z, p = softmax(z) and target y: loss = logsumexp(z) − z_y, gradient
+p − e_y, and second derivative times u = p∘u − p·(p·u). Automatic differentiation of log-softmax
+gets there through half a dozen buffers of the vocabulary's size; here none outlives a chunk of
+rows, except what the output head itself must be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements of a float32 buffer worked on at a time: large enough to amortise the calls, small
+# enough to stay near the processor's cache.
+_CHUNK_ELEMENTS = 1 << 21
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Σ −log softmax(z)_y over positions, differentiable twice.
+
+    Args:
+        logits: z, shape (positions, vocabulary). Lower precisions are summed in float32.
+        targets: y, shape (positions,), int64.
+
+    Returns:
+        A scalar in float32, or float64 for float64 logits.
+    """
+    with torch.no_grad():
+        logsumexp = torch.cat(
+            [torch.logsumexp(_wide(logits[rows]), dim=-1) for rows in _chunks(logits)]
+            or [_wide(logits).new_zeros(0)]
+        )
+    loss: Tensor = _SummedCrossEntropy.apply(logits, targets, logsumexp)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, logsumexp: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets, logsumexp)
+        picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return (logsumexp - _wide(picked)).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, logsumexp = ctx.saved_tensors
+        gap: Tensor = _ProbabilityGap.apply(logits, targets, logsumexp)  # type: ignore[no-untyped-call]
+        return gap * gradient.to(logits.dtype), None, None
+
+
+class _ProbabilityGap(torch.autograd.Function):
+    """p − e_y, shape (positions, vocabulary)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, logsumexp: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, logsumexp)
+        gap = torch.empty_like(logits)
+        for rows in _chunks(logits):
+            gap[rows] = _probabilities(logits[rows], logsumexp[rows])
+        # In the wide type first: p_y − 1 of a confident prediction would vanish in bfloat16.
+        picked = logits.gather(-1, targets.unsqueeze(-1))
+        gap.scatter_(
+            -1, targets.unsqueeze(-1), torch.expm1(_wide(picked) - logsumexp.unsqueeze(-1)).to(gap.dtype)
+        )
+        return gap
+
+    @staticmethod
+    def backward(ctx: Any, tangent: Tensor) -> tuple[Tensor, None, None]:
+        logits, logsumexp = ctx.saved_tensors
+        product = torch.empty_like(logits)
+        for rows in _chunks(logits):
+            probabilities = _probabilities(logits[rows], logsumexp[rows])
+            scaled = probabilities * tangent[rows]
+            product[rows] = scaled.addcmul_(probabilities, scaled.sum(-1, keepdim=True), value=-1)
+        return product, None, None
+
+
+def _probabilities(logits: Tensor, logsumexp: Tensor) -> Tensor:
+    return (_wide(logits) - logsumexp.unsqueeze(-1)).exp_()
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype is torch.float64 else values.float()
+
+
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    step = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)

@@ -1,0 +1,158 @@
+"""The loss whose curvature is measured: token-exact, and blind to everything but labelled tokens.
+
+L(θ) = (1 / P) · Σ −log p(label | context) over all P labelled positions of the *whole* sample, so
+that a sample's λ does not depend on how it was split into batches. Only labelled positions reach
+the output head, which for a small model costs as much as all its layers together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import NonFiniteError, RequestError
+from .cross_entropy import summed_cross_entropy
+
+Batch = Mapping[str, Tensor]
+IGNORED = -100
+
+
+def count_labels(batch: Batch) -> int:
+    """The number of positions in a batch whose next token is labelled (after the causal shift)."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def count_tokens(batches: Sequence[Batch]) -> int:
+    """All tokens of some batches, padding included: what a forward pass is charged for."""
+    return sum(int(batch["input_ids"].numel()) for batch in batches)
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the batch's labelled positions, a scalar with its graph.
+
+    Args:
+        model: A causal language model of transformers, with or without a PEFT adapter.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, each (samples, tokens), on the
+            model's device; label -100 marks a token that is not scored.
+    """
+    labels = batch["labels"][:, 1:]
+    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    targets = labels[rows, columns]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    head = output_head(model)
+
+    def keep_labelled(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (arguments[0][rows, columns].unsqueeze(0), *arguments[1:])
+
+    if head is None:
+        logits = model(**inputs, use_cache=False).logits[rows, columns]
+    else:
+        hook = head.register_forward_pre_hook(keep_labelled)
+        try:
+            logits = model(**inputs, use_cache=False).logits.squeeze(0)
+        finally:
+            hook.remove()
+    return summed_cross_entropy(logits, targets)
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that maps hidden states to logits, or None where the model does not name one."""
+    base = _base(model)
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def mean_loss(model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype = torch.float32) -> float:
+    """Token-weighted mean cross-entropy in nats over all labelled positions of ``batches``.
+
+    The model is evaluated without dropout and without gradients and left as it was found. The
+    result may be NaN or infinite: whether that is a failure is for the caller to say.
+
+    Raises:
+        RequestError: no position is labelled.
+    """
+    total = sum(count_labels(batch) for batch in batches)
+    if not total:
+        raise RequestError("no token of these batches is labelled (every label is -100): nothing to score")
+    device = next(model.parameters()).device
+    with quiet_model(model), torch.no_grad(), compute_in(device, dtype):
+        summed = [
+            float(summed_loss(model, to_device(batch, device))) for batch in batches if count_labels(batch)
+        ]
+    return sum(summed) / total
+
+
+def require_finite(value: Tensor | float, what: str) -> None:
+    """Raise NonFiniteError, naming ``what``, if a NaN or an infinity stands in ``value``."""
+    if not bool(torch.isfinite(torch.as_tensor(value)).all()):
+        raise NonFiniteError(
+            f"{what} is not finite. Look for NaN or huge values in the model's weights, or use float32."
+        )
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters θ over which curvature is taken: those that require a gradient, in model order.
+
+    Raises:
+        RequestError: there is none, or they do not share one device and floating-point type.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise RequestError("the model has no trainable parameter: wrap it with a PEFT adapter first")
+    if len({(p.device, p.dtype) for p in parameters}) > 1:
+        kinds = sorted({f"{p.dtype} on {p.device}" for p in parameters})
+        raise RequestError(f"the trainable parameters must share one type and device, not {', '.join(kinds)}")
+    return parameters
+
+
+@contextmanager
+def quiet_model(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, no gradient checkpointing), with each module's mode restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def differentiable_attention(model: nn.Module) -> Iterator[None]:
+    """Attention that can be differentiated twice, for the time of the context.
+
+    Fused kernels have no second derivative. Models on ``sdpa`` keep it with the MATH back-end;
+    other implementations (flash, flex) give way to ``eager``.
+    """
+    base = _base(model)
+    before = getattr(getattr(base, "config", None), "_attn_implementation", None)
+    with ExitStack() as stack:
+        if before == "sdpa":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        elif before not in (None, "eager"):
+            base.set_attn_implementation("eager")
+            stack.callback(base.set_attn_implementation, before)
+        yield
+
+
+@contextmanager
+def compute_in(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Matrix products in ``dtype``: autocast for bfloat16, nothing for float32 and float64."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        yield
+
+
+def _base(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    wrapper: Any = model
+    return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on ``device``."""
+    return {name: value.to(device) for name, value in batch.items()}

@@ -1,0 +1,250 @@
+"""Curvature of an adapter's loss: the model and its batches in, λ with its error out."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .curvature.loss import Batch, trainable
+from .curvature.operator import HessianOperator
+from .errors import HessianLRError, unknown_name
+from .records import Record
+from .spectrum import Eigenvalue, Status, lanczos, power_iteration
+from .spectrum.lanczos import Progress, dot
+
+ALGORITHMS = {"lanczos": lanczos, "power": power_iteration}
+
+
+class Symmetric(Protocol):
+    """A symmetric matrix known by its products."""
+
+    def matvec(self, vector: Tensor, /) -> Tensor:
+        """The matrix times a vector of shape (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Curvature(Record):
+    """The sharpness λ = λ_max(∇²L) over an adapter's parameters, and what is known of its error.
+
+    Attributes:
+        lambda_max: The Ritz value θ: a Rayleigh quotient, so θ ≤ λ.
+        lambda_lower: θ less the rounding of the products; λ is at least this.
+        lambda_upper: λ is at most this with probability ``confidence`` over the random start.
+        confidence: That probability.
+        lambda_min: Smallest Ritz value, at least the smallest eigenvalue.
+        residual: ρ = ‖H·v − θ·v‖; some eigenvalue lies within ρ of θ.
+        sampling_error: Standard error of v·H·v from its scatter over the microbatches; null with
+            fewer than two.
+        status: ``"converged"``, ``"budget"`` (stopped at the limit; the bounds hold) or ``"failed"``.
+        matvecs: Hessian-vector products spent.
+        gradient_equivalents: All work, in gradients of the loss over the sample.
+        seconds: Wall time.
+        peak_rss_bytes: The process's largest resident memory so far.
+        loss: L at the point, in nats a token.
+        tokens: Tokens of the sample, padding included.
+        parameters: n, the number of trainable parameters.
+        notes: What a reader should know of how it was obtained.
+    """
+
+    lambda_max: float | None
+    lambda_lower: float | None
+    lambda_upper: float | None
+    confidence: float | None
+    lambda_min: float | None
+    residual: float | None
+    sampling_error: float | None
+    status: str
+    matvecs: int
+    gradient_equivalents: float
+    seconds: float
+    peak_rss_bytes: int
+    loss: float | None
+    tokens: int
+    parameters: int
+    notes: tuple[str, ...] = ()
+
+
+def sharpness(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    rtol: float = 0.05,
+    max_products: int = 40,
+    algorithm: str = "lanczos",
+    dtype: torch.dtype = torch.float32,
+    memory_budget: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Curvature:
+    """The largest eigenvalue of the loss Hessian over the model's trainable parameters.
+
+    The model, its modes, the random state and global flags are left as they were found.
+
+    Args:
+        model: A causal language model with an adapter: what requires a gradient is measured.
+        batches: The sample as dictionaries of ``input_ids``, ``attention_mask``, ``labels``, each
+            (samples, tokens); any split into microbatches gives the same λ.
+        rtol: Stop when the residual is at most this share of θ.
+        max_products: Stop after this many products in any case.
+        algorithm: ``"lanczos"`` or ``"power"``.
+        dtype: Precision of the products: float32, bfloat16 (autocast), or float64.
+        memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide here).
+        seed: Seed of the random start vector.
+        progress: Called after each product with (products, max_products, θ, ρ).
+
+    Returns:
+        A ``Curvature``. A failure of the work (a non-finite loss, no memory) is a result with
+        status ``"failed"`` and no number, its reason in ``notes``.
+
+    Raises:
+        RequestError: nothing trainable, nothing labelled, an unknown algorithm, a bad tolerance.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown_name("algorithm", algorithm, ALGORITHMS)
+    began = time.perf_counter()
+    operator = HessianOperator(model, batches, dtype=dtype, memory_budget=memory_budget)
+    basis = torch.float64 if operator.parameters[0].dtype is torch.float64 else torch.float32
+    try:
+        found = ALGORITHMS[algorithm](
+            operator.matvec,
+            operator.size,
+            # A little tighter than asked, so that the residual measured afresh below still meets rtol.
+            rtol=0.8 * rtol,
+            max_products=max_products,
+            seed=seed,
+            device=operator.device,
+            dtype=basis,
+            progress=progress,
+        )
+        found = verified(found, operator, rtol)
+    except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
+        if getattr(error, "exit_status", 1) == 2:
+            raise
+        return _failed(error, operator, time.perf_counter() - began)
+    return Curvature(
+        lambda_max=found.value,
+        lambda_lower=found.value,
+        lambda_upper=found.upper,
+        confidence=found.confidence if found.upper is not None else None,
+        lambda_min=found.smallest,
+        residual=found.residual,
+        sampling_error=sampling_error(operator.batch_forms, operator.weights),
+        status=found.status,
+        matvecs=operator.cost.matvecs,
+        gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
+        seconds=round(time.perf_counter() - began, 3),
+        peak_rss_bytes=peak_rss_bytes(),
+        loss=operator.loss,
+        tokens=operator.tokens,
+        parameters=operator.size,
+        notes=spectrum_notes(found, operator),
+    )
+
+
+def verified(found: Eigenvalue, operator: Symmetric, rtol: float) -> Eigenvalue:
+    """The estimate with θ and ρ taken afresh from one more product with its vector.
+
+    What Lanczos knows of its residual follows from its own recurrence; this does not, so products
+    that are not quite linear or symmetric (bfloat16) are found out. The operator is left with
+    ``batch_forms`` of the eigenvector.
+    """
+    image = operator.matvec(found.vector)
+    theta = dot(found.vector, image)
+    difference = image - theta * found.vector
+    residual = dot(difference, difference) ** 0.5
+    # With an exhausted Krylov space what is left is rounding, whatever the matrix's scale.
+    good = found.residual == 0.0 or residual <= rtol * abs(theta)
+    status: Status = "converged" if found.status == "converged" and good else "budget"
+    upper = None if found.upper is None else max(found.upper, theta)
+    return replace(found, value=theta, residual=residual, status=status, upper=upper)
+
+
+def sampling_error(forms: Sequence[float], weights: Sequence[int]) -> float | None:
+    """Standard error of the token-weighted mean of v·H_b·v over microbatches.
+
+    √(m/(m−1)·Σ w_b²·(f_b − f̄)²) with w_b the share of labelled tokens: the linearised error of a
+    ratio of sums over m clusters (Cochran, Sampling Techniques, 1977, section 6). None for m < 2.
+    """
+    m = len(forms)
+    if m < 2:
+        return None
+    total = sum(weights)
+    shares = [w / total for w in weights]
+    mean = sum(w * f for w, f in zip(shares, forms, strict=True))
+    return math.sqrt(m / (m - 1) * sum((w * (f - mean)) ** 2 for w, f in zip(shares, forms, strict=True)))
+
+
+def spectrum_notes(found: Eigenvalue, operator: HessianOperator) -> tuple[str, ...]:
+    """What a reader should know of how an eigenvalue was obtained."""
+    notes = []
+    rebuilt = len(operator.batches) - operator.kept
+    if rebuilt:
+        notes.append(
+            f"graphs of {rebuilt} of {len(operator.batches)} microbatches rebuilt for each product (memory)"
+        )
+    if found.status == "budget":
+        relative = found.residual / abs(found.value) if found.value else math.inf
+        notes.append(f"stopped after {found.products} products with a residual of {relative:.0%} of θ")
+    if (
+        found.smallest is not None
+        and found.value > 0
+        and abs(found.smallest + found.value) < 0.05 * found.value
+    ):
+        notes.append(
+            "spectrum symmetric about 0: a saddle, λ is a gradient's spectral norm rather than a curvature"
+        )
+    return tuple(notes)
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore trainable weights, their gradients and every random state, bit for bit, on leaving."""
+    parameters = trainable(model)
+    values = [p.detach().clone() for p in parameters]
+    gradients = [p.grad for p in parameters]
+    devices = [parameters[0].device] if parameters[0].device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
+                    parameter.copy_(value)
+                    parameter.grad = gradient
+
+
+def _failed(error: BaseException, operator: HessianOperator, seconds: float) -> Curvature:
+    return Curvature(
+        lambda_max=None,
+        lambda_lower=None,
+        lambda_upper=None,
+        confidence=None,
+        lambda_min=None,
+        residual=None,
+        sampling_error=None,
+        status="failed",
+        matvecs=operator.cost.matvecs,
+        gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
+        seconds=round(seconds, 3),
+        peak_rss_bytes=peak_rss_bytes(),
+        loss=None,
+        tokens=operator.tokens,
+        parameters=operator.size,
+        notes=(str(error) or type(error).__name__,),
+    )

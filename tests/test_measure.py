@@ -1,0 +1,148 @@
+"""sharpness(): the right λ, the invariances it must have, and an honest account of itself."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch
+from tolerances import DENSE64_FLOAT32_ISLANDS, RTOL_TIGHT, SAME_LAMBDA
+
+import hessian_lr as hlr
+from hessian_lr.errors import RequestError
+from hessian_lr.measure import sampling_error
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("algorithm", ["lanczos", "power"])
+def test_lambda_is_the_dense_hessians_largest_eigenvalue(architecture, algorithm, batches):
+    spectrum = torch.linalg.eigvalsh(dense_hessian(adapted(architecture), batches))
+    options = {"rtol": 1e-2, "max_products": 600}
+    found = hlr.sharpness(adapted(architecture), batches, algorithm=algorithm, **options)
+    truth = float(spectrum[-1])
+    assert found.status == "converged"
+    assert found.lambda_max == pytest.approx(truth, rel=1e-2)
+    assert found.lambda_max <= truth * (1 + DENSE64_FLOAT32_ISLANDS)
+    if algorithm == "lanczos":
+        assert found.lambda_max <= found.lambda_upper
+        assert truth <= found.lambda_upper * (1 + DENSE64_FLOAT32_ISLANDS)
+        assert found.lambda_min >= float(spectrum[0]) * (1 + DENSE64_FLOAT32_ISLANDS)
+
+
+def test_plain_lora_at_initialization_is_a_saddle_and_the_notes_say_so(batches):
+    found = hlr.sharpness(adapted(moved=False), batches, rtol=0.01)
+    assert found.lambda_min < 0 < found.lambda_max
+    symmetric = abs(found.lambda_max + found.lambda_min) < 0.05 * found.lambda_max
+    assert any("saddle" in note for note in found.notes) is symmetric
+
+
+def _tight(model, batches, **options):
+    return hlr.sharpness(model, batches, rtol=RTOL_TIGHT, max_products=200, **options).lambda_max
+
+
+def test_a_loss_multiplied_by_c_has_lambda_multiplied_by_c(batches):
+    # Repeating every label position's weight: two copies of the sample leave the mean as it is,
+    # while logits that are c times the loss's temperature cannot be had from outside. So the
+    # factor is put on the operator's own loss.
+    from hessian_lr.curvature import HessianOperator
+    from hessian_lr.spectrum import lanczos
+
+    operator = HessianOperator(adapted(), batches)
+    options = {"rtol": RTOL_TIGHT, "max_products": 200, "dtype": torch.float64}
+    one = lanczos(operator.matvec, operator.size, **options).value
+    three = lanczos(lambda v: 3 * operator.matvec(v), operator.size, **options).value
+    assert three == pytest.approx(3 * one, rel=SAME_LAMBDA)
+    assert _tight(adapted(), [*batches, *batches]) == pytest.approx(one, rel=SAME_LAMBDA)
+
+
+def test_order_split_and_padding_do_not_change_lambda(batches):
+    expected = _tight(adapted(), batches)
+    rows = [{n: v[i : i + 1] for n, v in b.items()} for b in batches for i in range(len(b["labels"]))]
+    wide = [
+        {
+            "input_ids": torch.nn.functional.pad(row["input_ids"], (0, 5), value=1),
+            "attention_mask": torch.nn.functional.pad(row["attention_mask"], (0, 5), value=0),
+            "labels": torch.nn.functional.pad(row["labels"], (0, 5), value=-100),
+        }
+        for row in rows
+    ]
+    for sample in (batches[::-1], rows, rows[::-1], wide):
+        assert _tight(adapted(), sample) == pytest.approx(expected, rel=SAME_LAMBDA)
+
+
+def test_keeping_rebuilding_and_seeds_agree_to_the_stated_residual(batches):
+    runs = [
+        hlr.sharpness(adapted(), batches, seed=seed, memory_budget=budget)
+        for seed in (0, 1)
+        for budget in (0, 10**12)
+    ]
+    for one in runs:
+        for other in runs:
+            assert abs(one.lambda_max - other.lambda_max) <= one.residual + other.residual
+    assert any("rebuilt" in note for note in runs[0].notes)
+    assert not any("rebuilt" in note for note in runs[1].notes)
+
+
+def test_budget_is_said_and_the_bounds_still_hold(batches):
+    truth = float(torch.linalg.eigvalsh(dense_hessian(adapted(), batches))[-1])
+    found = hlr.sharpness(adapted(), batches, max_products=2)
+    assert found.status == "budget"
+    assert any("stopped after 2 products" in note for note in found.notes)
+    assert found.lambda_max <= truth <= found.lambda_upper
+
+
+def test_cost_counts_what_was_done(batches):
+    seen = []
+    found = hlr.sharpness(
+        adapted(), batches, memory_budget=10**12, progress=lambda done, *_: seen.append(done)
+    )
+    # One gradient to build the graphs, one for each product; the last product verifies the result.
+    assert found.matvecs == len(seen) + 1
+    assert found.gradient_equivalents == pytest.approx(found.matvecs + 1)
+    assert found.tokens == sum(b["input_ids"].numel() for b in batches)
+    assert found.seconds > 0
+    assert found.peak_rss_bytes > 10**7
+
+
+def test_nan_weights_fail_with_a_reason_and_without_a_number(batches):
+    model = adapted()
+    next(p for p in model.parameters() if p.requires_grad).data[0, 0] = math.nan
+    found = hlr.sharpness(model, batches)
+    assert found.status == "failed"
+    assert found.lambda_max is found.lambda_upper is found.residual is None
+    assert "not finite" in found.notes[0]
+
+
+def test_sampling_error_is_that_of_a_weighted_mean():
+    # Equal weights: the ordinary standard error of a mean of 2, 4, 6, 8.
+    assert sampling_error([2.0, 4.0, 6.0, 8.0], [5, 5, 5, 5]) == pytest.approx(
+        torch.tensor([2.0, 4, 6, 8]).std() / 2
+    )
+    assert sampling_error([3.0], [7]) is None
+
+
+def test_sampling_error_covers_the_scatter_of_fresh_samples():
+    # The reported error of v·H·v against its true scatter, over samples drawn from one population.
+    from hessian_lr.curvature import HessianOperator
+
+    model = adapted()
+    vector = torch.randn(
+        HessianOperator(model, [make_batch(1, 9, 0)]).size, generator=torch.Generator().manual_seed(0)
+    ).double()
+    quotients, errors = [], []
+    for draw in range(40):
+        operator = HessianOperator(model, [make_batch(1, 9, seed=100 * draw + i) for i in range(12)])
+        quotients.append(float(operator.matvec(vector) @ vector))
+        errors.append(sampling_error(operator.batch_forms, operator.weights))
+    ratio = (sum(e * e for e in errors) / len(errors)) ** 0.5 / torch.tensor(quotients).std()
+    assert 0.7 < float(ratio) < 1.4
+
+
+def test_wrong_requests_are_refused(batches):
+    with pytest.raises(RequestError, match="Did you mean 'lanczos'"):
+        hlr.sharpness(adapted(), batches, algorithm="lancos")
+    with pytest.raises(RequestError, match="rtol"):
+        hlr.sharpness(adapted(), batches, rtol=2.0)
+    with pytest.raises(RequestError, match="labelled"):
+        hlr.sharpness(adapted(), [])

@@ -1,0 +1,35 @@
+"""Every tolerance of the tests, with its reason.
+
+A test that needs another number adds it here; none is written where it is used.
+"""
+
+# Products in float64 against a dense float64 Hessian: both sides sum the same few thousand terms
+# in different orders, so they agree to some hundred roundings.
+DENSE64 = 1e-9
+
+# The same where transformers computes a part in float32 whatever the weights' type is: the norms and
+# the eager softmax of Llama, Qwen2 and Gemma2. Two backward passes through a handful of those.
+DENSE64_FLOAT32_ISLANDS = 1e-4
+
+# A float32 product against float64 truth: 2⁻²⁴ times the few hundred operations of a tiny model's
+# two backward passes, with some cancellation.
+DENSE32 = 2e-4
+
+# λ by Lanczos run to rtol r has an error of at most the residual, and of order r² where the gap is
+# open; the invariances compare two such runs.
+RTOL_TIGHT = 1e-6
+SAME_LAMBDA = 1e-5
+
+# Logits after an adapter was built, against the base model's, relative, in float32: the methods
+# that take a part out of W and put it back round once in each layer.
+SAME_LOGITS = 1e-5
+
+# Central differences of float64 gradients with step h have an error of h² plus 1e-16/h; h = 1e-5.
+DIFFERENCES = 1e-6
+
+# The bracket of λ at B = 0 holds in exact arithmetic; float32 on both sides leaves this.
+BRACKET32 = 1e-3
+
+# Peak-to-peak agreement of real-model λ in float32 with the closed-form bracket (percent level is
+# what the bracket is used for).
+REAL_MODEL = 0.01
