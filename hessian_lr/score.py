@@ -1,0 +1,249 @@
+"""What a sweep says about a prediction, and what many say about the classical theory.
+
+The conventions are this project's own; every number it publishes about predictions follows them.
+
+- Mean first: losses are averaged over seeds at each learning rate, and only learning rates that
+  were run with every seed count. Everything below is about these means L(η), as a function of
+  x = log10 η. A run without a finite final loss counts as the largest loss seen in the sweep; a
+  learning rate at which a run diverged counts as at least the mean initial loss L_init.
+- L* is the smallest L on the grid. Regret(η) = (L(η) − L*) / (L_init − L*): 0 is the best, 1
+  learned nothing.
+- η* is the vertex of the parabola in x through the best grid point and its two neighbours.
+- Between grid points L is the monotone cubic interpolation of Fritsch and Carlson (PCHIP), which
+  stays between neighbouring values; outside the swept range nothing is said.
+- The band is the interval around the best grid point on which regret ≤ 1%.
+- Factor error = 10^|log10(η̂/η*)|, at least 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.interpolate
+import scipy.optimize
+import scipy.stats
+
+from .errors import RequestError
+from .records import Record
+from .sweep.run import RunResult
+from .sweep.runner import Sweep, complete_runs
+
+BAND_REGRET = 0.01
+_LEAST_POINTS = 3  # a line through two points leaves no degree of freedom for an error
+
+
+@dataclass(frozen=True)
+class Score(Record):
+    """A prediction against a sweep; None where a quantity is not determined.
+
+    Attributes:
+        best_lr: η*; where ``censored``, the edge at which the best loss lies; None if no learning
+            rate of the sweep lowered the loss.
+        best_loss: L*, nats per labelled token.
+        band_low: Lower end of the band; None where the band is open: it runs out of the swept range.
+        band_high: Upper end of the band, likewise.
+        censored: The best grid point lies at an edge of the swept range: η* may lie beyond.
+        predicted_lr: The prediction η̂; None if there was none.
+        predicted_low: Lower end of the predicted range.
+        predicted_high: Upper end of the predicted range.
+        factor_error: 10^|log10(η̂/η*)|; against the edge where ``censored``.
+        regret: Regret at η̂; None outside the swept range.
+        inside_band: Whether η̂ lies in the band; None where it lies beyond an open end.
+    """
+
+    best_lr: float | None
+    best_loss: float | None
+    band_low: float | None
+    band_high: float | None
+    censored: bool
+    predicted_lr: float | None
+    predicted_low: float | None
+    predicted_high: float | None
+    factor_error: float | None
+    regret: float | None
+    inside_band: bool | None
+
+
+def score(sweep: Sweep, predicted_lr: float | None, low: float | None, high: float | None) -> Score:
+    """Judge a predicted learning rate, and its range from ``low`` to ``high``, by a sweep.
+
+    The module's docstring has the formulas.
+
+    Raises:
+        RequestError: the sweep has no learning rate that was run with every seed, or a predicted
+            number is not a positive learning rate.
+    """
+    for value in (predicted_lr, low, high):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise RequestError(f"a predicted learning rate must be a positive number, not {value!r}")
+    groups = complete_runs(sweep.runs)
+    if not groups:
+        raise RequestError(
+            "this sweep has no learning rate that was run with every seed: nothing to score by"
+        )
+
+    curve = _curve(groups)
+    best_loss = float(curve.loss[curve.best])
+    if not best_loss < curve.initial:
+        return Score(None, None, None, None, True, predicted_lr, low, high, None, None, None)
+    swept = list(groups)
+    censored = curve.best in (0, len(swept) - 1)
+    best_lr = swept[curve.best] if censored else 10.0 ** curve.vertex()
+    band_low, band_high = (None if end is None else 10.0**end for end in curve.band())
+    regret = None if predicted_lr is None else curve.regret(math.log10(predicted_lr))
+    return Score(
+        best_lr=best_lr,
+        best_loss=best_loss,
+        band_low=band_low,
+        band_high=band_high,
+        censored=censored,
+        predicted_lr=predicted_lr,
+        predicted_low=low,
+        predicted_high=high,
+        factor_error=None if predicted_lr is None else max(predicted_lr / best_lr, best_lr / predicted_lr),
+        regret=regret,
+        inside_band=None
+        if predicted_lr is None
+        else _inside(predicted_lr, band_low, band_high, swept[0], swept[-1]),
+    )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Mean loss over x = log10 η at the grid points (ascending), and the index of the best one."""
+
+    x: np.ndarray
+    loss: np.ndarray
+    best: int
+    initial: float
+
+    def vertex(self) -> float:
+        """x of the vertex of the parabola through the best point and its two neighbours.
+
+        With the best the lowest of the three, it lies at most half-way to either neighbour.
+        """
+        left, right = self.x[self.best - 1] - self.x[self.best], self.x[self.best + 1] - self.x[self.best]
+        down = (self.loss[self.best - 1] - self.loss[self.best]) / left  # secant slopes to both sides
+        up = (self.loss[self.best + 1] - self.loss[self.best]) / right
+        if up == down:  # all three are equal
+            return float(self.x[self.best])
+        # Newton's form: L = L_best + down·t + (up − down)/(right − left)·t·(t − left), t = x − x_best.
+        offset = (left - down * (right - left) / (up - down)) / 2
+        return float(self.x[self.best] + offset)
+
+    def band(self) -> tuple[float | None, float | None]:
+        """Where the interpolated loss leaves the band on either side of the best; None: nowhere."""
+        level = self.loss[self.best] + BAND_REGRET * (self.initial - self.loss[self.best])
+        below = self._crossing(level, range(self.best - 1, -1, -1))
+        above = self._crossing(level, range(self.best + 1, len(self.x)))
+        return below, above
+
+    def regret(self, x: float) -> float | None:
+        """(L(x) − L*) / (L_init − L*), None outside the swept range."""
+        # A learning rate that was run may miss its own logarithm by rounding.
+        near = int(np.argmin(np.abs(self.x - x)))
+        if math.isclose(x, self.x[near], rel_tol=1e-12, abs_tol=1e-12):
+            loss = float(self.loss[near])
+        elif self.x[0] < x < self.x[-1]:
+            loss = float(self._interpolated()(x))
+        else:
+            return None
+        return (loss - float(self.loss[self.best])) / (self.initial - float(self.loss[self.best]))
+
+    def _crossing(self, level: float, outward: range) -> float | None:
+        """x nearest to the best at which the loss rises above ``level``, walking ``outward``."""
+        outer = next((index for index in outward if self.loss[index] > level), None)
+        if outer is None:
+            return None
+        inner = outer + (1 if outer < self.best else -1)
+        curve = self._interpolated()
+        # At a node that lies on the level, rounding may put the curve on either side of it.
+        for node in (inner, outer):
+            if (curve(self.x[node]) > level) != (node == outer):
+                return float(self.x[node])
+        return float(scipy.optimize.brentq(lambda x: float(curve(x)) - level, self.x[inner], self.x[outer]))
+
+    def _interpolated(self) -> scipy.interpolate.PchipInterpolator:
+        return scipy.interpolate.PchipInterpolator(self.x, self.loss)
+
+
+def _curve(groups: dict[float, tuple[RunResult, ...]]) -> _Curve:
+    everything = [run for runs in groups.values() for run in runs]
+    initial = math.fsum(run.initial_loss for run in everything) / len(everything)
+    finals = [run.final_loss for run in everything if run.final_loss is not None]
+    worst = max(*finals, *(run.initial_loss for run in everything))
+    losses = []
+    for runs in groups.values():
+        mean = math.fsum(worst if run.final_loss is None else run.final_loss for run in runs) / len(runs)
+        losses.append(max(mean, initial) if any(run.diverged for run in runs) else mean)
+    return _Curve(np.log10(list(groups)), np.array(losses), int(np.argmin(losses)), initial)
+
+
+def _inside(
+    lr: float, band_low: float | None, band_high: float | None, lowest: float, highest: float
+) -> bool | None:
+    if (band_low is not None and lr < band_low) or (band_high is not None and lr > band_high):
+        return False
+    return True if lowest <= lr <= highest else None
+
+
+@dataclass(frozen=True)
+class Alignment(Record):
+    """How best learning rates go with eigenvalues over several methods or models.
+
+    Classical theory, η* ∝ 1/λ, is slope −1 and rank correlations +1.
+
+    Attributes:
+        slope: Of log10 η* on log10 λ by ordinary least squares; None for fewer than three points,
+            or if all eigenvalues are equal.
+        slope_low: Lower end of the slope's 95% confidence interval (Student's t, points − 2
+            degrees of freedom).
+        slope_high: Upper end of it.
+        kendall_tau: Kendall's τ-b between 1/λ and η*; None if it is not determined.
+        spearman: Spearman's rank correlation between 1/λ and η*, likewise.
+        r_squared: Share of log10 η*'s variance that the line explains.
+        points: Number of pairs.
+    """
+
+    slope: float | None
+    slope_low: float | None
+    slope_high: float | None
+    kendall_tau: float | None
+    spearman: float | None
+    r_squared: float | None
+    points: int
+
+
+def align(eigenvalues: Sequence[float], best_lrs: Sequence[float]) -> Alignment:
+    """Fit log10 η* = slope · log10 λ + constant, and rank both.
+
+    Args:
+        eigenvalues: λ of each method or model.
+        best_lrs: η* of each, in the same order.
+
+    Raises:
+        RequestError: the two differ in length, or a number is not positive and finite.
+    """
+    if len(eigenvalues) != len(best_lrs):
+        raise RequestError(f"{len(eigenvalues)} eigenvalues do not pair with {len(best_lrs)} learning rates")
+    for what, values in (("an eigenvalue", eigenvalues), ("a best learning rate", best_lrs)):
+        for value in values:
+            if not (math.isfinite(value) and value > 0):
+                raise RequestError(f"{what} must be a positive number to stand on a log scale, not {value!r}")
+    points = len(eigenvalues)
+    x, y = np.log10(eigenvalues), np.log10(best_lrs)
+    tau = rho = slope = low = high = r_squared = None
+    varied = points > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+    if varied:  # a rank correlation with a constant is not defined
+        tau = float(scipy.stats.kendalltau(-x, y).statistic)
+        rho = float(scipy.stats.spearmanr(-x, y).statistic)
+    if points >= _LEAST_POINTS and np.ptp(x) > 0:
+        line = scipy.stats.linregress(x, y)
+        slope = float(line.slope)
+        reach = float(scipy.stats.t.ppf(0.975, points - 2) * line.stderr)
+        low, high = slope - reach, slope + reach
+        r_squared = float(line.rvalue**2) if varied else None
+    return Alignment(slope, low, high, tau, rho, r_squared, points)

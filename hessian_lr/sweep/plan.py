@@ -1,0 +1,79 @@
+"""Which learning rates a sweep runs next, from the losses it has so far.
+
+Everything here counts in grid points: point k is the learning rate 10^(k/4), so neighbours
+are a factor 10^0.25 = 1.78 apart. The grid is absolute (it does not depend on the start), so
+two sweeps of one setting share their runs whatever prediction each started from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ..errors import RequestError
+
+POINTS_PER_DECADE = 4
+LOWEST, HIGHEST = -28, 0  # 1e-7 and 1: outside, no run of AdamW on an adapter is worth its price
+MAX_POINTS = 12
+_STRIDE = 2  # the search strides by 10^0.5 and fills the gaps only beside the best
+_FILL = 2  # points the filling needs: one on either side of the best
+
+K = TypeVar("K", int, float)  # a grid point, or the learning rate itself
+
+
+def learning_rate(point: int) -> float:
+    """The learning rate 10^(point / 4)."""
+    return 10.0 ** (point / POINTS_PER_DECADE)
+
+
+def nearest_point(lr: float) -> int:
+    """The grid point nearest to ``lr`` on a logarithmic scale, within the grid's limits.
+
+    Raises:
+        RequestError: ``lr`` is not a positive number.
+    """
+    if not (math.isfinite(lr) and lr > 0):
+        raise RequestError(f"a sweep starts at a positive learning rate, not {lr!r}")
+    return min(max(round(math.log10(lr) * POINTS_PER_DECADE), LOWEST), HIGHEST)
+
+
+def next_points(start: int, losses: Mapping[int, float]) -> tuple[int, ...]:
+    """The points to run next; none when the sweep is complete.
+
+    Runs ``start`` and a point two steps away on both sides; then extends by two steps beyond
+    the best point until the best is interior; then fills the points one step beside the best.
+    Stops at the grid's limits and at ``MAX_POINTS`` points, two of them kept for the filling:
+    a best point that is still at an edge then is censored (``at_edge``).
+
+    Args:
+        start: The point the search starts from.
+        losses: Mean loss at each point that was run; +inf where a run diverged.
+
+    Returns:
+        Points that are not in ``losses``, ascending.
+    """
+    if not losses:
+        points = (max(start - _STRIDE, LOWEST), start, min(start + _STRIDE, HIGHEST))
+        return tuple(sorted(set(points)))
+    best = best_of(losses)
+    low, high = min(losses), max(losses)
+    if len(losses) + 1 + _FILL <= MAX_POINTS:
+        if best == low and low > LOWEST:
+            return (max(low - _STRIDE, LOWEST),)
+        if best == high and high < HIGHEST:
+            return (min(high + _STRIDE, HIGHEST),)
+    beside = (best - 1, best + 1)
+    missing = [point for point in beside if low <= point <= high and point not in losses]
+    return tuple(missing[: MAX_POINTS - len(losses)])
+
+
+def best_of(losses: Mapping[K, float]) -> K:
+    """The key of the smallest loss; of equal ones the lowest, which of diverged runs is the safe side."""
+    return min(losses, key=lambda key: (losses[key], key))
+
+
+def at_edge(losses: Mapping[K, float]) -> bool:
+    """Whether the best is the lowest or the highest learning rate that was run: the answer may lie beyond."""
+    best = best_of(losses)
+    return best in (min(losses), max(losses))

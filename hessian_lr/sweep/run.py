@@ -1,0 +1,159 @@
+"""One training run: the recipe every run follows, the run's name, and what is kept of it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HessianLRError, RequestError
+from ..records import Record, digest
+from ..setting import Setting
+
+if TYPE_CHECKING:
+    from ..data import TaskData
+    from ..models import LoadedModel
+    from .trainer import Done
+
+#: What a user of transformers' Trainer gets who asks for AdamW with a cosine schedule: gradients
+#: clipped to norm 1, no weight decay. Part of every run's key, so a changed recipe repeats its runs.
+RECIPE: dict[str, Any] = {
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "cosine",
+}
+WARMUP_FRACTION = 0.03
+
+
+@dataclass(frozen=True)
+class RunResult(Record):
+    """What is kept of one training run.
+
+    Attributes:
+        key: Content hash of everything that decides the run (see ``run_key``); names its file.
+        setting: The setting; its seed is this run's seed.
+        lr: Peak learning rate of the schedule.
+        initial_loss: Held-out loss (nats per labelled token) of the adapter before training.
+        final_loss: The same after training; None where it is not finite.
+        steps: Optimizer steps done: fewer than the setting's where the loss became NaN or infinite.
+        diverged: The loss became NaN or infinite, or training ended above ``initial_loss``.
+        seconds: Wall time of the run with its two evaluations.
+        train_tokens: Tokens trained on, without padding.
+
+    Raises:
+        RequestError: a number is missing or of the wrong kind (a damaged file).
+    """
+
+    key: str
+    setting: Setting
+    lr: float
+    initial_loss: float
+    final_loss: float | None
+    steps: int
+    diverged: bool
+    seconds: float
+    train_tokens: int
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "initial_loss", "seconds"):
+            if not _is_number(getattr(self, name)):
+                raise RequestError(f"a run's {name} must be a finite number, not {getattr(self, name)!r}")
+        if not (_is_number(self.final_loss) or (self.final_loss is None and self.diverged)):
+            raise RequestError(
+                f"a run's final_loss must be finite, or null if it diverged, not {self.final_loss!r}"
+            )
+
+
+def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: str) -> str:
+    """The name of a run: a hash of all that decides how it goes, and of nothing else.
+
+    Args:
+        setting: Its model and data are told by their contents (the next two), so a folder that
+            moved keeps its runs; its ``device`` and ``samples`` do not matter, its ``dtype`` does.
+        lr: Peak learning rate.
+        data_digest: ``TaskData.digest``.
+        model_fingerprint: ``LoadedModel.fingerprint``.
+
+    Returns:
+        20 hex digits.
+    """
+    identity = setting.training_identity()
+    for name in ("model", "data", "fields", "max_length"):  # told by the two fingerprints
+        del identity[name]
+    identity["dtype"] = str(_precision(setting))
+    recipe = {**RECIPE, "warmup": WARMUP_FRACTION}
+    return digest([identity, recipe, float(lr), data_digest, model_fingerprint], 20)
+
+
+def train_once(setting: Setting, lr: float, loaded: LoadedModel, data: TaskData) -> RunResult:
+    """Train one adapter with AdamW, a cosine schedule and linear warm-up over 3% of the steps.
+
+    The recipe is ``RECIPE``: betas (0.9, 0.999), no weight decay, gradients clipped to norm 1 (the
+    Trainer's default, so what users' runs do). The order of the data follows the setting's seed.
+    A run whose loss becomes NaN or infinite stops there. ``loaded`` is copied, not changed, and
+    the caller's random state is left as it was.
+
+    Raises:
+        RequestError: the method does not fit the model.
+        HessianLRError: out of memory, or the loss before training is not finite.
+    """
+    import torch
+
+    started = time.perf_counter()
+    try:
+        initial, final, done = _train(setting, lr, loaded, data)
+    except torch.OutOfMemoryError as error:
+        raise HessianLRError(
+            f"out of memory training {setting.method!r} with batch size {setting.batch_size} and samples of "
+            f"up to {setting.max_length} tokens; lower either, or use --dtype bfloat16"
+        ) from error
+    finally:
+        gc.collect()  # mixed precision ties the copied model into a cycle: one a run would pile up
+    return RunResult(
+        key=run_key(setting, lr, data.digest, loaded.fingerprint),
+        setting=setting,
+        lr=lr,
+        initial_loss=initial,
+        final_loss=final if math.isfinite(final) else None,
+        steps=done.steps,
+        diverged=not final <= initial,
+        seconds=time.perf_counter() - started,
+        train_tokens=done.tokens,
+    )
+
+
+def _train(setting: Setting, lr: float, loaded: LoadedModel, data: TaskData) -> tuple[float, float, Done]:
+    """Held-out loss before and after (NaN where the training stopped on one), and how it went."""
+    from .. import methods
+    from ..curvature.loss import mean_loss
+    from ..data import make_batches
+    from .trainer import fit
+
+    model = methods.build(copy.deepcopy(loaded.model), setting)
+    dtype, pad_id = _precision(setting), loaded.tokenizer.pad_token_id
+    heldout = make_batches(data.heldout, setting.batch_size, pad_id)
+    initial = mean_loss(model, heldout, dtype)
+    if not math.isfinite(initial):
+        raise HessianLRError(
+            f"the held-out loss of {setting.method!r} before training is {initial}: look for NaN or huge "
+            "values in the model's weights, or use --dtype float32"
+        )
+    done = fit(model, data.train, setting, lr, dtype=dtype, pad_id=pad_id)
+    return initial, mean_loss(model, heldout, dtype) if done.finite else math.nan, done
+
+
+def _precision(setting: Setting) -> Any:
+    """The precision of the matrix products, which "auto" leaves to the hardware."""
+    from ..models import resolve_device, resolve_dtype
+
+    return resolve_dtype(setting.dtype, resolve_device(setting.device))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

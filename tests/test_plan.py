@@ -1,0 +1,94 @@
+"""The plan of a sweep: brackets the best learning rate on a fixed grid, at a bounded price."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hessian_lr.errors import RequestError
+from hessian_lr.sweep import plan
+
+
+def search(start, loss):
+    """Follow the plan to its end on a known loss; the losses at all points it ran."""
+    losses = {}
+    while points := plan.next_points(start, losses):
+        assert not set(points) & set(losses), "the plan asked for a point it already had"
+        losses.update({point: loss(point) for point in points})
+    return losses
+
+
+def bowl(centre):
+    return lambda point: (point - centre) ** 2
+
+
+def test_grid_points_are_quarter_decades():
+    assert plan.learning_rate(-12) == pytest.approx(1e-3, rel=1e-12)
+    assert plan.learning_rate(-11) / plan.learning_rate(-12) == pytest.approx(10**0.25, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lr", "point"), [(1e-3, -12), (1.2e-3, -12), (1.5e-3, -11), (2e-4, -15), (1e-12, -28), (50.0, 0)]
+)
+def test_start_is_the_nearest_point_within_the_limits(lr, point):
+    assert plan.nearest_point(lr) == point
+
+
+@pytest.mark.parametrize("lr", [0.0, -1e-3, math.nan, math.inf])
+def test_a_start_that_is_no_learning_rate_is_refused(lr):
+    with pytest.raises(RequestError, match="positive learning rate"):
+        plan.nearest_point(lr)
+
+
+def test_a_good_start_costs_five_points():
+    assert sorted(search(-12, bowl(-12))) == [-14, -13, -12, -11, -10]
+
+
+def test_it_first_runs_the_start_and_two_steps_on_both_sides():
+    assert plan.next_points(-12, {}) == (-14, -12, -10)
+
+
+def test_it_extends_beyond_the_best_edge():
+    assert plan.next_points(-12, {-14: 3.0, -12: 2.0, -10: 1.0}) == (-8,)
+    assert plan.next_points(-12, {-14: 1.0, -12: 2.0, -10: 3.0}) == (-16,)
+
+
+@given(st.integers(-28, 0), st.floats(-26, -2))
+def test_it_brackets_the_best_of_any_bowl_near_enough(start, centre):
+    losses = search(start, bowl(centre))
+    best = plan.best_of(losses)
+    assert len(losses) <= plan.MAX_POINTS
+    assert all(plan.LOWEST <= point <= plan.HIGHEST for point in losses)
+    if not plan.at_edge(losses):
+        assert abs(best - centre) <= 0.5 + 1e-9
+        assert {best - 1, best + 1} <= set(losses)
+    # Ten points reach seven strides beyond the first three, that is, 16 grid points from the start.
+    assert plan.at_edge(losses) == (abs(start - centre) > 15) or 15 <= abs(start - centre) <= 17
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_loss_that_never_turns_is_censored_at_a_bounded_price(sign):
+    losses = search(-14, lambda point: sign * point)
+    assert plan.at_edge(losses)
+    assert len(losses) <= plan.MAX_POINTS
+
+
+def test_diverged_points_send_the_search_down():
+    losses = search(-4, lambda point: math.inf if point > -9 else bowl(-12)(point))
+    assert plan.best_of(losses) == -12
+    assert not plan.at_edge(losses)
+    assert max(losses) == -2
+
+
+def test_a_start_at_the_limit_stays_within_it():
+    assert plan.next_points(0, {}) == (-2, 0)
+    assert max(search(0, bowl(3))) == 0
+
+
+@given(st.dictionaries(st.integers(-28, 0), st.floats(0, 10) | st.just(math.inf), max_size=14))
+def test_whatever_the_losses_it_asks_for_new_points_within_the_limits(losses):
+    points = plan.next_points(-12, losses)
+    assert not set(points) & set(losses)
+    assert all(plan.LOWEST <= point <= plan.HIGHEST for point in points)
+    assert not losses or len(points) == 0 or len(points) + len(losses) <= plan.MAX_POINTS
