@@ -30,4 +30,5 @@ test: lint
 	$(BIN)/pytest
 
 demo: setup
-	$(BIN)/hessian-lr validate --method lora --method rslora --method pissa --method olora --steps 40 --out runs/demo
+	$(BIN)/hessian-lr validate --method lora --method rslora --method pissa --method olora \
+		--batch-size 2 --steps 24 --samples 4 --out runs/demo

@@ -37,9 +37,9 @@ def trainings(monkeypatch):
     counter = Counter()
     real = runner.train_once
 
-    def counting(setting, lr, loaded, data):
+    def counting(setting, lr, loaded, data, initial_loss):
         counter[lr, setting.seed] += 1
-        return real(setting, lr, loaded, data)
+        return real(setting, lr, loaded, data, initial_loss)
 
     monkeypatch.setattr(runner, "train_once", counting)
     return counter
@@ -50,7 +50,7 @@ def instant(monkeypatch):
     """Replaces training by a known loss (a bowl around 1e-3), and records the order of the runs."""
     order = []
 
-    def fake(setting, lr, loaded, data):
+    def fake(setting, lr, loaded, data, initial_loss):
         order.append((lr, setting.seed))
         final = 1.0 + 0.3 * (math.log10(lr) + 3.0) ** 2 + 0.01 * setting.seed
         key = run_key(setting, lr, data.digest, loaded.fingerprint)

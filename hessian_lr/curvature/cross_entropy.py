@@ -34,7 +34,7 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
             [torch.logsumexp(_wide(logits[rows]), dim=-1) for rows in _chunks(logits)]
             or [_wide(logits).new_zeros(0)]
         )
-    loss: Tensor = _SummedCrossEntropy.apply(logits, targets, logsumexp)  # type: ignore[no-untyped-call]
+    loss: Tensor = _SummedCrossEntropy.apply(logits, targets, logsumexp)
     return loss
 
 
@@ -48,7 +48,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, logsumexp = ctx.saved_tensors
-        gap: Tensor = _ProbabilityGap.apply(logits, targets, logsumexp)  # type: ignore[no-untyped-call]
+        gap: Tensor = _ProbabilityGap.apply(logits, targets, logsumexp)
         return gap * gradient.to(logits.dtype), None, None
 
 

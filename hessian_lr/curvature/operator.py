@@ -172,12 +172,11 @@ class HessianOperator:
         )
         self.cost.gradient_equivalents += self.weights[index] / self.labels
         self._largest_graph = max(self._largest_graph, _used_memory(self.device) - before)
+        # Kept only while one more graph would still fit: the next one is built on top of it, if
+        # only for the time of a product.
         in_use = _used_memory(self.device) - self._in_use_before
-        if self._budget and in_use <= self._budget:
+        if in_use + self._largest_graph <= self._budget:
             self._graphs[index] = graph
-            # The next graph is built on top of this one: stop keeping while one more still fits.
-            if in_use + self._largest_graph > self._budget:
-                self._budget = min(self._budget, in_use)
         return graph
 
 
@@ -201,4 +200,7 @@ def _free_memory(device: torch.device) -> int:
 def _used_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
+    # The machine's, not the process's: what other processes take is gone as well, and memory that
+    # the allocator has freed but not given back counts as taken only once.
+    memory = psutil.virtual_memory()
+    return int(memory.total - memory.available)

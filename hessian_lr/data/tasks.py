@@ -12,7 +12,7 @@ TASKS: dict[str, str] = {
 # The rows are part of what a setting means: they never change with a run's seed.
 GENERATION_SEED = 20_240_607
 TRAIN_ROWS = 2_000
-HELDOUT_ROWS = 64
+HELDOUT_ROWS = 34
 # Every fifth of the sorted templates is held out, starting with the first.
 HELDOUT_STRIDE = 5
 _POOL = 3_000

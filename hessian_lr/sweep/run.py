@@ -70,6 +70,9 @@ class RunResult(Record):
             )
 
 
+HELDOUT_BATCH = 8
+
+
 def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: str) -> str:
     """The name of a run: a hash of all that decides how it goes, and of nothing else.
 
@@ -91,13 +94,23 @@ def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: st
     return digest([identity, recipe, float(lr), data_digest, model_fingerprint], 20)
 
 
-def train_once(setting: Setting, lr: float, loaded: LoadedModel, data: TaskData) -> RunResult:
+def train_once(
+    setting: Setting, lr: float, loaded: LoadedModel, data: TaskData, initial_loss: float | None = None
+) -> RunResult:
     """Train one adapter with AdamW, a cosine schedule and linear warm-up over 3% of the steps.
 
     The recipe is ``RECIPE``: betas (0.9, 0.999), no weight decay, gradients clipped to norm 1 (the
     Trainer's default, so what users' runs do). The order of the data follows the setting's seed.
     A run whose loss becomes NaN or infinite stops there. ``loaded`` is copied, not changed, and
     the caller's random state is left as it was.
+
+    Args:
+        setting: What to train, its seed included.
+        lr: Peak learning rate.
+        loaded: The model of the setting.
+        data: The data of the setting.
+        initial_loss: Held-out loss before training where a run of the same setting has told it
+            already: it does not depend on the learning rate. None: measured here.
 
     Raises:
         RequestError: the method does not fit the model.
@@ -107,7 +120,7 @@ def train_once(setting: Setting, lr: float, loaded: LoadedModel, data: TaskData)
 
     started = time.perf_counter()
     try:
-        initial, final, done = _train(setting, lr, loaded, data)
+        initial, final, done = _train(setting, lr, loaded, data, initial_loss)
     except torch.OutOfMemoryError as error:
         raise HessianLRError(
             f"out of memory training {setting.method!r} with batch size {setting.batch_size} and samples of "
@@ -128,7 +141,9 @@ def train_once(setting: Setting, lr: float, loaded: LoadedModel, data: TaskData)
     )
 
 
-def _train(setting: Setting, lr: float, loaded: LoadedModel, data: TaskData) -> tuple[float, float, Done]:
+def _train(
+    setting: Setting, lr: float, loaded: LoadedModel, data: TaskData, initial: float | None
+) -> tuple[float, float, Done]:
     """Held-out loss before and after (NaN where the training stopped on one), and how it went."""
     from .. import methods
     from ..curvature.loss import mean_loss
@@ -137,8 +152,10 @@ def _train(setting: Setting, lr: float, loaded: LoadedModel, data: TaskData) -> 
 
     model = methods.build(copy.deepcopy(loaded.model), setting)
     dtype, pad_id = _precision(setting), loaded.tokenizer.pad_token_id
-    heldout = make_batches(data.heldout, setting.batch_size, pad_id)
-    initial = mean_loss(model, heldout, dtype)
+    # By length, so that little is spent on padding; the loss weighs tokens, however they are batched.
+    rows = sorted(data.heldout, key=lambda row: len(row.input_ids))
+    heldout = make_batches(rows, HELDOUT_BATCH, pad_id)
+    initial = mean_loss(model, heldout, dtype) if initial is None else initial
     if not math.isfinite(initial):
         raise HessianLRError(
             f"the held-out loss of {setting.method!r} before training is {initial}: look for NaN or huge "

@@ -106,6 +106,7 @@ def sweep(
 
     notes: list[str] = []
     groups: dict[float, tuple[RunResult, ...]] = {}
+    initial: dict[int, float] = {}
     done, last = 0, None
     pending = fixed if fixed is not None else _rates(plan.next_points(start, {}))
     while pending:
@@ -115,7 +116,8 @@ def sweep(
             for one in seeded:
                 if progress is not None:
                     progress(done, planned, lr, last)
-                runs.append(_run(one, lr, loaded, data, folder, notes))
+                runs.append(_run(one, lr, loaded, data, folder, notes, initial.get(one.seed)))
+                initial[one.seed] = runs[-1].initial_loss
                 done, last = done + 1, runs[-1].final_loss
             groups[lr] = tuple(runs)
         if fixed is None:
@@ -137,7 +139,13 @@ def sweep(
 
 
 def _run(
-    setting: Setting, lr: float, loaded: LoadedModel, data: TaskData, folder: Path, notes: list[str]
+    setting: Setting,
+    lr: float,
+    loaded: LoadedModel,
+    data: TaskData,
+    folder: Path,
+    notes: list[str],
+    initial_loss: float | None,
 ) -> RunResult:
     """The run of this key: from its file, or trained and written."""
     key = run_key(setting, lr, data.digest, loaded.fingerprint)
@@ -151,7 +159,7 @@ def _run(
             notes.append(f"{path} described another run (key {stored.key!r}); it was run again")
         except RequestError as error:
             notes.append(f"{path} was damaged and was run again: {error}")
-    result = train_once(setting, lr, loaded, data)
+    result = train_once(setting, lr, loaded, data, initial_loss)
     result.write(path)
     return result
 

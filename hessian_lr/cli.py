@@ -1,0 +1,317 @@
+"""The command line: each command composes the modules that do the work."""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import __version__, options
+from .errors import HessianLRError, RequestError, unknown_name
+from .options import Interrupted, Output, takes
+from .setting import Setting
+
+# Everything that loads torch or transformers is imported where it is used: `--help` needs neither.
+if TYPE_CHECKING:
+    from .prepare import Prepared
+    from .progress import Progress
+
+Row = dict[str, Any]
+
+NAME = "hessian-lr"
+INTERRUPTED = 130
+# The base of all complaints about a command line; which package has it depends on typer's version.
+_USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_BRACKETED = ("lora", "rslora")
+_CATALOGUE = ("methods", "tasks", "models", "optimizers")
+
+
+def _example(arguments: str) -> str:
+    # \b keeps the lines as they are.
+    return f"\b\nExample:\n  {NAME} {arguments}"
+
+
+app = typer.Typer(name=NAME, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Predict the learning rate of a LoRA fine-tuning run from the curvature of its loss."""
+    if version:
+        print(f"{NAME} {__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(epilog=_example("predict --method lora --method pissa --rank 8 --json -"))
+@takes(settings=options.settings, output=options.output)
+def predict(
+    settings: list[Setting],
+    output: Output,
+    predictor: options.Predictor = "adam",
+    calibration: options.Calibrated = None,
+) -> int:
+    """Predict a run's learning rate, with a range."""
+    from . import results, session, terminal
+    from .predict import load_calibration, predict_learning_rate
+
+    _check_predictor(predictor)
+    constants = load_calibration(calibration)
+
+    def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
+        prediction = predict_learning_rate(
+            prepared.model,
+            prepared.batches,
+            warmup_batches=prepared.warmup_batches,
+            predictor=predictor,
+            steps=setting.steps,
+            batch_size=setting.batch_size,
+            dtype=prepared.dtype,
+            calibration=constants,
+            seed=setting.seed,
+            report=progress.report,
+        )
+        return results.prediction_row(setting.method, prediction)
+
+    def failed(setting: Setting, reason: str) -> Row:
+        prediction = results.failed_prediction(predictor, constants.version, reason)
+        return results.prediction_row(setting.method, prediction)
+
+    return session.each_method(settings, output, work, failed, terminal.predict_table)
+
+
+@app.command(epilog=_example("spectrum --method lora --bracket --samples 8"))
+@takes(settings=options.settings, output=options.output)
+def spectrum(
+    settings: list[Setting],
+    output: Output,
+    algorithm: Annotated[str, typer.Option(metavar="lanczos|power", help="How λ is found.")] = "lanczos",
+    rtol: Annotated[float, typer.Option(help="Stop when the residual is this share of λ.")] = 0.05,
+    max_products: Annotated[int, typer.Option(help="Stop after this many Hessian products.")] = 40,
+    bracket: Annotated[
+        bool, typer.Option("--bracket", help="Closed-form bounds of λ beside it (lora and rslora).")
+    ] = False,
+) -> int:
+    """Measure the loss Hessian's largest eigenvalue."""
+    from . import results, session, terminal
+    from .curvature.closed_form import lora_bracket
+    from .measure import ALGORITHMS, sharpness
+    from .spectrum.lanczos import check_stopping
+
+    if algorithm not in ALGORITHMS:
+        raise unknown_name("algorithm", algorithm, ALGORITHMS)
+    check_stopping(rtol, max_products)
+
+    def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
+        curvature = sharpness(
+            prepared.model,
+            prepared.batches,
+            rtol=rtol,
+            max_products=max_products,
+            algorithm=algorithm,
+            dtype=prepared.dtype,
+            seed=setting.seed,
+            progress=progress.lanczos,
+        )
+        ends = None
+        if bracket and setting.method in _BRACKETED and curvature.status != "failed":
+            progress.report("closed form", 0, 1, "")
+            ends = lora_bracket(prepared.model, prepared.batches)
+        return results.spectrum_row(setting.method, curvature, ends)
+
+    def failed(setting: Setting, reason: str) -> Row:
+        return results.spectrum_row(setting.method, results.failed_curvature(reason), None)
+
+    return session.each_method(settings, output, work, failed, terminal.spectrum_table)
+
+
+@app.command(epilog=_example("validate --method lora --method pissa --steps 40 --out runs/two"))
+@takes(settings=options.settings, output=options.output)
+def validate(
+    settings: list[Setting],
+    output: Output,
+    predictor: options.Predictor = "adam",
+    calibration: options.Calibrated = None,
+    lrs: Annotated[
+        str,
+        typer.Option(metavar="auto|1e-4,3e-4", help="Learning rates to run; auto: around the prediction."),
+    ] = "auto",
+    seeds: Annotated[str, typer.Option(metavar="0,1", help="Seeds of the runs.")] = "0",
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of all results; resumes what is there.")] = (
+        "runs/validate"
+    ),
+) -> int:
+    """Prove predictions against short training runs."""
+    _check_predictor(predictor)
+    rates = None if lrs == "auto" else options.numbers(lrs, float, "--lrs")
+    seed_list = options.numbers(seeds, int, "--seeds")
+    options.check_writable(out, "--out", folder=True)
+
+    from . import session, terminal
+    from .predict import load_calibration
+    from .progress import Progress, quiet_libraries
+    from .sweep.runner import check_plan
+    from .validate import Job
+    from .validate import validate as run
+
+    check_plan(settings[0], rates, seed_list)
+    constants = load_calibration(calibration)
+    with quiet_libraries():
+        loaded, data = session.load(settings, output)
+        job = Job(settings, loaded, data, Path(out), seed_list, rates, predictor, constants)
+        try:
+            with Progress(output.quiet) as progress:
+                document = run(job, progress)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; what is finished is kept in {out}: the same command goes on"
+            ) from None
+    status = session.tell(document, output, terminal.validate_table)
+    if not output.quiet:
+        terminal.say(terminal.advice(document["results"]))
+    return status
+
+
+@app.command(epilog=_example("align runs/validate --out runs/alignment.svg"))
+@takes(output=options.output)
+def align(
+    runs: options.Runs,
+    output: Output,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw it; FILE.svg and FILE.png are written.")
+    ] = None,
+) -> int:
+    """Compare validated results with classical theory."""
+    if out is not None:
+        options.check_writable(out, "--out")
+
+    from . import results, terminal
+    from .figures import eigenvalue_figure
+    from .score import align as fit
+
+    points = results.eigenvalue_points(results.read_validated(runs))
+    used = [(p.eigenvalue, p.score.best_lr) for p in points if p.score.best_lr and not p.score.censored]
+    if not used:
+        raise RequestError(
+            "none of these results has both a positive eigenvalue and a best learning rate inside its sweep; "
+            "run `hessian-lr validate` with more learning rates"
+        )
+    alignment = fit(*zip(*used, strict=True))
+    if out is not None:
+        eigenvalue_figure(points, out)
+    listed = [
+        {
+            "method": p.method,
+            "lambda_max": p.eigenvalue,
+            "best_lr": p.score.best_lr,
+            "censored": p.score.censored,
+        }
+        for p in points
+    ]
+    output.write({"schema": results.SCHEMA, "alignment": alignment, "points": listed})
+    if output.tables:
+        terminal.align_table(alignment)
+    return 0
+
+
+@app.command(epilog=_example("calibrate runs/a runs/b --out calibration.json"))
+@takes(output=options.output)
+def calibrate(
+    runs: options.Runs,
+    output: Output,
+    out: Annotated[str, typer.Option(metavar="FILE", help="Where the constants are written.")],
+    calibration: options.Calibrated = None,
+) -> int:
+    """Fit the predictors' constants to sweeps.
+
+    `predict --calibration FILE` and `validate --calibration FILE` then use them.
+    """
+    options.check_writable(out, "--out")
+
+    from . import results, terminal
+    from .predict import load_calibration
+    from .predict.fit import fit
+
+    observations = [o for one in results.read_validated(runs) if (o := results.observation(one)) is not None]
+    found = fit(observations, load_calibration(calibration))
+    found.write(out)
+    output.write(
+        {"schema": results.SCHEMA, "calibration": found, "observations": [vars(o) for o in observations]}
+    )
+    if output.tables:
+        terminal.calibration_table(found)
+    return 0
+
+
+@app.command("list", epilog=_example("list methods"))
+@takes(output=options.output)
+def catalogue(
+    output: Output,
+    what: Annotated[str | None, typer.Argument(metavar="[methods|tasks|models|optimizers]")] = None,
+) -> int:
+    """List methods, tasks, models and optimizers."""
+    if what is not None and what not in _CATALOGUE:
+        raise unknown_name("list", what, _CATALOGUE)
+
+    from . import results, terminal
+
+    everything = results.catalogue()
+    chosen = everything if what is None else {what: everything[what]}
+    output.write({"schema": results.SCHEMA, **chosen})
+    if output.tables:
+        terminal.catalogue(chosen)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status.
+
+    0 done; 1 the work failed; 2 the request was wrong; 130 interrupted. Errors are one line on
+    standard error; ``--debug`` adds the traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # A terminal that cannot show λ shows a question mark; the work is not lost over it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        return app(arguments, prog_name=NAME, standalone_mode=False) or 0
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        status, message = _explained(error)
+        print(f"{NAME}: {message}", file=sys.stderr)
+        return status
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit status that belongs to an error, and what to say about it."""
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return INTERRUPTED, str(error) or "interrupted"
+    if isinstance(error, HessianLRError):
+        return error.exit_status, f"error: {error}"
+    if isinstance(error, _USAGE):
+        return 2, f"error: {_usage(error)}"
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return 1, f"error: unexpected {told} (--debug shows the traceback)"
+
+
+def _usage(error: Any) -> str:
+    command = error.ctx.command_path if getattr(error, "ctx", None) else NAME
+    return f"{error.format_message()} (`{command} --help` shows what can be given)"
+
+
+def _check_predictor(predictor: str) -> None:
+    from .predict import PREDICTORS
+
+    if predictor not in PREDICTORS:
+        raise unknown_name("predictor", predictor, PREDICTORS)

@@ -1,0 +1,214 @@
+"""Sharpness in Adam's own geometry, measured after a short warm-up.
+
+At initialization Adam's second moments do not exist yet, and for B = 0 those of A are zero; a few
+small steps later they say how far Adam will go in each direction. There the preconditioned
+sharpness λ_P = λ_max(P^-½·H·P^-½) bounds the learning rate: η < 38/λ_P for β₁ = 0.9 (Cohen et al.
+2022, arXiv 2207.14484).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..curvature.adam import PreconditionedOperator, adam_direction, adam_preconditioner, stability_threshold
+from ..curvature.loss import Batch, count_tokens
+from ..curvature.operator import HessianOperator
+from ..errors import HessianLRError
+from ..measure import peak_rss_bytes, sampling_error, spectrum_notes, unchanged, verified
+from ..records import Record
+from ..spectrum import Eigenvalue, lanczos
+from ..spectrum.lanczos import dot
+from .line_search import critical_learning_rate
+from .warmup import BETAS, warm_up
+
+Report = Callable[[str, int, int, str], None]
+
+WARMUP_STEPS = 10
+# The warm-up's largest step as a share of the critical learning rate at initialization. One rule
+# for every method: the size of the warm-up moves λ_P, so it must not be chosen by taste.
+WARMUP_SHARE = 1 / 8
+# A warm-up that has not left the starting point is made this much larger, at most so many times:
+# up to half the critical learning rate, beyond which the steps would no longer be small.
+ENLARGE, ATTEMPTS = 2.0, 2
+
+
+@dataclass(frozen=True)
+class AdamSharpness(Record):
+    """What was measured after the warm-up.
+
+    Attributes:
+        lambda_preconditioned: λ_P's Ritz value (≤ λ_P).
+        residual, upper, sampling_error: Of λ_P, as in ``Curvature``.
+        status: Of the eigenvalue, ``"converged"`` or ``"budget"``.
+        lr_stability: 38/λ_P, the learning rate at which Adam becomes unstable on the quadratic.
+        lr_directional: g·u / (u·H·u) along Adam's own step u; None if u does not lead downhill.
+        lr_critical: η_c along u; None if it was not found.
+        lr_critical_start: η_c along sign(g) at initialization, which sets the warm-up's size.
+        warmup_lr: The warm-up's largest learning rate.
+        warmup_steps: Its number of steps.
+        matvecs, gradient_equivalents, seconds, peak_rss_bytes: What it cost, in all.
+        notes: What a reader should know.
+    """
+
+    lambda_preconditioned: float
+    residual: float
+    upper: float | None
+    sampling_error: float | None
+    status: str
+    lr_stability: float
+    lr_directional: float | None
+    lr_critical: float | None
+    lr_critical_start: float
+    warmup_lr: float
+    warmup_steps: int
+    matvecs: int
+    gradient_equivalents: float
+    seconds: float
+    peak_rss_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def adam_sharpness(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    warmup_batches: Sequence[Batch],
+    *,
+    dtype: torch.dtype = torch.float32,
+    rtol: float = 0.05,
+    max_products: int = 25,
+    memory_budget: int | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> AdamSharpness:
+    """Warm up, measure λ_P, the directional step and the critical learning rate, and put all back.
+
+    Args:
+        model: A model with an adapter at its initialization.
+        batches: The curvature sample, which the warm-up does not see.
+        warmup_batches: Training batches of the run's own batch size.
+        dtype: Precision of the products and of the warm-up (forward-only searches are float32).
+        rtol, max_products, memory_budget, seed: As for ``sharpness``.
+        report: Called with (stage, done, total, detail).
+
+    Raises:
+        HessianLRError: no learning rate leads downhill from the start, or a value is not finite.
+        RequestError: nothing trainable or labelled.
+    """
+    began = time.perf_counter()
+    tell = report or (lambda *_: None)
+    notes: list[str] = []
+    work = 0.0
+    with unchanged(model):
+        tell("critical learning rate", 0, 1, "at the start")
+        first, forwards = _initial_critical(model, warmup_batches[:1], dtype)
+        work += (1 + 0.5 * forwards) * count_tokens(warmup_batches[:1])
+        top_lr = first * WARMUP_SHARE
+        for attempt in range(ATTEMPTS + 1):
+            with unchanged(model):
+                tell("warm-up", 0, WARMUP_STEPS, f"up to a learning rate of {top_lr:.1e}")
+                optimizer = warm_up(model, warmup_batches, steps=WARMUP_STEPS, top_lr=top_lr, dtype=dtype)
+                work += sum(
+                    count_tokens([warmup_batches[i % len(warmup_batches)]]) for i in range(WARMUP_STEPS)
+                )
+                operator = HessianOperator(model, batches, dtype=dtype, memory_budget=memory_budget)
+                parameters = operator.parameters
+                diagonal = adam_preconditioner(optimizer, parameters)
+                direction = adam_direction(optimizer, parameters)
+                directional = _directional_step(operator, direction)
+                trouble = (
+                    "Adam's step does not lead to a minimum along itself" if directional is None else None
+                )
+                last = attempt == ATTEMPTS
+                if trouble is None or last:
+                    found = _preconditioned(operator, diagonal, rtol, max_products, seed, tell)
+                    scatter = sampling_error(operator.batch_forms, operator.weights)
+                    trouble = trouble or _decided_by_epsilon(found, diagonal, optimizer)
+                work += operator.cost.gradient_equivalents * operator.tokens
+                if trouble is None or last:
+                    tell("critical learning rate", 0, 1, "along Adam's step")
+                    critical, forwards = critical_learning_rate(
+                        model, batches[:1], direction, start=2 * (directional or top_lr)
+                    )
+                    work += 0.5 * forwards * count_tokens(batches[:1])
+                    break
+            notes.append(f"warm-up enlarged {ENLARGE:g}-fold from a learning rate of {top_lr:.1e}: {trouble}")
+            top_lr *= ENLARGE
+    if trouble is not None:
+        notes.append(f"the warm-up may be too small: {trouble}")
+    return AdamSharpness(
+        lambda_preconditioned=found.value,
+        residual=found.residual,
+        upper=found.upper,
+        sampling_error=scatter,
+        status=found.status,
+        lr_stability=stability_threshold(BETAS[0]) / found.value if found.value > 0 else math.inf,
+        lr_directional=directional,
+        lr_critical=critical,
+        lr_critical_start=first,
+        warmup_lr=top_lr,
+        warmup_steps=WARMUP_STEPS,
+        matvecs=operator.cost.matvecs,
+        gradient_equivalents=round(work / operator.tokens, 3),
+        seconds=round(time.perf_counter() - began, 3),
+        peak_rss_bytes=peak_rss_bytes(),
+        notes=(*notes, *spectrum_notes(found, operator)),
+    )
+
+
+def _initial_critical(model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) -> tuple[float, int]:
+    """η_c along sign(g), Adam's first step, at initialization, with the forward passes it took."""
+    gradient = HessianOperator(model, batches, dtype=dtype, memory_budget=0).gradient()
+    if not bool(gradient.any()):
+        raise HessianLRError("the gradient is zero at the start: nothing to learn from these batches")
+    critical, forwards = critical_learning_rate(model, batches, gradient.sign(), factor=2.0)
+    if critical is None:
+        raise HessianLRError(
+            "no learning rate between 1e-9 and 1e3 turns downhill into uphill along the gradient's sign: "
+            "the loss does not respond to the adapter as a loss should (frozen output? constant labels?)"
+        )
+    return critical, forwards
+
+
+def _directional_step(operator: HessianOperator, direction: Tensor) -> float | None:
+    """g·u / (u·H·u) over the whole sample, or None unless both are positive."""
+    slope = dot(operator.gradient(), direction)
+    curvature = dot(direction, operator.matvec(direction))
+    return slope / curvature if slope > 0 and curvature > 0 else None
+
+
+def _preconditioned(
+    operator: HessianOperator, diagonal: Tensor, rtol: float, max_products: int, seed: int, tell: Report
+) -> Eigenvalue:
+    preconditioned = PreconditionedOperator(operator, diagonal)
+
+    def show(done: int, total: int, theta: float, residual: float) -> None:
+        tell(
+            "preconditioned Lanczos", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
+        )
+
+    found = lanczos(
+        preconditioned.matvec,
+        operator.size,
+        rtol=0.8 * rtol,
+        max_products=max_products,
+        seed=seed,
+        device=operator.device,
+        dtype=operator.parameters[0].dtype,
+        progress=show,
+    )
+    return verified(found, preconditioned, rtol)
+
+
+def _decided_by_epsilon(found: Eigenvalue, diagonal: Tensor, optimizer: torch.optim.Adam) -> str | None:
+    """The complaint if λ_P's eigenvector lives where Adam's ε, not the gradients, makes P."""
+    group = optimizer.param_groups[0]
+    correction = 1 - group["betas"][0] ** WARMUP_STEPS
+    floor = 10 * group["eps"] * correction
+    share = float((found.vector.double() ** 2)[diagonal <= floor].sum())
+    return f"Adam's epsilon decides {share:.0%} of the eigenvector" if share > 0.5 else None

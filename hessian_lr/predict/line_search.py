@@ -1,0 +1,98 @@
+"""The critical learning rate: how far a direction leads downhill, from forward passes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..curvature.loss import Batch, mean_loss, trainable
+from ..curvature.operator import unflatten
+
+# An increase below this share of the loss is taken for rounding: float32 sums over a few
+# thousand tokens scatter by about 1e-6, and a step too short to change the loss by 1e-5 of it is
+# far below any learning rate of interest.
+NOISE = 1e-5
+SMALLEST, LARGEST = 1e-9, 1e3
+
+
+def critical_learning_rate(
+    model: nn.Module, batches: Sequence[Batch], direction: Tensor, *, start: float = 1e-3, factor: float = 1.2
+) -> tuple[float | None, int]:
+    """η_c: the smallest η found with L(θ − η·u) > L(θ), and the forward passes it took.
+
+    The search starts at ``start``, goes up or down in factors of 4 until η_c is bracketed, and
+    bisects in log η until the bracket is narrower than ``factor``. An increase must exceed
+    rounding. On a quadratic η_c is twice the directional step g·u / (u·H·u); 2/η_c is the critical
+    sharpness of arXiv 2601.16979. Weights are restored exactly.
+
+    Args:
+        model: The model; only trainable parameters move. Evaluated in float32 (or float64 if its
+            weights are), because the differences sought drown in bfloat16.
+        batches: Where L is measured.
+        direction: u, shape (n,).
+
+    Returns:
+        (η_c, forward passes over ``batches``); η_c is None where the first step down already
+        leads uphill at every scale, or nowhere within 1e-9 … 1e3.
+    """
+    forwards = 1
+    base = mean_loss(model, batches)
+
+    def change(rate: float) -> int:
+        """+1 uphill, −1 downhill, 0 where the difference is rounding."""
+        nonlocal forwards
+        forwards += 1
+        with displaced(model, direction, rate):
+            loss = mean_loss(model, batches)
+        if not math.isfinite(loss) or loss - base > NOISE * abs(base):
+            return 1
+        return -1 if base - loss > NOISE * abs(base) else 0
+
+    rate, now = start, change(start)
+    if now == 1:
+        high = rate
+        while now != -1:
+            high, rate = (rate if now == 1 else high), rate / 4
+            if rate < SMALLEST:
+                return None, forwards
+            now = change(rate)
+        low = rate
+    else:
+        low, descended = rate, False
+        while now != 1:
+            descended |= now == -1
+            low, rate = rate, 4 * rate
+            if rate > LARGEST:
+                return None, forwards
+            now = change(rate)
+        if not descended:
+            # A step too short to move the loss is not a step downhill.
+            return None, forwards
+        high = rate
+    while high / low > factor:
+        middle = math.sqrt(low * high)
+        if change(middle) == 1:
+            high = middle
+        else:
+            low = middle
+    return high, forwards
+
+
+@contextmanager
+def displaced(model: nn.Module, direction: Tensor, rate: float) -> Iterator[None]:
+    """The model at θ − rate·u for the time of the context; θ is put back bit for bit."""
+    parameters = trainable(model)
+    values = [p.detach().clone() for p in parameters]
+    try:
+        with torch.no_grad():
+            for parameter, piece in zip(parameters, unflatten(direction, parameters), strict=True):
+                parameter.sub_(rate * piece)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)

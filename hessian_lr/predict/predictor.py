@@ -1,0 +1,248 @@
+"""The learning rate a curvature speaks for, with a range."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ..curvature.closed_form import gradient_norms
+from ..curvature.loss import Batch
+from ..errors import HessianLRError, RequestError, unknown_name
+from ..measure import Curvature, peak_rss_bytes, sharpness
+from ..records import Record
+from .adam import AdamSharpness, Report, adam_sharpness
+from .calibration import Calibration, PowerLaw, load_calibration
+
+
+@dataclass(frozen=True)
+class Prediction(Record):
+    """A learning rate for a run, before any tuning.
+
+    Attributes:
+        predictor: ``"adam"`` or ``"eigenvalue"``.
+        status: ``"converged"``, ``"budget"`` or ``"failed"`` (then no learning rate is given).
+        lr: The learning rate η̂.
+        lr_low, lr_high: Its range: 80% of the settings the constants were fitted to lie in it,
+            widened where the second opinion disagrees.
+        calibration: Version of the constants used.
+        curvature: λ at initialization (predictor ``eigenvalue``).
+        adam: λ_P and its company after the warm-up (predictor ``adam``).
+        matvecs, gradient_equivalents, seconds, peak_rss_bytes: What it cost, in all.
+        notes: What a reader should know.
+    """
+
+    predictor: str
+    status: str
+    lr: float | None
+    lr_low: float | None
+    lr_high: float | None
+    calibration: str
+    curvature: Curvature | None
+    adam: AdamSharpness | None
+    matvecs: int
+    gradient_equivalents: float
+    seconds: float
+    peak_rss_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def predict_learning_rate(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    warmup_batches: Sequence[Batch] | None = None,
+    predictor: str = "adam",
+    steps: int = 60,
+    batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    calibration: Calibration | None = None,
+    memory_budget: int | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Prediction:
+    """Predict the learning rate of an AdamW fine-tuning run of ``model`` on data like ``batches``.
+
+    The model, its modes, the random state and global flags are left as they were found.
+
+    Args:
+        model: A causal language model with an adapter at its initialization.
+        batches: The curvature sample as dictionaries of ``input_ids``, ``attention_mask``,
+            ``labels``, each (samples, tokens). Without ``warmup_batches``: training batches, at
+            least two, of which the first half (ten at most) serve the warm-up, the rest the measurement.
+        warmup_batches: Training batches of the run's batch size that ``batches`` does not contain.
+        predictor: ``"adam"``: 38/λ_P after a short warm-up. ``"eigenvalue"``: λ at initialization.
+        steps: Optimizer steps of the run (used by ``eigenvalue``).
+        batch_size: Samples a step of the run (used by ``eigenvalue``); None: as in the warm-up batches.
+        dtype: Precision of the products: float32 or bfloat16 (autocast).
+        calibration: Constants; None: those that come with the package.
+        memory_budget, seed: As for ``sharpness``.
+        report: Called with (stage, done, total, detail).
+
+    Returns:
+        A ``Prediction``; a failure of the work is one with status ``"failed"``, its reason in ``notes``.
+
+    Raises:
+        RequestError: an unknown predictor, too few batches, nothing trainable or labelled.
+    """
+    if predictor not in PREDICTORS:
+        raise unknown_name("predictor", predictor, PREDICTORS)
+    if warmup_batches is None:
+        if len(batches) < 2:
+            raise RequestError(
+                "give at least two batches (some to warm up on, some to measure on) or warmup_batches"
+            )
+        cut = min(len(batches) // 2, 10)
+        warmup_batches, batches = batches[:cut], batches[cut:]
+    constants = calibration or load_calibration()
+    began = time.perf_counter()
+    request = _Request(
+        model=model,
+        batches=batches,
+        warmup_batches=warmup_batches,
+        steps=steps,
+        batch_size=batch_size or len(warmup_batches[0]["input_ids"]),
+        dtype=dtype,
+        memory_budget=memory_budget,
+        seed=seed,
+        report=report,
+    )
+    try:
+        prediction = PREDICTORS[predictor](request, constants)
+    except RequestError:
+        raise
+    except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
+        prediction = _failed(predictor, constants, str(error) or type(error).__name__)
+    return replace(prediction, seconds=round(time.perf_counter() - began, 3), peak_rss_bytes=peak_rss_bytes())
+
+
+@dataclass(frozen=True)
+class _Request:
+    model: nn.Module
+    batches: Sequence[Batch]
+    warmup_batches: Sequence[Batch]
+    steps: int
+    batch_size: int
+    dtype: torch.dtype
+    memory_budget: int | None
+    seed: int
+    report: Report | None
+
+
+def _by_adam(request: _Request, constants: Calibration) -> Prediction:
+    """η̂ = κ·38/λ_P; the directional step is the second opinion."""
+    measured = adam_sharpness(
+        request.model,
+        request.batches,
+        request.warmup_batches,
+        dtype=request.dtype,
+        memory_budget=request.memory_budget,
+        seed=request.seed,
+        report=request.report,
+    )
+    if measured.lambda_preconditioned <= 0:
+        raise HessianLRError("no direction of positive curvature after the warm-up: λ_P says nothing here")
+    lr = constants.adam(lr_stability=measured.lr_stability)
+    low, high = _range(lr, constants.adam)
+    notes = list(measured.notes)
+    second = measured.lr_directional
+    if second is None:
+        notes.append("no second opinion: Adam's step does not lead to a minimum along itself on this sample")
+    elif not low <= second <= high:
+        # Half-way, in logarithms: the second opinion is the noisier of the two.
+        low, high = min(low, (low * second) ** 0.5), max(high, (high * second) ** 0.5)
+        notes.append(
+            f"the directional step {second:.1e} lies outside the range, which was widened towards it"
+        )
+    if second and measured.lr_critical and not 0.5 <= measured.lr_critical / (2 * second) <= 2:
+        notes.append(
+            f"not quadratic along Adam's step: critical learning rate {measured.lr_critical:.1e}, "
+            f"twice the directional step {2 * second:.1e}"
+        )
+    return Prediction(
+        predictor="adam",
+        status=measured.status,
+        lr=lr,
+        lr_low=low,
+        lr_high=high,
+        calibration=constants.version,
+        curvature=None,
+        adam=measured,
+        matvecs=measured.matvecs,
+        gradient_equivalents=measured.gradient_equivalents,
+        seconds=measured.seconds,
+        peak_rss_bytes=measured.peak_rss_bytes,
+        notes=tuple(notes),
+    )
+
+
+def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
+    """A power law in λ at initialization, over what plain LoRA would have, batch size and duration."""
+    tell = request.report
+
+    def show(done: int, total: int, theta: float, residual: float) -> None:
+        if tell is not None:
+            tell("Lanczos", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}")
+
+    curvature = sharpness(
+        request.model,
+        request.batches,
+        dtype=request.dtype,
+        memory_budget=request.memory_budget,
+        seed=request.seed,
+        progress=show,
+    )
+    if curvature.lambda_max is None:
+        raise HessianLRError("; ".join(curvature.notes))
+    if curvature.lambda_max <= 0:
+        raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
+    norm = max(gradient_norms(request.model, request.batches, request.dtype).values())
+    law = constants.eigenvalue
+    lr = law(lambda_ratio=curvature.lambda_max / norm, batch_size=request.batch_size, steps=request.steps)
+    low, high = _range(lr, law)
+    return Prediction(
+        predictor="eigenvalue",
+        status=curvature.status,
+        lr=lr,
+        lr_low=low,
+        lr_high=high,
+        calibration=constants.version,
+        curvature=curvature,
+        adam=None,
+        matvecs=curvature.matvecs,
+        gradient_equivalents=curvature.gradient_equivalents + 1.5,
+        seconds=curvature.seconds,
+        peak_rss_bytes=curvature.peak_rss_bytes,
+        notes=curvature.notes,
+    )
+
+
+PREDICTORS: dict[str, Callable[[_Request, Calibration], Prediction]] = {
+    "adam": _by_adam,
+    "eigenvalue": _by_eigenvalue,
+}
+
+
+def _range(lr: float, law: PowerLaw) -> tuple[float, float]:
+    return lr / law.range_factor, lr * law.range_factor
+
+
+def _failed(predictor: str, constants: Calibration, reason: str) -> Prediction:
+    return Prediction(
+        predictor=predictor,
+        status="failed",
+        lr=None,
+        lr_low=None,
+        lr_high=None,
+        calibration=constants.version,
+        curvature=None,
+        adam=None,
+        matvecs=0,
+        gradient_equivalents=0.0,
+        seconds=0.0,
+        peak_rss_bytes=0,
+        notes=(reason,),
+    )

@@ -1,0 +1,106 @@
+"""From a setting to what is measured: an adapted model, a curvature sample, and batches to warm up on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import methods
+from .data import Batch, Example, TaskData, make_batches
+from .errors import HessianLRError, RequestError
+from .models import resolve_device, resolve_dtype
+from .setting import Setting
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from .models import LoadedModel
+
+WARMUP_BATCHES = 10
+# Small: little is lost to padding, a graph takes little memory, and several tell the sampling error.
+MICROBATCH = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a measurement works on.
+
+    Attributes:
+        model: The adapted model, at its initialization.
+        batches: The curvature sample in microbatches.
+        warmup_batches: Batches of the run's own size; they share no row with ``batches``.
+        dtype: Precision of the products.
+        notes: What a reader should know of the rows that were taken.
+    """
+
+    model: PeftModel
+    batches: list[Batch]
+    warmup_batches: list[Batch]
+    dtype: torch.dtype
+    notes: tuple[str, ...]
+
+
+def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
+    """Build the adapter of ``setting`` on a copy of the model, and take its batches from the data.
+
+    Raises:
+        RequestError: the method does not fit the model, or the data has fewer than two rows.
+        HessianLRError: out of memory.
+    """
+    sample, warmup, notes = split_rows(setting, data.train)
+    try:
+        model = methods.build(copy.deepcopy(loaded.model), setting)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise HessianLRError(
+            f"out of memory while building the {setting.method!r} adapter on a copy of {setting.model}; "
+            "free memory, or use a smaller model or rank"
+        ) from error
+    device = next(model.parameters()).device
+    pad_id = loaded.tokenizer.pad_token_id
+    return Prepared(
+        model=model,
+        # By length, so that a microbatch holds little padding; how a sample is cut does not change λ.
+        batches=make_batches(sorted(sample, key=lambda row: len(row.input_ids)), MICROBATCH, pad_id, device),
+        warmup_batches=make_batches(warmup, setting.batch_size, pad_id, device),
+        dtype=resolve_dtype(setting.dtype, resolve_device(setting.device)),
+        notes=notes,
+    )
+
+
+def split_rows(
+    setting: Setting, rows: Sequence[Example]
+) -> tuple[Sequence[Example], Sequence[Example], tuple[str, ...]]:
+    """The curvature sample (the last rows) and the rows to warm up on (the first); never one row in both.
+
+    Where there are too few for both, each gets what it needs up to half of them, and a note says so.
+
+    Returns:
+        (sample, warm-up rows, notes)
+
+    Raises:
+        RequestError: there are fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise RequestError(
+            f"{setting.data} has {len(rows)} training rows, but at least 2 are needed: one to warm up on and "
+            "one to measure on"
+        )
+    wanted = WARMUP_BATCHES * setting.batch_size
+    taken = min(setting.samples, max(len(rows) - wanted, len(rows) // 2))
+    warmup = min(wanted, len(rows) - taken)
+    notes = []
+    if taken < setting.samples:
+        notes.append(
+            f"curvature measured on {taken} samples instead of {setting.samples}: "
+            f"the data has only {len(rows)} training rows"
+        )
+    if warmup < wanted:
+        notes.append(
+            f"warmed up on {warmup} rows instead of {wanted}, some of them more than once: "
+            f"the data has only {len(rows)} training rows"
+        )
+    return rows[-taken:], rows[:warmup], tuple(notes)

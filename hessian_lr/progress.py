@@ -1,0 +1,89 @@
+"""What people see while they wait: one bar on standard error, and nothing of the libraries' own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from .terminal import rate
+
+
+class Progress:
+    """One bar on standard error, if somebody is looking at a terminal; a context manager.
+
+    Its methods have the shapes that the measurements and the sweep call back with.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        console = Console(stderr=True)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            # Results on standard output must not pass through this console.
+            redirect_stdout=False,
+            disable=quiet or not console.is_terminal,
+        )
+        self._method, self._stage = "", ""
+        self._task = self._bars.add_task("", total=None, detail="")
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def method(self, name: str, index: int, total: int) -> None:
+        """Work on a method begins, the ``index``-th (from 1) of ``total``."""
+        self._method = name if total == 1 else f"{name} ({index}/{total})"
+        self.report("building", 0, 1, "")
+
+    def report(self, stage: str, done: int, total: int, detail: str) -> None:
+        """A prediction goes on."""
+        if stage != self._stage:
+            self._stage = stage
+            self._bars.reset(self._task, total=total)
+        self._bars.update(
+            self._task, description=f"{self._method}: {stage}", completed=done, total=total, detail=detail
+        )
+
+    def lanczos(self, done: int, total: int, theta: float, residual: float) -> None:
+        """An eigenvalue's estimate goes on."""
+        self.report(
+            "Hessian products", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
+        )
+
+    def sweep(self, done: int, planned: int, lr: float, last: float | None) -> None:
+        """A sweep goes on."""
+        loss = "" if last is None else f", last loss {last:.3f}"
+        self.report("runs", done, planned, f"learning rate {rate(lr)}{loss}")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the model libraries' bars, log lines and deprecations off standard error; restore after."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", category)
+            warnings.filterwarnings("ignore", module=r"(accelerate|peft|torch|transformers|datasets)\b")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,212 @@
+"""The JSON that commands write and read back: one document a command, one row a method."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .data import TASKS
+from .errors import RequestError
+from .figures import EigenvaluePoint
+from .measure import Curvature
+from .methods import METHODS
+from .models import ALIASES
+from .predict import Prediction
+from .predict.fit import Observation
+from .records import read_json
+from .score import Score
+from .setting import OPTIMIZERS, Setting
+from .sweep import RunResult
+
+SCHEMA = 1
+VALIDATE_FILE = "validate.json"
+
+LAMBDAS = ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min")
+COSTS = ("matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes")
+_RUN = ("lr", "initial_loss", "final_loss", "steps", "diverged", "seconds")
+
+
+def document(settings: Sequence[Setting], results: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """A command's JSON: the settings differ in their method only."""
+    common = settings[0].to_dict()
+    del common["method"]
+    common["methods"] = [setting.method for setting in settings]
+    return {"schema": SCHEMA, "setting": common, "results": list(results), **more}
+
+
+def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
+    """A row of ``predict``.
+
+    ``residual`` and ``sampling_error`` belong to the eigenvalue the predictor measured: λ at
+    initialization (``lambda_max``), or ``lambda_preconditioned``.
+    """
+    curvature, adam = prediction.curvature, prediction.adam
+    measured = adam or curvature
+    return {
+        "method": method,
+        "status": prediction.status,
+        **{name: getattr(curvature, name, None) for name in LAMBDAS},
+        "residual": getattr(measured, "residual", None),
+        "sampling_error": getattr(measured, "sampling_error", None),
+        **{name: getattr(prediction, name) for name in COSTS},
+        "lambda_preconditioned": getattr(adam, "lambda_preconditioned", None),
+        "lr_stability": getattr(adam, "lr_stability", None),
+        "lr_directional": getattr(adam, "lr_directional", None),
+        "lr_critical": getattr(adam, "lr_critical", None),
+        "warmup_steps": getattr(adam, "warmup_steps", None),
+        "lr": prediction.lr,
+        "lr_low": prediction.lr_low,
+        "lr_high": prediction.lr_high,
+        "predictor": prediction.predictor,
+        "calibration": prediction.calibration,
+        "notes": list(prediction.notes),
+    }
+
+
+def spectrum_row(method: str, curvature: Curvature, bracket: Any) -> dict[str, Any]:
+    """A row of ``spectrum``; ``bracket`` is a dataclass or None."""
+    ends = None if bracket is None else dataclasses.asdict(bracket)
+    return {"method": method, **curvature.to_dict(), "bracket": ends}
+
+
+def run_row(run: RunResult) -> dict[str, Any]:
+    """A run in a row of ``validate``."""
+    return {**{name: getattr(run, name) for name in _RUN}, "seed": run.setting.seed}
+
+
+def failed_prediction(predictor: str, version: str, reason: str) -> Prediction:
+    """The prediction of a method whose adapter could not even be built."""
+    empty: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Prediction))
+    costs = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
+    told = {"predictor": predictor, "status": "failed", "calibration": version, "notes": (reason,)}
+    return Prediction(**(empty | costs | told))
+
+
+def failed_curvature(reason: str) -> Curvature:
+    """The curvature of a method whose adapter could not even be built."""
+    empty: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Curvature))
+    costs = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
+    told = {"status": "failed", "tokens": 0, "parameters": 0, "notes": (reason,)}
+    return Curvature(**(empty | costs | told))
+
+
+def catalogue() -> dict[str, list[dict[str, Any]]]:
+    """What can be named in a setting, list by list."""
+    methods = [
+        {"name": m.name, "summary": m.summary, "source": m.source, "zero_b": m.zero_b}
+        for m in METHODS.values()
+    ]
+    return {
+        "methods": methods,
+        "tasks": [{"name": name, "summary": text} for name, text in TASKS.items()],
+        "models": [{"name": name, "summary": text} for name, text in ALIASES.items()],
+        "optimizers": [{"name": name} for name in OPTIMIZERS],
+    }
+
+
+@dataclass(frozen=True)
+class Validated:
+    """One method's row of a ``validate.json``.
+
+    Attributes:
+        file: The file it was read from.
+        setting: The common setting.
+        row: The row itself.
+        score: Its scores.
+    """
+
+    file: Path
+    setting: dict[str, Any]
+    row: dict[str, Any]
+    score: Score
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.row["method"])
+
+    def number(self, name: str) -> float | None:
+        """A number of the row, or None where it has none.
+
+        Raises:
+            RequestError: something that is not a number stands there.
+        """
+        value = self.row.get(name)
+        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            return value
+        raise RequestError(f"{self.file}: {name} of {self.method} is {value!r}, not a number")
+
+
+def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
+    """The rows of all methods in some ``validate.json`` files, or in folders that hold one.
+
+    A file named twice counts once.
+
+    Raises:
+        RequestError: there is no such file, or it is not what ``validate`` wrote.
+    """
+    files: dict[Path, None] = {}
+    for path in map(Path, paths):
+        file = path / VALIDATE_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise RequestError(f"there is no {file}; name a folder that `hessian-lr validate --out` wrote")
+        files[file.resolve()] = None
+    rows: list[Validated] = []
+    for file in files:
+        found = read_json(file)
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise RequestError(f"{file} is not a validate.json of schema {SCHEMA}")
+        try:
+            rows += [_validated(file, found["setting"], row) for row in found["results"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RequestError(
+                f"{file} is not what `hessian-lr validate` writes: {type(error).__name__} {error}"
+            ) from error
+    return rows
+
+
+def eigenvalue_points(rows: Sequence[Validated]) -> list[EigenvaluePoint]:
+    """The rows that have a place in the picture: a positive λ and a best learning rate."""
+    points = []
+    for one in rows:
+        value = one.number("lambda_max")
+        if value is not None and value > 0 and one.score.best_lr is not None:
+            points.append(EigenvaluePoint(one.method, value, *error_bar(one.row), one.score))
+    return points
+
+
+def error_bar(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Ends of λ's bar: the bounds, and the sampling error where that reaches further."""
+    value, error = row["lambda_max"], row["sampling_error"] or 0.0
+    low = min(value - error, value if row["lambda_lower"] is None else row["lambda_lower"])
+    high = max(value + error, value if row["lambda_upper"] is None else row["lambda_upper"])
+    return (low if low > 0 else None), high
+
+
+def observation(one: Validated) -> Observation | None:
+    """What a calibration can learn from a row: None if its best learning rate is not known."""
+    if one.score.best_lr is None or one.score.censored:
+        return None
+    names = ("model", "data", "rank", "alpha", "batch_size", "steps", "seed")
+    try:
+        source = ", ".join(f"{name} {one.setting[name]}" for name in names)
+        batch_size, steps = int(one.setting["batch_size"]), int(one.setting["steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{one.file}: its setting lacks what a calibration needs ({error})") from error
+    return Observation(
+        source=f"{one.file.parent.name}: {source}",
+        method=one.method,
+        best_lr=one.score.best_lr,
+        lr_stability=one.number("lr_stability"),
+        lambda_ratio=one.number("lambda_ratio"),
+        batch_size=batch_size,
+        steps=steps,
+    )
+
+
+def _validated(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> Validated:
+    score = Score.from_dict({field.name: row[field.name] for field in dataclasses.fields(Score)})
+    return Validated(file, dict(setting), {"method": row["method"], **row}, score)

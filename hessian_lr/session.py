@@ -1,0 +1,74 @@
+"""What every command does that works on models: load, take each method in turn, tell the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import data, methods, models, results, terminal
+from .data import TaskData
+from .errors import HessianLRError, RequestError
+from .models import LoadedModel
+from .options import Output
+from .prepare import Prepared, prepare, split_rows
+from .progress import Progress, quiet_libraries
+from .setting import Setting
+from .terminal import Row
+
+Table = Callable[[Sequence[Row]], None]
+
+
+def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData]:
+    """The settings' common model and data; every method is checked against the model."""
+    first = settings[0]
+    loaded = models.load(first.model, device=first.device, quiet=output.quiet)
+    for setting in settings:
+        methods.check(loaded.model, setting)
+    task = data.load(first.data, loaded.tokenizer, fields=first.fields, max_length=first.max_length)
+    split_rows(first, task.train)
+    return loaded, task
+
+
+def each_method(
+    settings: list[Setting],
+    output: Output,
+    work: Callable[[Setting, Prepared, Progress], Row],
+    failed: Callable[[Setting, str], Row],
+    table: Table,
+) -> int:
+    """Measure each method and tell the results; one that fails does not keep the others from theirs."""
+    rows = []
+    with quiet_libraries():
+        loaded, task = load(settings, output)
+
+        def one(setting: Setting, progress: Progress) -> Row:
+            # A function of its own, so that its copy of the model is gone before the next is made.
+            try:
+                prepared = prepare(setting, loaded, task)
+                row = work(setting, prepared, progress)
+            except RequestError:
+                raise
+            except HessianLRError as error:
+                return failed(setting, str(error))
+            return row | {"notes": [*prepared.notes, *row["notes"]]}
+
+        with Progress(output.quiet) as progress:
+            for index, setting in enumerate(settings, 1):
+                progress.method(setting.method, index, len(settings))
+                rows.append(one(setting, progress))
+    return tell(results.document(settings, rows, notes=list(task.notes)), output, table)
+
+
+def tell(document: dict[str, Any], output: Output, table: Table) -> int:
+    """Write the JSON, show the table and the notes; the exit status is 1 if a method failed."""
+    rows = document["results"]
+    output.write(document)
+    if output.tables:
+        table(rows)
+    for note in () if output.quiet else document["notes"]:
+        terminal.say(f"data: {note}")
+    for row in rows:
+        # Why a method failed is no mere note.
+        for note in row["notes"] if row["status"] == "failed" or not output.quiet else ():
+            terminal.say(f"{row['method']}: {note}")
+    return 1 if any(row["status"] == "failed" for row in rows) else 0

@@ -1,0 +1,201 @@
+"""Predictions: what they must not change, how they must follow a reparametrisation, and when they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from tiny_models import adapted, counting_batch, dense_hessian, learned
+
+import hessian_lr as hlr
+from hessian_lr.curvature import HessianOperator, mean_loss
+from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, stability_threshold
+from hessian_lr.curvature.loss import trainable
+from hessian_lr.curvature.operator import flatten
+from hessian_lr.errors import RequestError
+from hessian_lr.predict import load_calibration
+from hessian_lr.predict.adam import adam_sharpness
+from hessian_lr.predict.calibration import PowerLaw
+from hessian_lr.predict.line_search import critical_learning_rate
+from hessian_lr.predict.warmup import warm_up
+
+
+def learnable(count, seed=0):
+    """Batches of a task that the tiny model has not learned: counting by three."""
+    return [counting_batch(8, 3, seed + index) for index in range(count)]
+
+
+@pytest.mark.parametrize("predictor", ["adam", "eigenvalue"])
+def test_a_prediction_has_a_range_and_a_cost_and_leaves_no_trace(predictor):
+    model = learned()
+    model.train()
+    before = [p.detach().clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+    found = hlr.predict_learning_rate(model, learnable(12), predictor=predictor)
+    assert found.status == "converged"
+    assert 0 < found.lr_low < found.lr < found.lr_high < math.inf
+    assert found.matvecs > 0
+    assert found.gradient_equivalents > found.matvecs
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert hlr.Prediction.from_dict(found.to_dict()) == found
+
+
+def test_the_same_request_gives_the_same_prediction_to_the_last_bit():
+    one, two = (hlr.predict_learning_rate(learned(), learnable(12)) for _ in range(2))
+    assert (one.lr, one.adam.lambda_preconditioned) == (two.lr, two.adam.lambda_preconditioned)
+
+
+def test_lambda_p_is_the_dense_preconditioned_eigenvalue():
+    batches, model = learnable(12), adapted(rank=2, alpha=2)
+    optimizer = warm_up(model, batches[:10], steps=10, top_lr=1e-3, dtype=torch.float64)
+    diagonal = adam_preconditioner(optimizer, trainable(model))
+    root = torch.diag(diagonal.rsqrt())
+    moved = [p.detach().clone() for p in trainable(model)]
+    found = adam_sharpness_at(model, batches[10:], diagonal)
+    reference = adapted(rank=2, alpha=2)
+    with torch.no_grad():
+        for parameter, value in zip(trainable(reference), moved, strict=True):
+            parameter.copy_(value)
+    truth = torch.linalg.eigvalsh(root @ dense_hessian(reference, batches[10:]) @ root)[-1]
+    assert found == pytest.approx(float(truth), rel=1e-6)
+
+
+def adam_sharpness_at(model, batches, diagonal):
+    from hessian_lr.curvature import PreconditionedOperator
+    from hessian_lr.spectrum import lanczos
+
+    operator = PreconditionedOperator(HessianOperator(model, batches), diagonal)
+    return lanczos(operator.matvec, operator.size, rtol=1e-5, max_products=300, dtype=torch.float64).value
+
+
+def test_adams_direction_is_the_step_that_torch_takes():
+    batches, model = learnable(10), learned()
+    warm_up(model, batches, steps=9, top_lr=9e-4, dtype=torch.float32)
+    before = flatten(trainable(model)).clone()
+    again = learned()
+    optimizer = warm_up(again, batches, steps=10, top_lr=1e-3, dtype=torch.float32)
+    step = before - flatten(trainable(again))
+    torch.testing.assert_close(step, 1e-3 * adam_direction(optimizer, trainable(again)), rtol=1e-2, atol=1e-6)
+
+
+def test_stability_threshold_of_adams_default_is_38():
+    assert stability_threshold(0.9) == pytest.approx(38)
+
+
+def test_the_critical_learning_rate_of_a_direction_is_where_the_loss_is_back():
+    model, batches = learned(), learnable(3)
+    direction = HessianOperator(model, batches).gradient().sign()
+    found, forwards = critical_learning_rate(model, batches, direction, factor=1.05)
+    base = mean_loss(model, batches)
+
+    def loss_at(rate):
+        moved = learned()
+        with torch.no_grad():
+            position = 0
+            for parameter in trainable(moved):
+                piece = direction[position : position + parameter.numel()]
+                parameter.sub_(rate * piece.view_as(parameter))
+                position += parameter.numel()
+        return mean_loss(moved, batches)
+
+    assert loss_at(found) > base
+    assert loss_at(found / 1.06) <= base * (1 + 1e-5)
+    assert forwards < 40
+    uphill, _ = critical_learning_rate(model, batches, -HessianOperator(model, batches).gradient())
+    assert uphill is None
+
+
+def test_on_a_quadratic_the_critical_rate_is_twice_the_directional_step(monkeypatch):
+    import hessian_lr.predict.line_search as line_search
+
+    diagonal = torch.tensor([1.0, 2.0, 5.0, 0.5], dtype=torch.float64)
+    model = torch.nn.Linear(4, 1, bias=False, dtype=torch.float64)
+    monkeypatch.setattr(
+        line_search, "mean_loss", lambda m, _batches: float((diagonal * m.weight[0] ** 2).sum() / 2) + 1.0
+    )
+    gradient = diagonal * model.weight[0].detach()
+    direction = gradient.sign()
+    directional = float(gradient @ direction / (direction @ (diagonal * direction)))
+    critical, _ = critical_learning_rate(model, [], direction, factor=1.001)
+    assert critical == pytest.approx(2 * directional, rel=2e-3)
+
+
+def test_alpha_traded_for_the_size_of_a_moves_the_prediction_as_it_moves_training():
+    # s·B·A with s/p² , p·A and p·B is the same function, and Adam's steps are worth p times less.
+    p = 4.0
+    plain, scaled = learned(method="pissa"), learned(method="pissa")
+    with torch.no_grad():
+        for module in scaled.modules():
+            if hasattr(module, "lora_A") and module.lora_A:
+                module.scaling["default"] /= p * p
+                module.lora_A["default"].weight.mul_(p)
+                module.lora_B["default"].weight.mul_(p)
+    batches = learnable(12)
+    one = hlr.predict_learning_rate(plain, batches)
+    two = hlr.predict_learning_rate(scaled, batches)
+    assert mean_loss(plain, batches) == pytest.approx(mean_loss(scaled, batches), rel=1e-4)
+    # The warm-up's size is found on a grid of factors of two, which p = 4 lies on.
+    assert two.lr == pytest.approx(p * one.lr, rel=0.05)
+
+
+def test_a_loss_multiplied_by_c_leaves_the_adam_prediction_where_it_was(monkeypatch):
+    import hessian_lr.curvature.loss as loss_module
+    import hessian_lr.curvature.operator as operator_module
+    import hessian_lr.predict.warmup as warmup_module
+
+    batches = learnable(12)
+    plain = adam_sharpness(learned(method="pissa"), batches[10:], batches[:10])
+    original = loss_module.summed_loss
+    for module in (loss_module, operator_module, warmup_module):
+        monkeypatch.setattr(module, "summed_loss", lambda model, batch: 8.0 * original(model, batch))
+    scaled = adam_sharpness(learned(method="pissa"), batches[10:], batches[:10])
+    assert scaled.lambda_preconditioned == pytest.approx(plain.lambda_preconditioned, rel=1e-3)
+    assert scaled.lr_directional == pytest.approx(plain.lr_directional, rel=1e-3)
+
+
+def test_the_range_is_that_of_a_prediction_interval():
+    law = PowerLaw(2.0, {"x": -0.5}, {"x": 4.0}, log_scatter=0.2, settings=5, sources={})
+    assert law(x=16.0) == pytest.approx(1.0)
+    # t(0.9, 4 degrees of freedom) = 1.533; √(1 + 1/5) = 1.095.
+    assert law.range_factor == pytest.approx(math.exp(1.5332 * 0.2 * 1.0954), rel=1e-3)
+
+
+def test_a_second_opinion_outside_the_range_widens_it():
+    found = hlr.predict_learning_rate(learned(method="pissa"), learnable(12))
+    narrow = dataclasses.replace(
+        load_calibration(),
+        adam=PowerLaw(0.4, {"lr_stability": 1.0}, {}, log_scatter=1e-9, settings=50, sources={}),
+    )
+    widened = hlr.predict_learning_rate(learned(method="pissa"), learnable(12), calibration=narrow)
+    assert widened.lr == pytest.approx(0.4 * found.adam.lr_stability)
+    second = found.adam.lr_directional
+    assert min(widened.lr_low, widened.lr_high, key=lambda end: abs(math.log(end / second))) == pytest.approx(
+        math.sqrt(widened.lr * second), rel=1e-6
+    )
+    assert any("directional step" in note for note in widened.notes)
+
+
+def test_every_constant_of_the_calibration_names_its_source():
+    calibration = load_calibration()
+    for law in (calibration.adam, calibration.eigenvalue):
+        assert set(law.sources) >= {"scale", "log_scatter", *law.exponents}
+        assert all(len(text) > 10 for text in law.sources.values())
+        assert law.settings >= 2
+
+
+def test_failures_are_results_without_numbers_and_wrong_requests_are_errors():
+    model = learned()
+    trainable(model)[0].data[0, 0] = math.nan
+    found = hlr.predict_learning_rate(model, learnable(12))
+    assert found.status == "failed"
+    assert found.lr is found.lr_low is found.lr_high is None
+    assert "not finite" in found.notes[0]
+    with pytest.raises(RequestError, match="Did you mean 'eigenvalue'"):
+        hlr.predict_learning_rate(learned(), learnable(12), predictor="eigenvalues")
+    with pytest.raises(RequestError, match="at least two batches"):
+        hlr.predict_learning_rate(learned(), learnable(1))
