@@ -16,7 +16,7 @@ from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.operator import flatten
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
-from hessian_lr.predict.adam import adam_sharpness
+from hessian_lr.predict.adam import AdamSharpness, adam_sharpness
 from hessian_lr.predict.calibration import PowerLaw
 from hessian_lr.predict.line_search import critical_learning_rate
 from hessian_lr.predict.warmup import warm_up
@@ -116,7 +116,9 @@ def test_on_a_quadratic_the_critical_rate_is_twice_the_directional_step(monkeypa
     diagonal = torch.tensor([1.0, 2.0, 5.0, 0.5], dtype=torch.float64)
     model = torch.nn.Linear(4, 1, bias=False, dtype=torch.float64)
     monkeypatch.setattr(
-        line_search, "mean_loss", lambda m, _batches: float((diagonal * m.weight[0] ** 2).sum() / 2) + 1.0
+        line_search,
+        "mean_loss",
+        lambda m, _batches: float((diagonal * m.weight[0].detach() ** 2).sum() / 2) + 1.0,
     )
     gradient = diagonal * model.weight[0].detach()
     direction = gradient.sign()
@@ -165,19 +167,28 @@ def test_the_range_is_that_of_a_prediction_interval():
     assert law.range_factor == pytest.approx(math.exp(1.5332 * 0.2 * 1.0954), rel=1e-3)
 
 
-def test_a_second_opinion_outside_the_range_widens_it():
-    found = hlr.predict_learning_rate(learned(method="pissa"), learnable(12))
-    narrow = dataclasses.replace(
-        load_calibration(),
-        adam=PowerLaw(0.4, {"lr_stability": 1.0}, {}, log_scatter=1e-9, settings=50, sources={}),
+@pytest.mark.parametrize(
+    ("second", "ends", "note"),
+    [
+        (4e-3, (4e-3, 4e-3), None),
+        (1.6e-2, (4e-3, 8e-3), "widened"),
+        (1e-3, (2e-3, 4e-3), "widened"),
+        (None, (4e-3, 4e-3), "no second opinion"),
+    ],
+)
+def test_a_second_opinion_outside_the_range_widens_it_half_way(second, ends, note, monkeypatch):
+    import hessian_lr.predict.predictor as predictor
+
+    measured = AdamSharpness(
+        *(3800.0, 1.0, 4000.0, 10.0, "converged", 1e-2, second, None, 1e-2, 1e-3, 10, 9, 30.0, 1.0, 10)
     )
-    widened = hlr.predict_learning_rate(learned(method="pissa"), learnable(12), calibration=narrow)
-    assert widened.lr == pytest.approx(0.4 * found.adam.lr_stability)
-    second = found.adam.lr_directional
-    assert min(widened.lr_low, widened.lr_high, key=lambda end: abs(math.log(end / second))) == pytest.approx(
-        math.sqrt(widened.lr * second), rel=1e-6
-    )
-    assert any("directional step" in note for note in widened.notes)
+    monkeypatch.setattr(predictor, "adam_sharpness", lambda *_, **__: measured)
+    law = PowerLaw(0.4, {"lr_stability": 1.0}, {}, log_scatter=1e-9, settings=50, sources={})
+    narrow = dataclasses.replace(load_calibration(), adam=law)
+    found = hlr.predict_learning_rate(learned(), learnable(2), calibration=narrow)
+    assert found.lr == pytest.approx(4e-3)
+    assert (found.lr_low, found.lr_high) == pytest.approx(ends, rel=1e-6)
+    assert any(note in text for text in found.notes) if note else not found.notes
 
 
 def test_every_constant_of_the_calibration_names_its_source():
