@@ -62,7 +62,7 @@ def predict(
 ) -> int:
     """Predict a run's learning rate, with a range."""
     from . import results, session, terminal
-    from .predict import load_calibration, predict_learning_rate
+    from .predict import Prediction, load_calibration, predict_learning_rate
 
     _check_predictor(predictor)
     constants = load_calibration(calibration)
@@ -83,7 +83,7 @@ def predict(
         return results.prediction_row(setting.method, prediction)
 
     def failed(setting: Setting, reason: str) -> Row:
-        prediction = results.failed_prediction(predictor, constants.version, reason)
+        prediction = Prediction.failed(predictor, constants.version, reason)
         return results.prediction_row(setting.method, prediction)
 
     return session.each_method(settings, output, work, failed, terminal.predict_table)
@@ -104,7 +104,7 @@ def spectrum(
     """Measure the loss Hessian's largest eigenvalue."""
     from . import results, session, terminal
     from .curvature.closed_form import lora_bracket
-    from .measure import ALGORITHMS, sharpness
+    from .measure import ALGORITHMS, Curvature, sharpness
     from .spectrum.lanczos import check_stopping
 
     if algorithm not in ALGORITHMS:
@@ -129,7 +129,7 @@ def spectrum(
         return results.spectrum_row(setting.method, curvature, ends)
 
     def failed(setting: Setting, reason: str) -> Row:
-        return results.spectrum_row(setting.method, results.failed_curvature(reason), None)
+        return results.spectrum_row(setting.method, Curvature.failed(reason), None)
 
     return session.each_method(settings, output, work, failed, terminal.spectrum_table)
 

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,14 @@ class Curvature(Record):
     parameters: int
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def failed(cls, reason: str, **spent: Any) -> Curvature:
+        """A result without a number: why, and whichever costs and sizes are known."""
+        unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(cls))
+        nothing = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
+        sizes = {"tokens": 0, "parameters": 0}
+        return cls(**(unknown | nothing | sizes | spent | {"status": "failed", "notes": (reason,)}))
+
 
 def sharpness(
     model: nn.Module,
@@ -130,7 +138,15 @@ def sharpness(
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
         if getattr(error, "exit_status", 1) == 2:
             raise
-        return _failed(error, operator, time.perf_counter() - began)
+        return Curvature.failed(
+            str(error) or type(error).__name__,
+            matvecs=operator.cost.matvecs,
+            gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
+            seconds=round(time.perf_counter() - began, 3),
+            peak_rss_bytes=peak_rss_bytes(),
+            tokens=operator.tokens,
+            parameters=operator.size,
+        )
     return Curvature(
         lambda_max=found.value,
         lambda_lower=found.value,
@@ -227,24 +243,3 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
                     parameter.copy_(value)
                     parameter.grad = gradient
-
-
-def _failed(error: BaseException, operator: HessianOperator, seconds: float) -> Curvature:
-    return Curvature(
-        lambda_max=None,
-        lambda_lower=None,
-        lambda_upper=None,
-        confidence=None,
-        lambda_min=None,
-        residual=None,
-        sampling_error=None,
-        status="failed",
-        matvecs=operator.cost.matvecs,
-        gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
-        seconds=round(seconds, 3),
-        peak_rss_bytes=peak_rss_bytes(),
-        loss=None,
-        tokens=operator.tokens,
-        parameters=operator.size,
-        notes=(str(error) or type(error).__name__,),
-    )

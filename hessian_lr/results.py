@@ -77,22 +77,6 @@ def run_row(run: RunResult) -> dict[str, Any]:
     return {**{name: getattr(run, name) for name in _RUN}, "seed": run.setting.seed}
 
 
-def failed_prediction(predictor: str, version: str, reason: str) -> Prediction:
-    """The prediction of a method whose adapter could not even be built."""
-    empty: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Prediction))
-    costs = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
-    told = {"predictor": predictor, "status": "failed", "calibration": version, "notes": (reason,)}
-    return Prediction(**(empty | costs | told))
-
-
-def failed_curvature(reason: str) -> Curvature:
-    """The curvature of a method whose adapter could not even be built."""
-    empty: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Curvature))
-    costs = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
-    told = {"status": "failed", "tokens": 0, "parameters": 0, "notes": (reason,)}
-    return Curvature(**(empty | costs | told))
-
-
 def catalogue() -> dict[str, list[dict[str, Any]]]:
     """What can be named in a setting, list by list."""
     methods = [

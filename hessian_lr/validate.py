@@ -179,11 +179,11 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     identity = [setting.to_dict(), job.data.digest, job.loaded.fingerprint]
     constants = job.constants
     adam, _ = _kept(job.out, "prediction", [*identity, constants.to_dict()], Prediction, predict, notes) or (
-        results.failed_prediction("adam", constants.version, notes[-1]),
+        Prediction.failed("adam", constants.version, notes[-1]),
         None,
     )
     curvature, norm = _kept(job.out, "curvature", identity, Curvature, measure, notes) or (
-        results.failed_curvature(notes[-1]),
+        Curvature.failed(notes[-1]),
         None,
     )
     ready.clear()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,6 +49,14 @@ class Prediction(Record):
     seconds: float
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def failed(cls, predictor: str, calibration: str, reason: str) -> Prediction:
+        """A result without a number, and why."""
+        unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(cls))
+        nothing = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
+        told = {"predictor": predictor, "calibration": calibration, "status": "failed", "notes": (reason,)}
+        return cls(**(unknown | nothing | told))
 
 
 def predict_learning_rate(
@@ -115,7 +124,8 @@ def predict_learning_rate(
     except RequestError:
         raise
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
-        prediction = _failed(predictor, constants, str(error) or type(error).__name__)
+        reason = str(error) or type(error).__name__
+        prediction = Prediction.failed(predictor, constants.version, reason)
     return replace(prediction, seconds=round(time.perf_counter() - began, 3), peak_rss_bytes=peak_rss_bytes())
 
 
@@ -228,21 +238,3 @@ PREDICTORS: dict[str, Callable[[_Request, Calibration], Prediction]] = {
 
 def _range(lr: float, law: PowerLaw) -> tuple[float, float]:
     return lr / law.range_factor, lr * law.range_factor
-
-
-def _failed(predictor: str, constants: Calibration, reason: str) -> Prediction:
-    return Prediction(
-        predictor=predictor,
-        status="failed",
-        lr=None,
-        lr_low=None,
-        lr_high=None,
-        calibration=constants.version,
-        curvature=None,
-        adam=None,
-        matvecs=0,
-        gradient_equivalents=0.0,
-        seconds=0.0,
-        peak_rss_bytes=0,
-        notes=(reason,),
-    )
