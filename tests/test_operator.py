@@ -8,6 +8,7 @@ from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch
 from tolerances import DENSE32, DENSE64, DENSE64_FLOAT32_ISLANDS, DIFFERENCES
 
 from hessian_lr.curvature import HessianOperator, PreconditionedOperator, count_labels, mean_loss
+from hessian_lr.curvature import operator as operator_module
 from hessian_lr.curvature.operator import unflatten
 from hessian_lr.errors import NonFiniteError, RequestError
 
@@ -133,6 +134,16 @@ def test_the_model_is_left_as_it_was(attention, batches):
     assert flags == (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled())
     assert model.config._attn_implementation == attention
     assert not model.get_base_model().lm_head._forward_pre_hooks
+
+
+def test_large_batches_are_cut_by_rows_and_their_trailing_padding_dropped(batches, monkeypatch):
+    vector = random_vector(HessianOperator(adapted(), batches).size)
+    whole = HessianOperator(adapted(), batches)
+    monkeypatch.setitem(operator_module.MICROBATCH_TOKENS, "cpu", 20)
+    cut = HessianOperator(adapted(), batches)
+    assert [tuple(batch["input_ids"].shape) for batch in cut.batches] == [(2, 9), (1, 10), (1, 12), (1, 12)]
+    assert distance(cut.matvec(vector), whole.matvec(vector)) < DENSE64
+    assert cut.labels == whole.labels
 
 
 def test_only_labelled_positions_reach_the_output_head(batches):

@@ -28,6 +28,10 @@ from .loss import (
 # rest is for the Lanczos basis and for what a product needs while it runs.
 MEMORY_SHARE = 0.6
 
+# Tokens of a microbatch: a graph of a small model's gradient takes megabytes a token, and a
+# processor gains nothing from more at a time; a GPU does.
+MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+
 
 @dataclass
 class Cost:
@@ -53,7 +57,8 @@ class HessianOperator:
 
     Args:
         model: The model; only parameters with ``requires_grad`` count.
-        batches: The sample, in microbatches; any split gives the same H.
+        batches: The sample; any split into batches gives the same H. Large ones are cut into
+            microbatches by rows here, and their trailing padding is cut off.
         dtype: Precision of the matrix products: float32, float64, or bfloat16 (autocast).
         memory_budget: Bytes that kept graphs may fill; 0 rebuilds all, None takes a share of
             what is free now.
@@ -74,7 +79,13 @@ class HessianOperator:
         self.parameters = trainable(model)
         self.device = self.parameters[0].device
         self.dtype = dtype
-        self.batches = [to_device(batch, self.device) for batch in batches if count_labels(batch)]
+        room = MICROBATCH_TOKENS.get(self.device.type, MICROBATCH_TOKENS["cpu"])
+        self.batches = [
+            to_device(piece, self.device)
+            for batch in batches
+            for piece in split_rows(batch, room)
+            if count_labels(piece)
+        ]
         self.weights = [count_labels(batch) for batch in self.batches]
         self.labels = sum(self.weights)
         if not self.labels:
@@ -106,8 +117,7 @@ class HessianOperator:
         total = torch.zeros(self.size, dtype=self.parameters[0].dtype, device=self.device)
         with self._scope():
             for index in range(len(self.batches)):
-                graph = self._gradient_graph(index)
-                total += flatten(graph).detach()
+                total += flatten(self._gradient_graph(index, twice=self._budget > 0))
         return total
 
     def matvec(self, vector: Tensor) -> Tensor:
@@ -157,8 +167,11 @@ class HessianOperator:
         ):
             yield
 
-    def _gradient_graph(self, index: int) -> list[Tensor]:
-        """Microbatch ``index``'s share of g, with its graph: from memory, or built (and kept if it fits)."""
+    def _gradient_graph(self, index: int, twice: bool = True) -> list[Tensor]:
+        """Microbatch ``index``'s share of g: from memory, or computed.
+
+        With ``twice`` it has a graph to be differentiated again, which is kept if it fits.
+        """
         if index in self._graphs:
             return self._graphs[index]
         before = _used_memory(self.device)
@@ -167,15 +180,17 @@ class HessianOperator:
         self._losses[index] = float(loss.detach())
         graph = list(
             torch.autograd.grad(
-                loss / self.labels, self.parameters, create_graph=True, materialize_grads=True
+                loss / self.labels, self.parameters, create_graph=twice, materialize_grads=True
             )
         )
         self.cost.gradient_equivalents += self.weights[index] / self.labels
+        if not twice:
+            return graph
         self._largest_graph = max(self._largest_graph, _used_memory(self.device) - before)
         # Kept only while one more graph would still fit: the next one is built on top of it, if
         # only for the time of a product.
         in_use = _used_memory(self.device) - self._in_use_before
-        if in_use + self._largest_graph <= self._budget:
+        if self._budget > 0 and in_use + self._largest_graph <= self._budget:
             self._graphs[index] = graph
         return graph
 
@@ -189,6 +204,24 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of ``flatten``: views of ``vector`` with the shapes of ``like``."""
     pieces = vector.split([tensor.numel() for tensor in like])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+def split_rows(batch: Batch, tokens: int) -> list[Batch]:
+    """The batch in pieces of whole rows, each of at most ``tokens`` tokens (but at least one row).
+
+    Columns at the end that are padding in all rows of a piece are cut off.
+    """
+    rows, columns = batch["input_ids"].shape
+    if any(value.shape != (rows, columns) for value in batch.values()):
+        return [batch]
+    step = max(1, tokens // columns)
+    pieces: list[Batch] = []
+    for start in range(0, rows, step):
+        piece = {name: value[start : start + step] for name, value in batch.items()}
+        mask = piece.get("attention_mask")
+        used = columns if mask is None or not mask.any() else int(mask.any(dim=0).nonzero().max()) + 1
+        pieces.append({name: value[:, :used] for name, value in piece.items()})
+    return pieces
 
 
 def _free_memory(device: torch.device) -> int:
