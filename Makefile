@@ -31,4 +31,4 @@ test: lint
 
 demo: setup
 	$(BIN)/hessian-lr validate --method lora --method rslora --method pissa --method olora \
-		--batch-size 2 --steps 24 --samples 4 --out runs/demo
+		--batch-size 2 --steps 20 --samples 6 --out runs/demo

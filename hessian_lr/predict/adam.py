@@ -47,8 +47,9 @@ class AdamSharpness(Record):
         residual, upper, sampling_error: Of λ_P, as in ``Curvature``.
         status: Of the eigenvalue, ``"converged"`` or ``"budget"``.
         lr_stability: 38/λ_P, the learning rate at which Adam becomes unstable on the quadratic.
-        lr_directional: g·u / (u·H·u) along Adam's own step u; None if u does not lead downhill.
-        lr_critical: η_c along u; None if it was not found.
+        lr_directional: g·u / (u·H·u) along Adam's own step u; None unless both are positive: on a
+            sample the warm-up has not seen, g·u may be noise.
+        lr_critical: η_c along u; None if there is no directional step, or none was found.
         lr_critical_start: η_c along sign(g) at initialization, which sets the warm-up's size.
         warmup_lr: The warm-up's largest learning rate.
         warmup_steps: Its number of steps.
@@ -120,10 +121,8 @@ def adam_sharpness(
                 parameters = operator.parameters
                 diagonal = adam_preconditioner(optimizer, parameters)
                 direction = adam_direction(optimizer, parameters)
-                directional = _directional_step(operator, direction)
-                trouble = (
-                    "Adam's step does not lead to a minimum along itself" if directional is None else None
-                )
+                slope, bend = _along(operator, direction)
+                trouble = None if bend > 0 else "the loss bends down along Adam's step, as at B = 0"
                 last = attempt == ATTEMPTS
                 if trouble is None or last:
                     found = _preconditioned(operator, diagonal, rtol, max_products, seed, tell)
@@ -131,11 +130,14 @@ def adam_sharpness(
                     trouble = trouble or _decided_by_epsilon(found, diagonal, optimizer)
                 work += operator.cost.gradient_equivalents * operator.tokens
                 if trouble is None or last:
-                    tell("critical learning rate", 0, 1, "along Adam's step")
-                    critical, forwards = critical_learning_rate(
-                        model, batches[:1], direction, start=2 * (directional or top_lr)
-                    )
-                    work += 0.5 * forwards * count_tokens(batches[:1])
+                    directional = slope / bend if slope > 0 and bend > 0 else None
+                    critical = None
+                    if directional is not None:
+                        tell("critical learning rate", 0, 1, "along Adam's step")
+                        critical, forwards = critical_learning_rate(
+                            model, batches[:1], direction, start=2 * directional
+                        )
+                        work += 0.5 * forwards * count_tokens(batches[:1])
                     break
             notes.append(f"warm-up enlarged {ENLARGE:g}-fold from a learning rate of {top_lr:.1e}: {trouble}")
             top_lr *= ENLARGE
@@ -175,11 +177,10 @@ def _initial_critical(model: nn.Module, batches: Sequence[Batch], dtype: torch.d
     return critical, forwards
 
 
-def _directional_step(operator: HessianOperator, direction: Tensor) -> float | None:
-    """g·u / (u·H·u) over the whole sample, or None unless both are positive."""
+def _along(operator: HessianOperator, direction: Tensor) -> tuple[float, float]:
+    """g·u and u·H·u over the whole sample."""
     slope = dot(operator.gradient(), direction)
-    curvature = dot(direction, operator.matvec(direction))
-    return slope / curvature if slope > 0 and curvature > 0 else None
+    return slope, dot(direction, operator.matvec(direction))
 
 
 def _preconditioned(

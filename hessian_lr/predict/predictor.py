@@ -160,7 +160,7 @@ def _by_adam(request: _Request, constants: Calibration) -> Prediction:
     notes = list(measured.notes)
     second = measured.lr_directional
     if second is None:
-        notes.append("no second opinion: Adam's step does not lead to a minimum along itself on this sample")
+        notes.append("no second opinion: Adam's step does not lead downhill on this sample")
     elif not low <= second <= high:
         # Half-way, in logarithms: the second opinion is the noisier of the two.
         low, high = min(low, (low * second) ** 0.5), max(high, (high * second) ** 0.5)
