@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint demo
+.PHONY: setup test lint demo figures
 
 setup: $(STAMP)
 
@@ -32,3 +32,6 @@ test: lint
 demo: setup
 	$(BIN)/hessian-lr validate --method lora --method rslora --method pissa --method olora \
 		--batch-size 2 --steps 20 --samples 6 --out runs/demo
+
+figures: setup
+	$(BIN)/python experiments/draw.py

@@ -18,6 +18,9 @@ from ..records import Record
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, PowerLaw, load_calibration
 
+# Gradients over the adapted weights instead of the adapter: half a backward pass more than θ's own.
+NORMS_COST = 1.5
+
 
 @dataclass(frozen=True)
 class Prediction(Record):
@@ -172,21 +175,7 @@ def _by_adam(request: _Request, constants: Calibration) -> Prediction:
             f"not quadratic along Adam's step: critical learning rate {measured.lr_critical:.1e}, "
             f"twice the directional step {2 * second:.1e}"
         )
-    return Prediction(
-        predictor="adam",
-        status=measured.status,
-        lr=lr,
-        lr_low=low,
-        lr_high=high,
-        calibration=constants.version,
-        curvature=None,
-        adam=measured,
-        matvecs=measured.matvecs,
-        gradient_equivalents=measured.gradient_equivalents,
-        seconds=measured.seconds,
-        peak_rss_bytes=measured.peak_rss_bytes,
-        notes=tuple(notes),
-    )
+    return _told("adam", constants, (lr, low, high), measured, notes)
 
 
 def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
@@ -213,20 +202,32 @@ def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
     law = constants.eigenvalue
     lr = law(lambda_ratio=curvature.lambda_max / norm, batch_size=request.batch_size, steps=request.steps)
     low, high = _range(lr, law)
+    told = _told("eigenvalue", constants, (lr, low, high), curvature, curvature.notes)
+    return replace(told, gradient_equivalents=told.gradient_equivalents + NORMS_COST)
+
+
+def _told(
+    predictor: str,
+    constants: Calibration,
+    rates: tuple[float, float, float],
+    measured: AdamSharpness | Curvature,
+    notes: Sequence[str],
+) -> Prediction:
+    lr, low, high = rates
     return Prediction(
-        predictor="eigenvalue",
-        status=curvature.status,
+        predictor=predictor,
+        status=measured.status,
         lr=lr,
         lr_low=low,
         lr_high=high,
         calibration=constants.version,
-        curvature=curvature,
-        adam=None,
-        matvecs=curvature.matvecs,
-        gradient_equivalents=curvature.gradient_equivalents + 1.5,
-        seconds=curvature.seconds,
-        peak_rss_bytes=curvature.peak_rss_bytes,
-        notes=curvature.notes,
+        curvature=measured if isinstance(measured, Curvature) else None,
+        adam=measured if isinstance(measured, AdamSharpness) else None,
+        matvecs=measured.matvecs,
+        gradient_equivalents=measured.gradient_equivalents,
+        seconds=measured.seconds,
+        peak_rss_bytes=measured.peak_rss_bytes,
+        notes=tuple(notes),
     )
 
 
