@@ -81,7 +81,7 @@ def adam_sharpness(
     warmup_batches: Sequence[Batch],
     *,
     dtype: torch.dtype = torch.float32,
-    rtol: float = 0.05,
+    rtol: float = 0.1,
     max_products: int = 25,
     memory_budget: int | None = None,
     seed: int = 0,
@@ -94,7 +94,8 @@ def adam_sharpness(
         batches: The curvature sample, which the warm-up does not see.
         warmup_batches: Training batches of the run's own batch size.
         dtype: Precision of the products and of the warm-up (forward-only searches are float32).
-        rtol, max_products, memory_budget, seed: As for ``sharpness``.
+        rtol, max_products, memory_budget, seed: As for ``sharpness``. A residual ρ of a tenth is
+            enough here: the eigenvalue's error is ρ²/δ with δ the gap to the rest of the spectrum.
         report: Called with (stage, done, total, detail).
 
     Raises:
