@@ -31,6 +31,7 @@ METHOD_STYLES: dict[str, tuple[str, str]] = {
     "rslora": (_SKY, "P"),
     "dora": (_BLUE, "X"),
     "lora-ga": (_ORANGE, "<"),
+    "lora-ga-peft": (_ORANGE, "8"),
     "gralora": (_GREEN, ">"),
     "randlora": (_RED, "p"),
     "loft": (_PINK, "h"),

@@ -52,15 +52,16 @@ def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
         HessianLRError: out of memory.
     """
     sample, warmup, notes = split_rows(setting, data.train)
+    pad_id = loaded.tokenizer.pad_token_id
     try:
-        model = methods.build(copy.deepcopy(loaded.model), setting)
+        start = methods.initial_batches(setting, data.train, pad_id)
+        model = methods.build(copy.deepcopy(loaded.model), setting, start)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise HessianLRError(
             f"out of memory while building the {setting.method!r} adapter on a copy of {setting.model}; "
             "free memory, or use a smaller model or rank"
         ) from error
     device = next(model.parameters()).device
-    pad_id = loaded.tokenizer.pad_token_id
     return Prepared(
         model=model,
         # By length, so that a microbatch holds little padding; how a sample is cut does not change λ.

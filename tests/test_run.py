@@ -152,8 +152,8 @@ def test_the_trained_copy_is_freed(monkeypatch, dtype):
     copies = []
     build = methods.build
 
-    def remember(model, setting):
-        built = build(model, setting)
+    def remember(*arguments):
+        built = build(*arguments)
         copies.append(weakref.ref(built))
         return built
 

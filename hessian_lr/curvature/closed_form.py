@@ -13,7 +13,7 @@ spectral norm of one module's gradient, with −λ at the other end of the spect
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,9 +62,8 @@ def gradient_norms(
         RequestError: no adapted module, or no labelled token.
     """
     layers = adapted_layers(model)
-    return {
-        name: _top_singular(matrix)[0] for name, matrix in _weight_gradients(model, layers, batches, dtype)
-    }
+    gradients = weight_gradients(model, _weights(layers), batches, dtype)
+    return {name: _top_singular(matrix)[0] for name, matrix in gradients.items()}
 
 
 def lora_bracket(
@@ -92,7 +91,7 @@ def lora_bracket(
     }
 
     top, where, directions = -1.0, "", (np.empty(0), np.empty(0))
-    for name, gradient in _weight_gradients(model, layers, batches, torch.float32):
+    for name, gradient in weight_gradients(model, _weights(layers), batches, torch.float32).items():
         norm, left, right = _top_singular(gradient)
         norm *= _scaling(layers[name])
         if norm > top:
@@ -140,10 +139,18 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return layers
 
 
-def _weight_gradients(
-    model: nn.Module, layers: dict[str, Any], batches: Sequence[Batch], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    weights = [layer.get_base_layer().weight for layer in layers.values()]
+def weight_gradients(
+    model: nn.Module, named: Mapping[str, Tensor], batches: Sequence[Batch], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """∂L/∂W of each of the model's weights in ``named``, shaped as it is, in the type it has.
+
+    The model, whose weights may be frozen, is left as it was found.
+
+    Raises:
+        RequestError: no token is labelled.
+        NonFiniteError: the loss is not finite.
+    """
+    weights = list(named.values())
     frozen = [w.requires_grad for w in weights]
     total = sum(count_labels(batch) for batch in batches)
     if not total:
@@ -168,7 +175,11 @@ def _weight_gradients(
         for weight, before in zip(weights, frozen, strict=True):
             weight.requires_grad_(before)
     assert sums is not None
-    yield from zip(layers, sums, strict=True)
+    return dict(zip(named, sums, strict=True))
+
+
+def _weights(layers: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: layer.get_base_layer().weight for name, layer in layers.items()}
 
 
 def _top_singular(matrix: Tensor) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:

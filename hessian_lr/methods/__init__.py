@@ -1,7 +1,7 @@
 """LoRA methods: one registry, each method a way to parametrize and initialize an adapter."""
 
 from .method import Method
-from .registry import METHODS, build, check
+from .registry import METHODS, build, check, initial_batches
 from .targets import ALL_LINEAR, Target, find_targets
 
-__all__ = ["ALL_LINEAR", "METHODS", "Method", "Target", "build", "check", "find_targets"]
+__all__ = ["ALL_LINEAR", "METHODS", "Method", "Target", "build", "check", "find_targets", "initial_batches"]

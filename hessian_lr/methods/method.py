@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from ..setting import Setting
 from .targets import Target
@@ -22,14 +21,17 @@ class Method:
         source: The paper, as an arXiv number.
         zero_b: The adapter is a product whose last factor (B; RandLoRA's λ) starts at zero. The
             Hessian at initialization is then a saddle with ±λ, all of it from the gradient.
-        build: ``build(model, setting, targets)`` turns the model into a PEFT model. It is called with
-            the random number generators already seeded, and after every refusal.
+        build: ``build(model, setting, targets)`` turns the model into a PEFT model, and takes
+            ``batches`` too where ``rows`` asks for them. It is called with the random number generators
+            already seeded, and after every refusal.
         refuse: ``refuse(setting, targets)`` raises RequestError for what this method alone cannot do.
+        rows: Rows of training data that the initialization looks at; 0: the weights are enough.
     """
 
     name: str
     summary: str
     source: str
     zero_b: bool
-    build: Callable[[PreTrainedModel, Setting, tuple[Target, ...]], PeftModel]
+    build: Callable[..., PeftModel]
     refuse: Callable[[Setting, tuple[Target, ...]], None] | None = None
+    rows: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,14 +10,23 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
+from ..data import Batch, Example, make_batches
 from ..errors import RequestError, unknown_name
 from ..setting import Setting
 from .builtin import BUILTIN
+from .init_ab import INIT_AB
+from .lora_ga import LORA_GA
+from .lora_ga_peft import LORA_GA_PEFT
 from .method import Method
+from .milora import MILORA
 from .targets import Target, find_targets
 
 # A method PEFT lacks is one more file with a Method in it, and one more name here.
-METHODS: dict[str, Method] = {method.name: method for method in (*BUILTIN,)}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (*BUILTIN, MILORA, INIT_AB, LORA_GA, LORA_GA_PEFT)
+}
+# The gradient is the same however the rows are cut, to rounding; so few take little memory.
+_BATCH = 4
 
 
 def check(model: PreTrainedModel, setting: Setting) -> None:
@@ -31,7 +40,25 @@ def check(model: PreTrainedModel, setting: Setting) -> None:
     _checked(model, setting)
 
 
-def build(model: PreTrainedModel, setting: Setting) -> PeftModel:
+def initial_batches(setting: Setting, rows: Sequence[Example], pad_id: int) -> list[Batch]:
+    """What ``build`` needs of the training data: the first rows, or nothing for most methods.
+
+    A measurement and a run of one setting get the same rows here, so that both start at one adapter.
+
+    Args:
+        setting: Gives the method.
+        rows: The training rows, in their order.
+        pad_id: The tokenizer's padding token.
+
+    Raises:
+        RequestError: the method is unknown.
+    """
+    # By length, so that a batch holds little padding.
+    first = sorted(rows[: _method(setting).rows], key=lambda row: len(row.input_ids))
+    return make_batches(first, _BATCH, pad_id)
+
+
+def build(model: PreTrainedModel, setting: Setting, batches: Sequence[Batch] = ()) -> PeftModel:
     """Give ``model`` the adapter that ``setting`` describes.
 
     The model is taken over: its modules are replaced, its weights frozen, and changed where the method
@@ -42,28 +69,35 @@ def build(model: PreTrainedModel, setting: Setting) -> PeftModel:
     Args:
         model: A causal LM with float32 weights.
         setting: Gives method, rank, alpha, target modules and seed.
+        batches: Training data for a method that starts from it, from ``initial_batches``.
 
     Returns:
         The PEFT model, whose trainable parameters are the adapter's and no others, in float32.
 
     Raises:
-        RequestError: as ``check``.
+        RequestError: as ``check``, or the method needs batches and there are none, or none of their
+            tokens is labelled.
+        NonFiniteError: the gradient that the method starts from is not finite.
     """
     method, targets = _checked(model, setting)
+    if method.rows and not batches:
+        raise RequestError(
+            f"{method.name} starts from the gradient on training data: give build() the batches that "
+            "initial_batches() makes of it"
+        )
     training = model.training
     with _seeded(setting.seed, next(model.parameters()).device):
-        adapted = method.build(model, setting, targets)
+        adapted = method.build(model, setting, targets, *([batches] if method.rows else []))
     return adapted.train(training)
 
 
 def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Target, ...]]:
-    if setting.method not in METHODS:
-        raise unknown_name("method", setting.method, METHODS)
+    method = _method(setting)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise RequestError(
             "this model carries an adapter already: merge or unload it, or load the model anew"
         )
-    method, targets = METHODS[setting.method], find_targets(model, setting.target_modules)
+    targets = find_targets(model, setting.target_modules)
     narrowest = min(targets, key=lambda target: target.width)
     if setting.rank > narrowest.width:
         raise RequestError(
@@ -74,6 +108,12 @@ def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Ta
     if method.refuse is not None:
         method.refuse(setting, targets)
     return method, targets
+
+
+def _method(setting: Setting) -> Method:
+    if setting.method not in METHODS:
+        raise unknown_name("method", setting.method, METHODS)
+    return METHODS[setting.method]
 
 
 @contextmanager

@@ -150,8 +150,9 @@ def _train(
     from ..data import make_batches
     from .trainer import fit
 
-    model = methods.build(copy.deepcopy(loaded.model), setting)
     dtype, pad_id = _precision(setting), loaded.tokenizer.pad_token_id
+    start = methods.initial_batches(setting, data.train, pad_id)
+    model = methods.build(copy.deepcopy(loaded.model), setting, start)
     # By length, so that little is spent on padding; the loss weighs tokens, however they are batched.
     rows = sorted(data.heldout, key=lambda row: len(row.input_ids))
     heldout = make_batches(rows, HELDOUT_BATCH, pad_id)
