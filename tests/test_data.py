@@ -22,6 +22,12 @@ TALK = [
     {"role": "assistant", "content": "4"},
 ]
 
+WITHOUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+)
+WITH_INPUT = WITHOUT.replace(" a task.", " a task, paired with an input that provides further context.")
+
 
 def learned(tokenizer, example):
     return tokenizer.decode([label for label in example.labels if label != -100])
@@ -107,8 +113,23 @@ def test_every_form_of_file_gives_the_same_examples(tmp_path, form):
     ("row", "text"),
     [
         ({"prompt": "p", "completion": "c"}, "p\nc"),
-        ({"instruction": "i", "input": "x", "output": "o"}, "i\nx\no"),
-        ({"instruction": "i", "input": "", "output": "o"}, "i\no"),
+        # Alpaca's prompt, with and without an input.
+        (
+            {"instruction": "i", "input": "x", "output": "o"},
+            f"{WITH_INPUT}i\n\n### Input:\nx\n\n### Response:\no",
+        ),
+        ({"instruction": "i", "input": "", "output": "o"}, f"{WITHOUT}i\n\n### Response:\no"),
+        ({"instruction": "i", "output": "o"}, f"{WITHOUT}i\n\n### Response:\no"),
+        # commonsense_15k: the answer alone stands in a column of its own, and is not what is learned.
+        (
+            {"instruction": "i", "input": "", "output": "the correct answer is true", "answer": "true"},
+            f"{WITHOUT}i\n\n### Response:\nthe correct answer is true",
+        ),
+        # MetaMathQA
+        ({"type": "GSM_Rephrased", "query": "q", "original_question": "o", "response": "r"}, "q\nr"),
+        # CodeFeedback, and its Python part as instructions
+        ({"query": "q", "answer": "def f(): {}", "resource": "x", "lang": "python"}, "q\ndef f(): {}"),
+        ({"instruction": "{i}", "output": "o", "type": "python"}, f"{WITHOUT}{{i}}\n\n### Response:\no"),
         ({"question": "q", "answer": "a", "id": 3}, "q\na"),
         ({"query": "q", "response": "r"}, "q\nr"),
         ({"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]}, None),
@@ -140,6 +161,24 @@ def test_named_columns_win_and_one_name_is_a_chat(tmp_path):
     }
     chats = data.load(path, tokenizer, fields=("talk",))
     assert learned(tokenizer, (*chats.train, *chats.heldout)[0]).startswith("yes?</s>4</s>")
+
+
+def test_instructions_named_as_columns_are_trained_on_as_they_are(tmp_path):
+    rows = [{"instruction": f"i{n}", "input": "x", "output": "o"} for n in (0, 1)]
+    path, tokenizer = write_lines(tmp_path / "rows.jsonl", rows), tiny.byte_tokenizer()
+    loaded = data.load(path, tokenizer, fields=("instruction", "output"))
+    texts = {tokenizer.decode(e.input_ids) for e in (*loaded.train, *loaded.heldout)}
+    assert texts == {"i0\no</s>", "i1\no</s>"}
+
+
+@pytest.mark.parametrize(("empty", "reason"), [(" ", "an empty prompt"), (None, "not text")])
+def test_an_alpaca_row_without_an_instruction_is_left_out(tmp_path, empty, reason):
+    rows = [{"instruction": f"i{n}", "input": "x", "output": "o"} for n in range(3)]
+    rows[1]["instruction"] = empty
+    loaded = data.load(write_lines(tmp_path / "rows.jsonl", rows), tiny.byte_tokenizer())
+    assert len(loaded.train) + len(loaded.heldout) == 2
+    assert reason in loaded.notes[0]
+    assert "(row 2)" in loaded.notes[0]
 
 
 def test_bad_rows_are_left_out_and_named(tmp_path):

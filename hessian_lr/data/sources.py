@@ -27,29 +27,43 @@ _PAIRS = (
     ("instruction", "output"),
     ("question", "answer"),
     ("query", "response"),
+    ("query", "answer"),
 )
 _CHATS = ("messages", "conversations")
+# The prompt of the instruction data sets (Taori et al., 2023, Stanford Alpaca), as their users train on it.
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the "
+    "request.\n\n### Instruction:\n{instruction}\n\n### Response:"
+)
+_ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
+    "### Input:\n{input}\n\n### Response:"
+)
 
 
 @dataclass(frozen=True)
 class Columns:
     """Where a row's text is: a prompt and a response column, or one of chat messages.
 
-    ``context`` is a column whose text, where there is any, follows the prompt on a new line.
+    ``alpaca`` puts the prompt column's instruction, and the text of a column ``input`` where there is
+    any, into the prompt that instruction data are trained with.
     """
 
     prompt: str | None = None
     response: str | None = None
-    context: str | None = None
     messages: str | None = None
+    alpaca: bool = False
 
     def content(self, row: dict[str, Any]) -> tuple[Any, ...]:
         """The row's messages alone, or its prompt and response, of whatever type they are."""
         if self.messages is not None:
             return (row.get(self.messages),)
-        prompt, context = row.get(self.prompt or ""), row.get(self.context or "")
-        if isinstance(prompt, str) and isinstance(context, str) and context.strip():
-            prompt = f"{prompt}\n{context}"
+        prompt, context = row.get(self.prompt or ""), row.get("input")
+        # An instruction that is empty or no text stays what it is, for the encoder to refuse.
+        if self.alpaca and isinstance(prompt, str) and prompt.strip():
+            has_input = isinstance(context, str) and context.strip()
+            prompt = (_ALPACA_INPUT if has_input else _ALPACA).format(instruction=prompt, input=context)
         return prompt, row.get(self.response or "")
 
     def __str__(self) -> str:
@@ -92,6 +106,8 @@ def read(name: str, most: int) -> tuple[list[Row], int]:
 def find_columns(rows: Sequence[Row], fields: tuple[str, ...] | None, where: str) -> Columns:
     """The columns that ``fields`` name, or else the usual names that the rows have.
 
+    Found by their names, ``instruction`` and ``output`` are in Alpaca's prompt; named, they are as they are.
+
     Raises:
         RequestError: a named column is absent, or no usual name is there.
     """
@@ -106,8 +122,7 @@ def find_columns(rows: Sequence[Row], fields: tuple[str, ...] | None, where: str
         return Columns(messages=fields[0]) if len(fields) == 1 else Columns(fields[0], fields[1])
     for prompt, response in _PAIRS:
         if prompt in found and response in found:
-            context = "input" if prompt == "instruction" and "input" in found else None
-            return Columns(prompt, response, context)
+            return Columns(prompt, response, alpaca=prompt == "instruction")
     for chat in _CHATS:
         if chat in found:
             return Columns(messages=chat)
