@@ -31,7 +31,7 @@ test: lint
 
 demo: setup
 	$(BIN)/hessian-lr validate --method lora --method rslora --method pissa --method olora \
-		--batch-size 2 --steps 20 --samples 6 --out runs/demo
+		--batch-size 2 --steps 16 --samples 4 --out runs/demo
 
 figures: setup
 	$(BIN)/python experiments/draw.py

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import data, methods, models, results, terminal
+from .allocator import keep_freed_memory
 from .data import TaskData
 from .errors import HessianLRError, RequestError
 from .models import LoadedModel
@@ -20,6 +21,7 @@ Table = Callable[[Sequence[Row]], None]
 
 def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData]:
     """The settings' common model and data; every method is checked against the model."""
+    keep_freed_memory()
     first = settings[0]
     loaded = models.load(first.model, device=first.device, quiet=output.quiet)
     for setting in settings:
