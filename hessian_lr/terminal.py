@@ -32,7 +32,7 @@ def rate(value: float | None) -> str:
 
 def number(value: float | None) -> str:
     """An eigenvalue in three digits."""
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
 
 
 def span(low: float | None, high: float | None) -> str:
