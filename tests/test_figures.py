@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 def test_no_two_methods_look_alike_and_unknown_ones_are_grey():
     assert len(set(METHOD_STYLES.values())) == len(METHOD_STYLES)
     fixed = {"lora", "rslora", "dora", "pissa", "milora", "olora"}
-    fixed |= {"init-ab", "lora-ga", "gralora", "randlora", "loft", "lora+"}
+    fixed |= {"init-ab", "lora-ga", "lora-ga-peft", "gralora", "randlora", "loft", "lora+"}
     assert fixed == set(METHOD_STYLES)
     assert method_style("something-new") == UNKNOWN_STYLE
     assert UNKNOWN_STYLE not in METHOD_STYLES.values()
