@@ -38,7 +38,7 @@ class Curvature(Record):
 
     Attributes:
         lambda_max: The Ritz value θ: a Rayleigh quotient, so θ ≤ λ.
-        lambda_lower: θ less the rounding of the products; λ is at least this.
+        lambda_lower: λ is at least this, up to the rounding of the products: θ itself.
         lambda_upper: λ is at most this with probability ``confidence`` over the random start.
         confidence: That probability.
         lambda_min: Smallest Ritz value, at least the smallest eigenvalue.

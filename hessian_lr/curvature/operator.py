@@ -83,7 +83,7 @@ class HessianOperator:
         self.batches = [
             to_device(piece, self.device)
             for batch in batches
-            for piece in split_rows(batch, room)
+            for piece in cut_batch(batch, room)
             if count_labels(piece)
         ]
         self.weights = [count_labels(batch) for batch in self.batches]
@@ -206,7 +206,7 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-def split_rows(batch: Batch, tokens: int) -> list[Batch]:
+def cut_batch(batch: Batch, tokens: int) -> list[Batch]:
     """The batch in pieces of whole rows, each of at most ``tokens`` tokens (but at least one row).
 
     Columns at the end that are padding in all rows of a piece are cut off.
