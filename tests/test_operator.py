@@ -8,7 +8,7 @@ from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch
 from tolerances import DENSE32, DENSE64, DENSE64_FLOAT32_ISLANDS, DIFFERENCES
 
 from hessian_lr.curvature import HessianOperator, PreconditionedOperator, count_labels, mean_loss
-from hessian_lr.curvature import operator as operator_module
+from hessian_lr.curvature.microbatches import CLUSTERS
 from hessian_lr.curvature.operator import unflatten
 from hessian_lr.errors import NonFiniteError, RequestError
 
@@ -47,7 +47,7 @@ def test_keeping_and_rebuilding_graphs_give_the_same_product_at_their_stated_cos
     vector = random_vector(keep.size)
     for _ in range(3):
         assert distance(keep.matvec(vector), rebuild.matvec(vector)) < DENSE64
-    assert (keep.kept, rebuild.kept) == (2, 0)
+    assert (keep.kept, rebuild.kept) == (len(keep.batches), 0)
     # Kept: one gradient to build the graph, then one for each product. Rebuilt: two for each.
     assert keep.cost.gradient_equivalents == pytest.approx(4)
     assert rebuild.cost.gradient_equivalents == pytest.approx(6)
@@ -99,11 +99,20 @@ def test_microbatch_forms_average_to_the_whole(batches):
     operator = HessianOperator(adapted(), batches)
     vector = random_vector(operator.size)
     whole = float(operator.matvec(vector) @ vector)
-    weights = [count_labels(batch) for batch in batches]
-    mean = sum(w * f for w, f in zip(weights, operator.batch_forms, strict=True)) / sum(weights)
+    mean = sum(w * f for w, f in zip(operator.weights, operator.batch_forms, strict=True)) / operator.labels
     assert mean == pytest.approx(whole)
-    alone = HessianOperator(adapted(), batches[:1])
+    alone = HessianOperator(adapted(), operator.batches[:1])
     assert operator.batch_forms[0] == pytest.approx(float(alone.matvec(vector) @ vector))
+
+
+@pytest.mark.parametrize("budget", [0, 10**12], ids=["rebuilt", "kept"])
+def test_a_block_product_is_its_columns_products_and_builds_each_graph_once(budget, batches):
+    truth = dense_hessian(adapted(), batches)
+    operator = HessianOperator(adapted(), batches, memory_budget=budget)
+    block = torch.stack([random_vector(operator.size, seed) for seed in range(3)], dim=1)
+    assert distance(operator.matmat(block), truth @ block) < DENSE64
+    assert operator.cost.gradient_equivalents == pytest.approx(1 + 3)
+    assert operator.cost.matvecs == 3
 
 
 def test_preconditioned_product_matches_the_dense_matrix(batches):
@@ -136,14 +145,26 @@ def test_the_model_is_left_as_it_was(attention, batches):
     assert not model.get_base_model().lm_head._forward_pre_hooks
 
 
-def test_large_batches_are_cut_by_rows_and_their_trailing_padding_dropped(batches, monkeypatch):
-    vector = random_vector(HessianOperator(adapted(), batches).size)
-    whole = HessianOperator(adapted(), batches)
-    monkeypatch.setitem(operator_module.MICROBATCH_TOKENS, "cpu", 20)
-    cut = HessianOperator(adapted(), batches)
-    assert [tuple(batch["input_ids"].shape) for batch in cut.batches] == [(2, 9), (1, 10), (1, 12), (1, 12)]
-    assert distance(cut.matvec(vector), whole.matvec(vector)) < DENSE64
-    assert cut.labels == whole.labels
+def test_a_small_sample_is_cut_into_its_rows_without_their_trailing_padding(batches):
+    operator = HessianOperator(adapted(), batches)
+    assert [tuple(batch["input_ids"].shape) for batch in operator.batches] == [
+        (1, 9),
+        (1, 9),
+        (1, 10),
+        (1, 12),
+        (1, 12),
+    ]
+
+
+def test_rows_of_like_length_share_a_microbatch_and_the_product_stays():
+    rows = [make_batch(1, tokens, seed=i) for i, tokens in enumerate([31, 20, 11] * 12)]
+    joined = HessianOperator(adapted(), rows)
+    assert CLUSTERS <= len(joined.batches) < len(rows)
+    assert joined.tokens == 12 * (31 + 20 + 11)
+    vector = random_vector(joined.size)
+    apart = [HessianOperator(adapted(), [row]) for row in rows]
+    expected = sum(o.labels * o.matvec(vector) for o in apart) / joined.labels
+    assert distance(joined.matvec(vector), expected) < DENSE64
 
 
 def test_only_labelled_positions_reach_the_output_head(batches):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Elements of a float32 buffer worked on at a time: large enough to amortise the calls, small
 # enough to stay near the processor's cache.
-_CHUNK_ELEMENTS = 1 << 21
+_CHUNK_ELEMENTS = 1 << 18
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

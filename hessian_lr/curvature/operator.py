@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -23,14 +22,9 @@ from .loss import (
     to_device,
     trainable,
 )
-
-# Of the memory that is free when an operator is made, the share that kept graphs may fill. The
-# rest is for the Lanczos basis and for what a product needs while it runs.
-MEMORY_SHARE = 0.6
-
-# Tokens of a microbatch: a graph of a small model's gradient takes megabytes a token, and a
-# processor gains nothing from more at a time; a GPU does.
-MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+from .microbatches import microbatches
+from .plan import Plan
+from .twice import TwiceDifferentiable
 
 
 @dataclass
@@ -57,8 +51,8 @@ class HessianOperator:
 
     Args:
         model: The model; only parameters with ``requires_grad`` count.
-        batches: The sample; any split into batches gives the same H. Large ones are cut into
-            microbatches by rows here, and their trailing padding is cut off.
+        batches: The sample; any split into batches gives the same H. Rows are sorted by length and
+            put into microbatches here, without the padding they do not need.
         dtype: Precision of the matrix products: float32, float64, or bfloat16 (autocast).
         memory_budget: Bytes that kept graphs may fill; 0 rebuilds all, None takes a share of
             what is free now.
@@ -79,13 +73,7 @@ class HessianOperator:
         self.parameters = trainable(model)
         self.device = self.parameters[0].device
         self.dtype = dtype
-        room = MICROBATCH_TOKENS.get(self.device.type, MICROBATCH_TOKENS["cpu"])
-        self.batches = [
-            to_device(piece, self.device)
-            for batch in batches
-            for piece in cut_batch(batch, room)
-            if count_labels(piece)
-        ]
+        self.batches = [to_device(batch, self.device) for batch in microbatches(batches, self.device)]
         self.weights = [count_labels(batch) for batch in self.batches]
         self.labels = sum(self.weights)
         if not self.labels:
@@ -95,12 +83,11 @@ class HessianOperator:
         self.tokens = count_tokens(self.batches)
         self.size = sum(p.numel() for p in self.parameters)
         self.cost = Cost()
+        self.plan = Plan(self.device, [count_tokens([batch]) for batch in self.batches], memory_budget)
         self.batch_forms: list[float] = []
-        self._budget = _free_memory(self.device) * MEMORY_SHARE if memory_budget is None else memory_budget
         self._graphs: dict[int, list[Tensor]] = {}
         self._losses: dict[int, float] = {}
-        self._largest_graph = 0.0
-        self._in_use_before = _used_memory(self.device)
+        self._cast_weights: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def kept(self) -> int:
@@ -114,11 +101,11 @@ class HessianOperator:
 
     def gradient(self) -> Tensor:
         """g = ∇L, shape (n,), in the parameters' type."""
-        total = torch.zeros(self.size, dtype=self.parameters[0].dtype, device=self.device)
-        with self._scope():
-            for index in range(len(self.batches)):
-                total += flatten(self._gradient_graph(index, twice=self._budget > 0))
-        return total
+        total = self._zeros(1)
+        with self.scope():
+            for _, share in self.graphs(twice=not self.plan.rebuilds_all):
+                _accumulate(total[0], share)
+        return total[0]
 
     def matvec(self, vector: Tensor) -> Tensor:
         """H·v.
@@ -135,30 +122,54 @@ class HessianOperator:
         Raises:
             NonFiniteError: the loss or the product is NaN or infinite.
         """
-        vector = vector.to(self.device, self.parameters[0].dtype)
-        pieces = unflatten(vector, self.parameters)
-        total = torch.zeros_like(vector)
+        return self.matmat(vector.unsqueeze(1)).squeeze(1)
+
+    def matmat(self, block: Tensor) -> Tensor:
+        """H·V.
+
+        A microbatch whose graph is not kept is rebuilt once for all columns, so k products cost
+        k + 1 gradients instead of 2k. ``batch_forms`` is left as by ``matvec`` with the last column.
+
+        Args:
+            block: V, shape (n, k).
+
+        Returns:
+            H·V, shape (n, k), in the parameters' type.
+
+        Raises:
+            NonFiniteError: the loss or the product is NaN or infinite.
+        """
+        columns = [c.contiguous() for c in block.to(self.device, self.parameters[0].dtype).unbind(1)]
+        pieces = [unflatten(column, self.parameters) for column in columns]
+        total = self._zeros(len(columns))
         forms: list[float] = []
-        with self._scope():
-            for index, labels in enumerate(self.weights):
-                graph = self._gradient_graph(index)
-                keep = index in self._graphs
-                product = flatten(
-                    torch.autograd.grad(
-                        graph, self.parameters, pieces, retain_graph=keep, materialize_grads=True
-                    )
-                )
-                self.cost.gradient_equivalents += labels / self.labels
-                forms.append(float(product.double() @ vector.double()) * self.labels / labels)
-                total += product
-                del graph, product
+        with self.scope():
+            for index, share in self.graphs():
+                labels = self.weights[index]
+                for column, piece in enumerate(pieces):
+                    keep = index in self._graphs or column + 1 < len(pieces)
+                    product = self._product(share, piece, keep)
+                    _accumulate(total[column], product)
+                    self.cost.gradient_equivalents += labels / self.labels
+                forms.append(_form(product, piece) * self.labels / labels)
+                del share, product
         self.batch_forms = forms
-        self.cost.matvecs += 1
+        self.cost.matvecs += len(columns)
         require_finite(total, "a Hessian-vector product")
-        return total
+        return total.t()
+
+    def graphs(self, twice: bool = True) -> Iterator[tuple[int, list[Tensor]]]:
+        """Each microbatch's index and its share of g, one tensor a parameter; the shares sum to g.
+
+        To be used within ``scope``. With ``twice`` the shares can be differentiated; a kept one must
+        then be differentiated with ``retain_graph=True``, like any that is used more than once.
+        """
+        for index in range(len(self.batches)):
+            yield index, self._graphs.get(index) or self._build(index, twice)
 
     @contextmanager
-    def _scope(self) -> Iterator[None]:
+    def scope(self) -> Iterator[None]:
+        """Where graphs are built and differentiated: modes, attention and precision as they must be."""
         with (
             quiet_model(self.model),
             differentiable_attention(self.model),
@@ -167,32 +178,29 @@ class HessianOperator:
         ):
             yield
 
-    def _gradient_graph(self, index: int, twice: bool = True) -> list[Tensor]:
-        """Microbatch ``index``'s share of g: from memory, or computed.
+    def _product(self, share: list[Tensor], piece: list[Tensor], keep: bool) -> Sequence[Tensor]:
+        """A microbatch's share of H·v from its share of g."""
+        return torch.autograd.grad(share, self.parameters, piece, retain_graph=keep, materialize_grads=True)
 
-        With ``twice`` it has a graph to be differentiated again, which is kept if it fits.
-        """
-        if index in self._graphs:
-            return self._graphs[index]
-        before = _used_memory(self.device)
-        loss = summed_loss(self.model, self.batches[index])
-        require_finite(loss, "the loss")
-        self._losses[index] = float(loss.detach())
-        graph = list(
-            torch.autograd.grad(
-                loss / self.labels, self.parameters, create_graph=twice, materialize_grads=True
+    def _build(self, index: int, twice: bool) -> list[Tensor]:
+        """Microbatch ``index``'s share of g; with ``twice`` its graph is kept if that fits."""
+        with self.plan.measure(index):
+            with TwiceDifferentiable(self.dtype, self._cast_weights):
+                loss = summed_loss(self.model, self.batches[index])
+            require_finite(loss, "the loss")
+            self._losses[index] = float(loss.detach())
+            share = list(
+                torch.autograd.grad(
+                    loss / self.labels, self.parameters, create_graph=twice, materialize_grads=True
+                )
             )
-        )
         self.cost.gradient_equivalents += self.weights[index] / self.labels
-        if not twice:
-            return graph
-        self._largest_graph = max(self._largest_graph, _used_memory(self.device) - before)
-        # Kept only while one more graph would still fit: the next one is built on top of it, if
-        # only for the time of a product.
-        in_use = _used_memory(self.device) - self._in_use_before
-        if self._budget > 0 and in_use + self._largest_graph <= self._budget:
-            self._graphs[index] = graph
-        return graph
+        if twice and self.plan.keeps(index):
+            self._graphs[index] = share
+        return share
+
+    def _zeros(self, rows: int) -> Tensor:
+        return torch.zeros(rows, self.size, dtype=self.parameters[0].dtype, device=self.device)
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -206,34 +214,17 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-def cut_batch(batch: Batch, tokens: int) -> list[Batch]:
-    """The batch in pieces of whole rows, each of at most ``tokens`` tokens (but at least one row).
-
-    Columns at the end that are padding in all rows of a piece are cut off.
-    """
-    rows, columns = batch["input_ids"].shape
-    if any(value.shape != (rows, columns) for value in batch.values()):
-        return [batch]
-    step = max(1, tokens // columns)
-    pieces: list[Batch] = []
-    for start in range(0, rows, step):
-        piece = {name: value[start : start + step] for name, value in batch.items()}
-        mask = piece.get("attention_mask")
-        used = columns if mask is None or not mask.any() else int(mask.any(dim=0).nonzero().max()) + 1
-        pieces.append({name: value[:, :used] for name, value in piece.items()})
-    return pieces
+def _accumulate(total: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Add tensors to the vector they flatten to, without a second vector of that size."""
+    for target, tensor in zip(unflatten(total, tensors), tensors, strict=True):
+        target.add_(tensor.detach())
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
-def _used_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    # The machine's, not the process's: what other processes take is gone as well, and memory that
-    # the allocator has freed but not given back counts as taken only once.
-    memory = psutil.virtual_memory()
-    return int(memory.total - memory.available)
+def _form(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Σ left·right in float64, piece by piece: copies of whole vectors cost more than the sum."""
+    return float(
+        sum(
+            torch.dot(a.detach().double().view(-1), b.double().view(-1))
+            for a, b in zip(left, right, strict=True)
+        )
+    )

@@ -1,0 +1,82 @@
+"""Keep a gradient's graph, or rebuild it: decided by what one was measured to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+# Of the memory that is free when an operator is made, the share that kept graphs may fill. The
+# rest is for the Lanczos basis and for what a product needs while it runs.
+MEMORY_SHARE = 0.6
+
+
+class Plan:
+    """Which microbatches keep their graph.
+
+    The first graph is measured; the others are taken to need as much a token. A graph is kept while
+    the largest one could still be built on top of all that are kept.
+
+    Args:
+        device: Where the graphs live.
+        tokens: Of each microbatch.
+        budget: Bytes that graphs may fill; 0 rebuilds all, None takes a share of what is free now.
+    """
+
+    def __init__(self, device: torch.device, tokens: Sequence[int], budget: int | None) -> None:
+        self._device, self._tokens = device, tokens
+        self.budget = _free_memory(device) * MEMORY_SHARE if budget is None else float(budget)
+        self.bytes_per_token = 0.0
+        self._at_start = _used_memory(device)
+
+    @property
+    def rebuilds_all(self) -> bool:
+        """Whether no graph will ever be kept."""
+        return self.budget == 0
+
+    @contextmanager
+    def measure(self, index: int) -> Iterator[None]:
+        """Learn what a graph takes by watching this one being built."""
+        before = _used_memory(self._device)
+        yield
+        taken = (_used_memory(self._device) - before) / self._tokens[index]
+        self.bytes_per_token = max(self.bytes_per_token, taken)
+
+    def keeps(self, index: int) -> bool:
+        """Whether the graph just built should be kept."""
+        if self.rebuilds_all:
+            return False
+        in_use = _used_memory(self._device) - self._at_start
+        return in_use + self.bytes_per_token * max(self._tokens) <= self.budget
+
+    def note(self, kept: int) -> str | None:
+        """Why some microbatches rebuild their graph for each product, or None if none does."""
+        rebuilt = len(self._tokens) - kept
+        if not rebuilt:
+            return None
+        if self.rebuilds_all:
+            why = "as asked"
+        else:
+            need = self.bytes_per_token * sum(self._tokens)
+            why = (
+                f"memory: all would take {need / 1e9:.1f} GB, {self.bytes_per_token / 1e6:.1f} MB a token, "
+                f"and {self.budget / 1e9:.1f} GB were allowed"
+            )
+        return f"graphs of {rebuilt} of {len(self._tokens)} microbatches rebuilt for each product ({why})"
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _used_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    # The machine's, not the process's: what other processes take is gone as well, and memory that
+    # the allocator has freed but not given back counts as taken only once.
+    memory = psutil.virtual_memory()
+    return int(memory.total - memory.available)
