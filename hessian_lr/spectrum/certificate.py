@@ -51,6 +51,23 @@ def upper_bound(
     return float(brentq(excess, top, top + width, xtol=1e-12 * width))
 
 
+def hidden_probability(x: float, alphas: NDArray[np.float64], betas: NDArray[np.float64], size: int) -> float:
+    """The probability with which a uniformly random start vector hides an eigenvalue at x or above.
+
+    An eigenvalue above the largest Ritz value is compatible with the coefficients only if the
+    start's squared component along its eigenvector was at most 1 / Σ_{k=0..m} p_k(x)², and that
+    component follows Beta(½, (n − 1)/2). ``upper_bound`` is the x at which this is 1 − confidence.
+
+    Args:
+        x: A number above the largest Ritz value.
+        alphas, betas, size: As for ``upper_bound``.
+    """
+    if size <= len(alphas):
+        return 0.0
+    most = math.exp(-_log_christoffel_sum(x, alphas, betas))
+    return float(beta_distribution.cdf(most, 0.5, (size - 1) / 2))
+
+
 def _log_christoffel_sum(x: float, alphas: NDArray[np.float64], betas: NDArray[np.float64]) -> float:
     """log Σ_{k=0..m} p_k(x)², by the three-term recurrence with its scale taken out at each step."""
     before, now = 0.0, 1.0

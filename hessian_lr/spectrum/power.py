@@ -25,10 +25,11 @@ def power_iteration(
     Iterates v ← (H + c·I)·v / ‖·‖ with c the largest ‖H·v‖ seen so far. Unshifted iteration finds
     the eigenvalue largest in magnitude and stands still between +λ and −λ, which is what plain
     LoRA has at initialization; the shift sends −λ towards 0 and +λ to 2λ. It still needs many
-    more products than Lanczos, and where it does not get there its status is ``"budget"``. Only
-    ‖H·v − θ·v‖ is known: ``upper`` is None.
+    more products than Lanczos, and where it does not get there its status is ``"budget"``. It ends
+    when ρ = ‖H·v − θ·v‖ ≤ rtol·|θ|; of the rest of the spectrum it knows nothing, so ``gap`` is 0
+    and ``upper`` None.
 
-    Arguments, result and errors are those of ``lanczos``.
+    Arguments, result and errors are otherwise those of ``lanczos``.
     """
     check_stopping(rtol, max_products)
     vector = start_vector(size, seed, start, device, dtype)
@@ -54,6 +55,7 @@ def power_iteration(
         value=theta,
         vector=vector,
         residual=residual,
+        gap=0.0,
         upper=None,
         smallest=None,
         products=products,

@@ -1,0 +1,183 @@
+"""The whole spectrum at once: its density by stochastic Lanczos quadrature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from ..errors import RequestError
+from ..records import Record
+from .basis import Basis
+from .lanczos import Matvec, Progress, random_vectors, start_vector, tridiagonalise
+
+# The smoothing width is at least the spectrum's range over this number, so that a grid of twice as
+# many points resolves it.
+_FINEST = 400
+
+# Grid points a smoothing width, and widths by which the grid goes beyond the outermost node.
+_POINTS_PER_WIDTH = 2
+_MARGIN = 6.0
+
+Array = NDArray[np.float64]
+Elementwise = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class SpectralDensity(Record):
+    """An estimate of how a symmetric matrix's n eigenvalues are distributed.
+
+    Every ``*_error`` is a standard error over the probes. It does not cover what m Lanczos steps
+    cannot resolve, which is about ``width``. Where a few eigenvalues dominate a sum, the probes
+    scatter like χ² and few of them state too small an error: of trace and exponential of such a
+    spectrum 8 probes covered the truth within two errors in 79 to 89 of 100 cases, not 91.
+
+    Attributes:
+        size: n.
+        nodes: For each probe its Ritz values θ_k, at most m of them.
+        weights: For each probe the squared first components of T's eigenvectors; they sum to 1.
+        trace: Estimate of the sum of all eigenvalues.
+        width: Standard deviation of the Gaussian in place of each node: the typical distance of
+            neighbouring nodes (the median over the spectral mass), but at least 1/400 of the range.
+        grid: Points x, equally spaced at half the width.
+        density: Share of the eigenvalues per unit at x; integrates to 1.
+        cumulative: Expected number of eigenvalues ≤ x, from 0 to n, smoothed likewise.
+        products: Products with the matrix.
+    """
+
+    size: int
+    nodes: tuple[tuple[float, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+    trace: float
+    trace_error: float
+    width: float
+    grid: tuple[float, ...]
+    density: tuple[float, ...]
+    density_error: tuple[float, ...]
+    cumulative: tuple[float, ...]
+    cumulative_error: tuple[float, ...]
+    products: int
+
+    def trace_of(self, function: Elementwise) -> tuple[float, float]:
+        """tr f(H) = Σ f(λ_i) with its standard error, for an f that maps an array elementwise.
+
+        Unbiased for polynomials of a degree below 2m, which m-point Gauss quadrature integrates
+        exactly.
+        """
+        return _trace_of(function, self.size, self.nodes, self.weights)
+
+
+def spectral_density(
+    matvec: Matvec,
+    size: int,
+    *,
+    probes: int = 8,
+    steps: int = 40,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> SpectralDensity:
+    """The spectral density of a symmetric n × n matrix, in probes · steps products.
+
+    For a uniformly random unit vector q, n·q·f(H)·q has the expectation tr f(H), and m Lanczos
+    steps from q give the m-point Gauss quadrature of it: nodes are T's eigenvalues, weights the
+    squares of the first components of its eigenvectors (Ubaru, Chen and Saad, SIAM J. Matrix Anal.
+    Appl. 38, 2017). With a Gaussian around each x for f this is the smoothed density of Ghorbani,
+    Krishnan and Xiao (2019, arXiv 1901.10159).
+
+    Args:
+        matvec: v ↦ H·v for v of shape (n,).
+        size: n.
+        probes: Random vectors; the standard errors fall with their square root.
+        steps: m, Lanczos steps from each; the resolution. The basis holds m vectors.
+        seed: Seed of the probes; the caller's generator is not touched.
+        device: Where the basis lives.
+        dtype: Type of the basis, float32 or float64.
+        progress: Called after each step with (products, all products, largest Ritz value, its residual).
+
+    Raises:
+        RequestError: fewer than two probes (no error could be stated), or no step.
+    """
+    if probes < 2:
+        raise RequestError(f"probes must be at least 2 for a standard error, not {probes!r}")
+    if steps < 1:
+        raise RequestError(f"steps must be at least 1, not {steps!r}")
+    generator = torch.Generator().manual_seed(seed)
+    basis = Basis(size, device, dtype)
+    nodes: list[Array] = []
+    weights: list[Array] = []
+    products = 0
+    for probe in range(probes):
+        basis.shorten(0)
+        vector = start_vector(size, seed, random_vectors(1, size, generator)[0], device, dtype)
+        for t in tridiagonalise(matvec, basis, vector):
+            products += 1
+            values, vectors = t.eigh()
+            if progress is not None:
+                residual = float(t.residuals(vectors)[-1])
+                progress(probe * steps + len(basis), probes * steps, float(values[-1]), residual)
+            if len(basis) == steps:
+                break
+        nodes.append(values)
+        weights.append(vectors[0] ** 2)
+
+    trace, trace_error = _trace_of(lambda x: x, size, nodes, weights)
+    width = _smoothing_width(nodes, weights)
+    low, high = (float(end(np.concatenate(nodes))) for end in (np.min, np.max))
+    count = math.ceil((high - low + 2 * _MARGIN * width) / width * _POINTS_PER_WIDTH) + 1
+    grid = low - _MARGIN * width + width / _POINTS_PER_WIDTH * np.arange(count)
+    z = [(grid[:, None] - x) / width for x in nodes]
+    density, density_error = _mean([norm.pdf(d) @ w / width for d, w in zip(z, weights, strict=True)])
+    cumulative, cumulative_error = _mean([size * norm.cdf(d) @ w for d, w in zip(z, weights, strict=True)])
+    return SpectralDensity(
+        size=size,
+        nodes=tuple(tuple(x.tolist()) for x in nodes),
+        weights=tuple(tuple(w.tolist()) for w in weights),
+        trace=trace,
+        trace_error=trace_error,
+        width=width,
+        grid=tuple(grid.tolist()),
+        density=tuple(density.tolist()),
+        density_error=tuple(density_error.tolist()),
+        cumulative=tuple(cumulative.tolist()),
+        cumulative_error=tuple(cumulative_error.tolist()),
+        products=products,
+    )
+
+
+def _trace_of(
+    function: Elementwise,
+    size: int,
+    nodes: Sequence[Sequence[float] | Array],
+    weights: Sequence[Sequence[float] | Array],
+) -> tuple[float, float]:
+    forms = [size * function(np.asarray(x)) @ np.asarray(w) for x, w in zip(nodes, weights, strict=True)]
+    mean, error = _mean(forms)
+    return float(mean), float(error)
+
+
+def _mean(values: Sequence[Array]) -> tuple[Array, Array]:
+    """The mean over probes and its standard error."""
+    stacked = np.stack(values)
+    return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / math.sqrt(len(values))
+
+
+def _smoothing_width(nodes: Sequence[Array], weights: Sequence[Array]) -> float:
+    spacings = np.concatenate([np.gradient(x) if len(x) > 1 else np.zeros(1) for x in nodes])
+    mass = np.concatenate(list(weights))
+    order = np.argsort(spacings)
+    middle = np.searchsorted(np.cumsum(mass[order]), 0.5 * mass.sum())
+    every = np.concatenate(list(nodes))
+    spread = float(every.max() - every.min())
+    largest = float(np.abs(every).max())
+    if spread <= 1e-9 * largest or spread == 0.0:
+        # A multiple of the identity has no range: a width that is small beside its value will do.
+        spread = 1e-3 * largest or 1.0
+    finest = spread / _FINEST
+    return max(float(spacings[order[middle]]), finest)

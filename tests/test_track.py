@@ -1,0 +1,136 @@
+"""Following λ along a run, against the dense Hessian at every update."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny_models import adapted, counting_batch, dense_hessian
+
+from hessian_lr.curvature import HessianOperator
+from hessian_lr.errors import NonFiniteError, RequestError
+from hessian_lr.spectrum import lanczos
+from hessian_lr.track import SharpnessTracker, TrackedSharpness
+
+SAMPLE = [counting_batch(4, 1, seed=1), counting_batch(3, 1, seed=2)]
+UPDATES = 10
+
+
+def moments_of_a_run(every):
+    """A model in training: yields it at the start and after each ``every`` AdamW steps, with the step."""
+    model = adapted()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for step in range(every * UPDATES + 1):
+        if step % every == 0:
+            yield step, model
+        model(**counting_batch(8, 1, seed=1000 + step), use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def truth_of(model):
+    # Of a copy, because the oracle exchanges the model's activations.
+    return float(torch.linalg.eigvalsh(dense_hessian(copy.deepcopy(model), SAMPLE))[-1])
+
+
+def cold_start(model, products):
+    operator = HessianOperator(model, SAMPLE, dtype=torch.float64)
+    options = {"rtol": 1e-12, "max_products": products, "dtype": torch.float64}
+    return max(lanczos(operator.matvec, operator.size, seed=seed, **options).value for seed in range(3))
+
+
+# λ nearly triples over these runs. Largest error over all updates that is allowed, and the median.
+@pytest.mark.parametrize(
+    ("every", "products", "worst", "median"),
+    [(2, 2, 0.06, 0.03), (2, 3, 0.01, 0.005), (4, 2, 0.2, 0.03), (4, 3, 0.05, 0.005)],
+)
+def test_tracked_values_follow_the_dense_hessian_where_cold_starts_do_not(every, products, worst, median):
+    tracker = SharpnessTracker(SAMPLE, products=products, dtype=torch.float64)
+    warm, cold, truths = [], [], []
+    for step, model in moments_of_a_run(every):
+        found, truth = tracker.update(model, step), truth_of(model)
+        assert found.step == step
+        assert found.value <= truth * (1 + 1e-9)
+        truths.append(truth)
+        if step:
+            assert found.products == products
+            warm.append(1 - found.value / truth)
+            cold.append(1 - cold_start(model, products) / truth)
+    assert max(truths) > 2 * min(truths)
+    warm.sort()
+    cold.sort()
+    assert warm[-1] <= worst
+    assert warm[UPDATES // 2] <= median
+    # Even the best of three cold starts of the same price is several times as far off.
+    assert cold[UPDATES // 2] > 5 * warm[UPDATES // 2]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_the_random_component_finds_a_larger_eigenvalue_than_the_one_followed(fresh, monkeypatch):
+    if not fresh:
+        monkeypatch.setattr("hessian_lr.track._FRESH", 0.0)
+    model = adapted()
+    tracker = SharpnessTracker(SAMPLE, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(dense_hessian(copy.deepcopy(model), SAMPLE))
+    tracker.vector = vectors[:, -2]
+    followed = [tracker.update(model, step).value for step in range(6 if not fresh else 25)]
+    assert followed[0] == pytest.approx(float(values[-2]), rel=1e-3)
+    assert followed[-1] == pytest.approx(float(values[-1] if fresh else values[-2]), rel=1e-2)
+
+
+def test_forgetting_the_vector_starts_anew():
+    model = adapted()
+    tracker = SharpnessTracker(SAMPLE, dtype=torch.float64)
+    first = tracker.update(model, 0)
+    tracker.update(model, 1)
+    tracker.vector = None
+    assert tracker.update(model, 0) == first
+
+
+def test_the_model_and_the_random_state_are_left_as_they_were_found():
+    model = adapted().train()
+    model(**SAMPLE[0], use_cache=False).loss.backward()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    tracker = SharpnessTracker(SAMPLE, dtype=torch.float64)
+    with torch.no_grad():  # as inside a training callback
+        for step in range(2):
+            tracker.update(model, step)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert (parameter.grad is None) == (name not in gradients)
+        if name in gradients:
+            assert torch.equal(parameter.grad, gradients[name])
+
+
+def test_the_account_of_an_update():
+    model = adapted()
+    tracker = SharpnessTracker(SAMPLE, dtype=torch.float64, products=2, memory_budget=0)
+    tracker.update(model, 0)
+    found = tracker.update(model, 7)
+    # Two products whose graph is rebuilt each time.
+    assert (found.step, found.products) == (7, 2)
+    assert found.gradient_equivalents == pytest.approx(4)
+    with torch.no_grad():
+        total = sum(float(model(**b, use_cache=False).loss) * b["labels"][:, 1:].numel() for b in SAMPLE)
+    assert found.loss == pytest.approx(total / sum(b["labels"][:, 1:].numel() for b in SAMPLE))
+    assert TrackedSharpness.from_dict(found.to_dict()) == found
+
+
+def test_failures_have_names():
+    with pytest.raises(RequestError, match="products must be at least 2"):
+        SharpnessTracker(SAMPLE, products=1)
+    tracker = SharpnessTracker(SAMPLE)
+    tracker.update(adapted(), 0)
+    with pytest.raises(RequestError, match="use a new tracker"):
+        tracker.update(adapted(rank=3), 1)
+    model = adapted()
+    next(p for p in model.parameters() if p.requires_grad).data[0, 0] = math.nan
+    with pytest.raises(NonFiniteError):
+        tracker.update(model, 1)
