@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import results
-from .curvature.closed_form import gradient_norms
+from .curvature.weight_gradients import gradient_norms
 from .data import TaskData
 from .errors import HessianLRError, RequestError
 from .figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure

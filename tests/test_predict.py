@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from tiny_models import adapted, counting_batch, dense_hessian, learned
+from tolerances import FAST_RATE
 
 import hessian_lr as hlr
 from hessian_lr.curvature import HessianOperator, mean_loss
@@ -43,6 +44,31 @@ def test_a_prediction_has_a_range_and_a_cost_and_leaves_no_trace(predictor):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in model.modules())
     assert hlr.Prediction.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora"])
+def test_fast_predicts_what_lanczos_predicts_for_less(method):
+    slow, fast = (
+        hlr.predict_learning_rate(learned(method=method), learnable(12), predictor="eigenvalue", fast=quick)
+        for quick in (False, True)
+    )
+    # λ to 10% on one side and 5% on the other, and an exponent of about -0.4.
+    assert fast.lr == pytest.approx(slow.lr, rel=FAST_RATE)
+    assert fast.curvature.lambda_lower <= slow.curvature.lambda_upper
+    assert fast.gradient_equivalents < slow.gradient_equivalents
+    assert fast.curvature.lambda_upper is fast.curvature.sampling_error is None
+    assert fast.curvature.parameters == slow.curvature.parameters
+    assert fast.curvature.loss == pytest.approx(slow.curvature.loss)
+    assert "closed form" in fast.notes[0]
+
+
+def test_fast_is_refused_where_there_is_no_closed_form():
+    with pytest.raises(RequestError, match="fast is for the predictor 'eigenvalue'"):
+        hlr.predict_learning_rate(learned(), learnable(12), fast=True)
+    with pytest.raises(RequestError, match="B = 0"):
+        hlr.predict_learning_rate(learned(method="pissa"), learnable(12), predictor="eigenvalue", fast=True)
+    with pytest.raises(RequestError, match="DoRA"):
+        hlr.predict_learning_rate(learned(method="dora"), learnable(12), predictor="eigenvalue", fast=True)
 
 
 def test_the_same_request_gives_the_same_prediction_to_the_last_bit():

@@ -8,7 +8,7 @@ from tolerances import BFLOAT16, REAL_MODEL
 
 import hessian_lr as hlr
 from hessian_lr import data, models
-from hessian_lr.curvature import lora_bracket
+from hessian_lr.curvature import closed_form
 from hessian_lr.prepare import prepare
 from hessian_lr.setting import Setting
 
@@ -28,7 +28,7 @@ def rows(loaded):
 def test_plain_loras_lambda_lies_in_the_closed_form_bracket(loaded, rows):
     ready = prepare(Setting(samples=2), loaded, rows)
     found = hlr.sharpness(ready.model, ready.batches, dtype=torch.float32, rtol=0.02)
-    bracket = lora_bracket(ready.model, ready.batches, rtol=0.1)
+    bracket = closed_form(ready.model, ready.batches, refine=True)
     assert found.status == "converged"
     assert bracket.lower * (1 - REAL_MODEL) <= found.lambda_max <= bracket.upper * (1 + REAL_MODEL)
 

@@ -1,18 +1,21 @@
 """The loss of an adapter, and the operators made of its derivatives."""
 
 from .adam import PreconditionedOperator
-from .closed_form import Bracket, gradient_norms, lora_bracket
+from .closed_form import ClosedForm, closed_form
+from .gauss_newton import GaussNewtonOperator
 from .loss import Batch, count_labels, mean_loss
 from .operator import Cost, HessianOperator
+from .weight_gradients import gradient_norms
 
 __all__ = [
     "Batch",
-    "Bracket",
+    "ClosedForm",
     "Cost",
+    "GaussNewtonOperator",
     "HessianOperator",
     "PreconditionedOperator",
+    "closed_form",
     "count_labels",
     "gradient_norms",
-    "lora_bracket",
     "mean_loss",
 ]

@@ -40,6 +40,11 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
         batch: ``input_ids``, ``attention_mask`` and ``labels``, each (samples, tokens), on the
             model's device; label -100 marks a token that is not scored.
     """
+    return summed_cross_entropy(*labelled_logits(model, batch))
+
+
+def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits that are scored, (positions, vocabulary), and their targets, (positions,)."""
     labels = batch["labels"][:, 1:]
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     targets = labels[rows, columns]
@@ -50,14 +55,12 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
         return (arguments[0][rows, columns].unsqueeze(0), *arguments[1:])
 
     if head is None:
-        logits = model(**inputs, use_cache=False).logits[rows, columns]
-    else:
-        hook = head.register_forward_pre_hook(keep_labelled)
-        try:
-            logits = model(**inputs, use_cache=False).logits.squeeze(0)
-        finally:
-            hook.remove()
-    return summed_cross_entropy(logits, targets)
+        return model(**inputs, use_cache=False).logits[rows, columns], targets
+    hook = head.register_forward_pre_hook(keep_labelled)
+    try:
+        return model(**inputs, use_cache=False).logits.squeeze(0), targets
+    finally:
+        hook.remove()
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

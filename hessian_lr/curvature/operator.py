@@ -167,6 +167,10 @@ class HessianOperator:
         for index in range(len(self.batches)):
             yield index, self._graphs.get(index) or self._build(index, twice)
 
+    def release(self) -> None:
+        """Give the kept graphs' memory back; the next product builds them anew."""
+        self._graphs.clear()
+
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Where graphs are built and differentiated: modes, attention and precision as they must be."""

@@ -29,6 +29,7 @@ class Plan:
         self._device, self._tokens = device, tokens
         self.budget = _free_memory(device) * MEMORY_SHARE if budget is None else float(budget)
         self.bytes_per_token = 0.0
+        self._kept: set[int] = set()
         self._at_start = _used_memory(device)
 
     @property
@@ -49,11 +50,14 @@ class Plan:
         if self.rebuilds_all:
             return False
         in_use = _used_memory(self._device) - self._at_start
-        return in_use + self.bytes_per_token * max(self._tokens) <= self.budget
+        if in_use + self.bytes_per_token * max(self._tokens) > self.budget:
+            return False
+        self._kept.add(index)
+        return True
 
-    def note(self, kept: int) -> str | None:
+    def note(self) -> str | None:
         """Why some microbatches rebuild their graph for each product, or None if none does."""
-        rebuilt = len(self._tokens) - kept
+        rebuilt = len(self._tokens) - len(self._kept)
         if not rebuilt:
             return None
         if self.rebuilds_all:

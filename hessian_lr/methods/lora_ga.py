@@ -10,8 +10,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..curvature.closed_form import weight_gradients
 from ..curvature.loss import Batch, differentiable_attention, require_finite
+from ..curvature.weight_gradients import weight_gradients
 from ..errors import RequestError
 from ..setting import Setting
 from .method import Method

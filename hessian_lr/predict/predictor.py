@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..curvature.closed_form import gradient_norms
-from ..curvature.loss import Batch
+from ..curvature.closed_form import closed_form
+from ..curvature.loss import Batch, trainable
+from ..curvature.weight_gradients import gradient_norms
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..measure import Curvature, peak_rss_bytes, sharpness
 from ..records import Record
+from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, PowerLaw, load_calibration
 
@@ -74,6 +77,7 @@ def predict_learning_rate(
     calibration: Calibration | None = None,
     memory_budget: int | None = None,
     seed: int = 0,
+    fast: bool = False,
     report: Report | None = None,
 ) -> Prediction:
     """Predict the learning rate of an AdamW fine-tuning run of ``model`` on data like ``batches``.
@@ -92,16 +96,24 @@ def predict_learning_rate(
         dtype: Precision of the products: float32 or bfloat16 (autocast).
         calibration: Constants; None: those that come with the package.
         memory_budget, seed: As for ``sharpness``.
+        fast: Take λ from the closed form at B = 0 (``eigenvalue`` only; plain LoRA and rsLoRA): a
+            gradient and a few products, instead of Lanczos.
         report: Called with (stage, done, total, detail).
 
     Returns:
         A ``Prediction``; a failure of the work is one with status ``"failed"``, its reason in ``notes``.
 
     Raises:
-        RequestError: an unknown predictor, too few batches, nothing trainable or labelled.
+        RequestError: an unknown predictor, too few batches, nothing trainable or labelled; ``fast`` with
+            another predictor than ``eigenvalue``, or with an adapter without a closed form.
     """
     if predictor not in PREDICTORS:
         raise unknown_name("predictor", predictor, PREDICTORS)
+    if fast and predictor != "eigenvalue":
+        raise RequestError(
+            f"fast is for the predictor 'eigenvalue', which needs λ at B = 0, not for {predictor!r}, which "
+            "measures after a warm-up, where B is no longer 0: leave fast out or ask for 'eigenvalue'"
+        )
     if warmup_batches is None:
         if len(batches) < 2:
             raise RequestError(
@@ -120,6 +132,7 @@ def predict_learning_rate(
         dtype=dtype,
         memory_budget=memory_budget,
         seed=seed,
+        fast=fast,
         report=report,
     )
     try:
@@ -142,6 +155,7 @@ class _Request:
     dtype: torch.dtype
     memory_budget: int | None
     seed: int
+    fast: bool
     report: Report | None
 
 
@@ -180,30 +194,76 @@ def _by_adam(request: _Request, constants: Calibration) -> Prediction:
 
 def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
     """A power law in λ at initialization, over what plain LoRA would have, batch size and duration."""
-    tell = request.report
+    curvature, norm = (_fast_sharpness if request.fast else _sharpness)(request)
+    if curvature.lambda_max is None:
+        raise HessianLRError("; ".join(curvature.notes))
+    if curvature.lambda_max <= 0:
+        raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
+    law = constants.eigenvalue
+    lr = law(lambda_ratio=curvature.lambda_max / norm, batch_size=request.batch_size, steps=request.steps)
+    low, high = _range(lr, law)
+    told = _told("eigenvalue", constants, (lr, low, high), curvature, curvature.notes)
+    return (
+        told if request.fast else replace(told, gradient_equivalents=told.gradient_equivalents + NORMS_COST)
+    )
 
-    def show(done: int, total: int, theta: float, residual: float) -> None:
-        if tell is not None:
-            tell("Lanczos", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}")
 
+def _sharpness(request: _Request) -> tuple[Curvature, float]:
+    """λ by Lanczos, and the largest spectral norm of a weight's gradient."""
     curvature = sharpness(
         request.model,
         request.batches,
         dtype=request.dtype,
         memory_budget=request.memory_budget,
         seed=request.seed,
-        progress=show,
+        progress=_shown(request.report, "Lanczos"),
     )
-    if curvature.lambda_max is None:
-        raise HessianLRError("; ".join(curvature.notes))
-    if curvature.lambda_max <= 0:
-        raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
-    norm = max(gradient_norms(request.model, request.batches, request.dtype).values())
-    law = constants.eigenvalue
-    lr = law(lambda_ratio=curvature.lambda_max / norm, batch_size=request.batch_size, steps=request.steps)
-    low, high = _range(lr, law)
-    told = _told("eigenvalue", constants, (lr, low, high), curvature, curvature.notes)
-    return replace(told, gradient_equivalents=told.gradient_equivalents + NORMS_COST)
+    if curvature.status == "failed":
+        return curvature, math.nan
+    return curvature, max(gradient_norms(request.model, request.batches, request.dtype).values())
+
+
+def _fast_sharpness(request: _Request) -> tuple[Curvature, float]:
+    """λ by the closed form at B = 0, and the largest spectral norm of a weight's gradient."""
+    found = closed_form(
+        request.model,
+        request.batches,
+        dtype=request.dtype,
+        memory_budget=request.memory_budget,
+        progress=_shown(request.report, "closed form"),
+    )
+    told = (
+        f"λ by the closed form at B = 0: an estimate from {found.products} products, no less than "
+        f"{found.lower:.4g}; no upper end and no sampling error were computed",
+    )
+    curvature = Curvature(
+        lambda_max=found.estimate,
+        lambda_lower=found.lower,
+        lambda_upper=None,
+        confidence=None,
+        lambda_min=None,
+        residual=found.residual,
+        sampling_error=None,
+        status=found.status,
+        matvecs=found.products,
+        gradient_equivalents=found.gradient_equivalents,
+        seconds=found.seconds,
+        peak_rss_bytes=peak_rss_bytes(),
+        loss=found.loss,
+        tokens=found.tokens,
+        parameters=sum(p.numel() for p in trainable(request.model)),
+        notes=(*told, *found.notes),
+    )
+    return curvature, found.gradient_norm
+
+
+def _shown(report: Report | None, stage: str) -> Progress | None:
+    """An eigensolver's progress as a stage of the report."""
+    if report is None:
+        return None
+    return lambda done, total, theta, residual: report(
+        stage, done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
+    )
 
 
 def _told(

@@ -1,0 +1,99 @@
+"""The loss's gradient over frozen weights, and its spectral norms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from scipy.sparse.linalg import svds
+from torch import Tensor, nn
+
+from ..errors import RequestError
+from .loss import Batch, compute_in, count_labels, quiet_model, require_finite, summed_loss, to_device
+
+
+def gradient_norms(
+    model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """σ₁(Gᵢ), the spectral norm of the loss's gradient over each adapted weight, by module name.
+
+    At initialization the adapted model computes what the base model does, so Gᵢ is the same for
+    every method. Costs one gradient over the adapted weights (1½ gradients of the adapter).
+
+    Raises:
+        RequestError: no adapted module, or no labelled token.
+    """
+    layers = adapted_layers(model)
+    gradients = weight_gradients(model, _weights(layers), batches, dtype)
+    return {name: _spectral_norm(matrix) for name, matrix in gradients.items()}
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The adapter's layers (``BaseTunerLayer``) that stand on a weight matrix, by module name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and getattr(module.get_base_layer(), "weight", None) is not None
+    }
+    if not layers:
+        raise RequestError("the model has no adapted linear module: wrap it with a PEFT adapter first")
+    return layers
+
+
+def weight_gradients(
+    model: nn.Module, named: Mapping[str, Tensor], batches: Sequence[Batch], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """∂L/∂W of each of the model's weights in ``named``, shaped as it is, in the type it has.
+
+    The model, whose weights may be frozen, is left as it was found.
+
+    Raises:
+        RequestError: no token is labelled.
+        NonFiniteError: the loss is not finite.
+    """
+    weights = list(named.values())
+    frozen = [w.requires_grad for w in weights]
+    total = sum(count_labels(batch) for batch in batches)
+    if not total:
+        raise RequestError("no token of these batches is labelled (every label is -100)")
+    sums: list[Tensor] | None = None
+    device = weights[0].device
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        with quiet_model(model), torch.enable_grad(), compute_in(device, dtype):
+            for batch in batches:
+                if count_labels(batch):
+                    loss = summed_loss(model, to_device(batch, device)) / total
+                    require_finite(loss, "the loss")
+                    gradients = torch.autograd.grad(loss, weights)
+                    sums = (
+                        list(gradients)
+                        if sums is None
+                        else [a + b for a, b in zip(sums, gradients, strict=True)]
+                    )
+    finally:
+        for weight, before in zip(weights, frozen, strict=True):
+            weight.requires_grad_(before)
+    assert sums is not None
+    return dict(zip(named, sums, strict=True))
+
+
+def _weights(layers: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: layer.get_base_layer().weight for name, layer in layers.items()}
+
+
+def _spectral_norm(matrix: Tensor) -> float:
+    dense = matrix.detach().double().cpu().numpy()
+    if not dense.any():
+        return 0.0
+    if min(dense.shape) < 8:
+        return float(np.linalg.norm(dense, 2))
+    return float(svds(dense, k=1, random_state=0, tol=1e-8, return_singular_vectors=False)[0])
