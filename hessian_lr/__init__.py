@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import HessianLRError, NonFiniteError, RequestError
     from .measure import Curvature, sharpness
+    from .per_module import module_sharpness
     from .predict import Prediction, predict_learning_rate
     from .setting import Setting
+    from .track import SharpnessTracker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "Prediction",
     "RequestError",
     "Setting",
+    "SharpnessTracker",
     "__version__",
+    "module_sharpness",
     "predict_learning_rate",
     "sharpness",
 ]
@@ -32,6 +36,8 @@ _HOMES = {
     "Prediction": "predict",
     "RequestError": "errors",
     "Setting": "setting",
+    "SharpnessTracker": "track",
+    "module_sharpness": "per_module",
     "predict_learning_rate": "predict",
     "sharpness": "measure",
 }

@@ -14,7 +14,7 @@ import typer
 from . import __version__, options
 from .errors import HessianLRError, RequestError, unknown_name
 from .options import Interrupted, Output, takes
-from .setting import Setting
+from .setting import AUTO, Setting
 
 # Everything that loads torch or transformers is imported where it is used: `--help` needs neither.
 if TYPE_CHECKING:
@@ -59,12 +59,24 @@ def predict(
     output: Output,
     predictor: options.Predictor = "adam",
     calibration: options.Calibrated = None,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="λ from the closed form at B = 0: a gradient and a few products (eigenvalue; lora, rslora).",
+        ),
+    ] = False,
 ) -> int:
     """Predict a run's learning rate, with a range."""
     from . import results, session, terminal
     from .predict import Prediction, load_calibration, predict_learning_rate
 
     _check_predictor(predictor)
+    _check_fixed_sample(settings)
+    if fast and predictor != "eigenvalue":
+        raise RequestError(
+            "--fast is for --predictor eigenvalue, which measures where B = 0; add it or leave --fast out"
+        )
     constants = load_calibration(calibration)
 
     def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
@@ -78,6 +90,7 @@ def predict(
             dtype=prepared.dtype,
             calibration=constants,
             seed=setting.seed,
+            fast=fast,
             report=progress.report,
         )
         return results.prediction_row(setting.method, prediction)
@@ -95,41 +108,38 @@ def spectrum(
     settings: list[Setting],
     output: Output,
     algorithm: Annotated[str, typer.Option(metavar="lanczos|power", help="How λ is found.")] = "lanczos",
-    rtol: Annotated[float, typer.Option(help="Stop when the residual is this share of λ.")] = 0.05,
+    rtol: Annotated[float, typer.Option(help="Relative error of λ at which to stop.")] = 0.05,
     max_products: Annotated[int, typer.Option(help="Stop after this many Hessian products.")] = 40,
+    operator: Annotated[
+        str, typer.Option(metavar="hessian|gauss-newton", help="The matrix whose spectrum is measured.")
+    ] = "hessian",
     bracket: Annotated[
         bool, typer.Option("--bracket", help="Closed-form bounds of λ beside it (lora and rslora).")
     ] = False,
+    density: Annotated[
+        bool, typer.Option("--density", help="The whole spectrum's density too (dozens of products).")
+    ] = False,
+    per_module: Annotated[
+        bool, typer.Option("--per-module", help="λ of each adapted module by itself too (takes long).")
+    ] = False,
 ) -> int:
     """Measure the loss Hessian's largest eigenvalue."""
-    from . import results, session, terminal
-    from .curvature.closed_form import lora_bracket
-    from .measure import ALGORITHMS, Curvature, sharpness
+    from . import results, session, spectra, terminal
+    from .measure import ALGORITHMS, OPERATORS, Curvature
     from .spectrum.lanczos import check_stopping
 
     if algorithm not in ALGORITHMS:
         raise unknown_name("algorithm", algorithm, ALGORITHMS)
+    if operator not in OPERATORS:
+        raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
+    request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
 
     def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
-        curvature = sharpness(
-            prepared.model,
-            prepared.batches,
-            rtol=rtol,
-            max_products=max_products,
-            algorithm=algorithm,
-            dtype=prepared.dtype,
-            seed=setting.seed,
-            progress=progress.lanczos,
-        )
-        ends = None
-        if bracket and setting.method in _BRACKETED and curvature.status != "failed":
-            progress.report("closed form", 0, 1, "")
-            ends = lora_bracket(prepared.model, prepared.batches)
-        return results.spectrum_row(setting.method, curvature, ends)
+        return spectra.measure(setting, prepared, request, progress)
 
     def failed(setting: Setting, reason: str) -> Row:
-        return results.spectrum_row(setting.method, Curvature.failed(reason), None)
+        return results.spectrum_row(setting.method, Curvature.failed(reason))
 
     return session.each_method(settings, output, work, failed, terminal.spectrum_table)
 
@@ -152,6 +162,7 @@ def validate(
 ) -> int:
     """Prove predictions against short training runs."""
     _check_predictor(predictor)
+    _check_fixed_sample(settings)
     rates = None if lrs == "auto" else options.numbers(lrs, float, "--lrs")
     seed_list = options.numbers(seeds, int, "--seeds")
     options.check_writable(out, "--out", folder=True)
@@ -308,6 +319,11 @@ def _explained(error: BaseException) -> tuple[int, str]:
 def _usage(error: Any) -> str:
     command = error.ctx.command_path if getattr(error, "ctx", None) else NAME
     return f"{error.format_message()} (`{command} --help` shows what can be given)"
+
+
+def _check_fixed_sample(settings: Sequence[Setting]) -> None:
+    if settings[0].samples == AUTO:
+        raise RequestError("--samples auto is for `hessian-lr spectrum`; give a number here")
 
 
 def _check_predictor(predictor: str) -> None:

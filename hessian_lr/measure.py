@@ -14,14 +14,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, trainable
 from .curvature.operator import HessianOperator
 from .errors import HessianLRError, unknown_name
 from .records import Record
 from .spectrum import Eigenvalue, Status, lanczos, power_iteration
-from .spectrum.lanczos import Progress, dot
+from .spectrum.lanczos import Progress, check_stopping, dot
 
 ALGORITHMS = {"lanczos": lanczos, "power": power_iteration}
+OPERATORS = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator}
 
 
 class Symmetric(Protocol):
@@ -43,8 +45,15 @@ class Curvature(Record):
         confidence: That probability.
         lambda_min: Smallest Ritz value, at least the smallest eigenvalue.
         residual: ρ = ‖H·v − θ·v‖; some eigenvalue lies within ρ of θ.
+        rounding: How far θ lay from its value in the lower precision that the eigenvector was found
+            in; null where all products had one precision.
         sampling_error: Standard error of v·H·v from its scatter over the microbatches; null with
             fewer than two.
+        held_out: v·H·v on samples that the eigenvector v has not seen. θ is the largest value that any
+            direction has on its own sample and so too large, on average, for the population; this
+            one is on average no larger than the population's λ. Null where none were given.
+        held_out_error: Its standard error, as ``sampling_error``.
+        samples: Rows of the sample.
         status: ``"converged"``, ``"budget"`` (stopped at the limit; the bounds hold) or ``"failed"``.
         matvecs: Hessian-vector products spent.
         gradient_equivalents: All work, in gradients of the loss over the sample.
@@ -71,6 +80,10 @@ class Curvature(Record):
     loss: float | None
     tokens: int
     parameters: int
+    rounding: float | None = None
+    held_out: float | None = None
+    held_out_error: float | None = None
+    samples: int = 0
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -86,9 +99,11 @@ def sharpness(
     model: nn.Module,
     batches: Sequence[Batch],
     *,
+    held_out: Sequence[Batch] | None = None,
     rtol: float = 0.05,
     max_products: int = 40,
     algorithm: str = "lanczos",
+    operator: str = "hessian",
     dtype: torch.dtype = torch.float32,
     memory_budget: int | None = None,
     seed: int = 0,
@@ -98,13 +113,18 @@ def sharpness(
 
     The model, its modes, the random state and global flags are left as they were found.
 
+    Products in bfloat16 only find the eigenvector: θ, its residual and the sampling error are those of
+    one product in float32 with it. Where they do not meet rtol, the search is done again in float32.
+
     Args:
         model: A causal language model with an adapter: what requires a gradient is measured.
         batches: The sample as dictionaries of ``input_ids``, ``attention_mask``, ``labels``, each
             (samples, tokens); any split into microbatches gives the same λ.
-        rtol: Stop when the residual is at most this share of θ.
+        held_out: Other samples, for the eigenvector's quotient on what it has not seen.
+        rtol: Stop when λ's error is estimated to be at most this share of θ (see ``spectrum.lanczos``).
         max_products: Stop after this many products in any case.
         algorithm: ``"lanczos"`` or ``"power"``.
+        operator: ``"hessian"``, or ``"gauss-newton"`` for the Gauss-Newton matrix in its place.
         dtype: Precision of the products: float32, bfloat16 (autocast), or float64.
         memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide here).
         seed: Seed of the random start vector.
@@ -115,38 +135,64 @@ def sharpness(
         status ``"failed"`` and no number, its reason in ``notes``.
 
     Raises:
-        RequestError: nothing trainable, nothing labelled, an unknown algorithm, a bad tolerance.
+        RequestError: nothing trainable, nothing labelled, an unknown algorithm or operator, a bad
+            tolerance.
     """
     if algorithm not in ALGORITHMS:
         raise unknown_name("algorithm", algorithm, ALGORITHMS)
+    if operator not in OPERATORS:
+        raise unknown_name("operator", operator, OPERATORS)
+    check_stopping(rtol, max_products)
     began = time.perf_counter()
-    operator = HessianOperator(model, batches, dtype=dtype, memory_budget=memory_budget)
-    basis = torch.float64 if operator.parameters[0].dtype is torch.float64 else torch.float32
-    try:
-        found = ALGORITHMS[algorithm](
-            operator.matvec,
-            operator.size,
-            # A little tighter than asked, so that the residual measured afresh below still meets rtol.
+    make = OPERATORS[operator]
+    matrix = make(model, batches, dtype=dtype, memory_budget=memory_budget)
+    used = [matrix]
+    notes: list[str] = []
+    rounding, unseen, unseen_error = None, None, None
+
+    def search(on: HessianOperator) -> Eigenvalue:
+        return ALGORITHMS[algorithm](
+            on.matvec,
+            on.size,
+            # A little tighter than asked, so that the residual measured afresh still meets rtol.
             rtol=0.8 * rtol,
             max_products=max_products,
             seed=seed,
-            device=operator.device,
-            dtype=basis,
+            device=on.device,
+            dtype=torch.float64 if on.parameters[0].dtype is torch.float64 else torch.float32,
             progress=progress,
         )
-        found = verified(found, operator, rtol)
+
+    try:
+        found = search(matrix)
+        if dtype is torch.bfloat16:
+            matrix.release()
+            matrix = make(model, batches, dtype=torch.float32, memory_budget=0)
+            used.append(matrix)
+            rough, found = found, verified(found, matrix, rtol)
+            if rough.status == "converged" and found.status != "converged":
+                notes.append(
+                    f"bfloat16 did not serve: in float32 its eigenvector has a residual of "
+                    f"{found.residual / abs(found.value):.0%} of θ; searched again in float32"
+                )
+                matrix = make(model, batches, dtype=torch.float32, memory_budget=memory_budget)
+                used.append(matrix)
+                found = verified(search(matrix), matrix, rtol)
+            else:
+                rounding = abs(rough.value - found.value)
+        else:
+            found = verified(found, matrix, rtol)
+        scatter = sampling_error(matrix.batch_forms, matrix.weights)
+        if held_out is not None:
+            matrix.release()
+            other = make(model, held_out, dtype=dtype, memory_budget=0)
+            used.append(other)
+            unseen = dot(found.vector, other.matvec(found.vector))
+            unseen_error = sampling_error(other.batch_forms, other.weights)
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
         if getattr(error, "exit_status", 1) == 2:
             raise
-        return Curvature.failed(
-            str(error) or type(error).__name__,
-            matvecs=operator.cost.matvecs,
-            gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
-            seconds=round(time.perf_counter() - began, 3),
-            peak_rss_bytes=peak_rss_bytes(),
-            tokens=operator.tokens,
-            parameters=operator.size,
-        )
+        return Curvature.failed(str(error) or type(error).__name__, **_spent(used, began))
     return Curvature(
         lambda_max=found.value,
         lambda_lower=found.value,
@@ -154,17 +200,30 @@ def sharpness(
         confidence=found.confidence if found.upper is not None else None,
         lambda_min=found.smallest,
         residual=found.residual,
-        sampling_error=sampling_error(operator.batch_forms, operator.weights),
+        rounding=rounding,
+        sampling_error=scatter,
+        held_out=unseen,
+        held_out_error=unseen_error,
         status=found.status,
-        matvecs=operator.cost.matvecs,
-        gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
-        seconds=round(time.perf_counter() - began, 3),
-        peak_rss_bytes=peak_rss_bytes(),
-        loss=operator.loss,
-        tokens=operator.tokens,
-        parameters=operator.size,
-        notes=spectrum_notes(found, operator),
+        loss=matrix.loss,
+        samples=sum(len(batch["input_ids"]) for batch in matrix.batches),
+        notes=(*notes, *spectrum_notes(found, used[0])),
+        **_spent(used, began),
     )
+
+
+def _spent(used: Sequence[HessianOperator], began: float) -> dict[str, Any]:
+    """The costs and sizes of a measurement; work on other samples counts by its tokens."""
+    tokens = used[0].tokens
+    work = sum(one.cost.gradient_equivalents * one.tokens for one in used) / tokens
+    return {
+        "matvecs": sum(one.cost.matvecs for one in used),
+        "gradient_equivalents": round(work, 3),
+        "seconds": round(time.perf_counter() - began, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "tokens": tokens,
+        "parameters": used[0].size,
+    }
 
 
 def verified(found: Eigenvalue, operator: Symmetric, rtol: float) -> Eigenvalue:
@@ -179,10 +238,11 @@ def verified(found: Eigenvalue, operator: Symmetric, rtol: float) -> Eigenvalue:
     difference = image - theta * found.vector
     residual = dot(difference, difference) ** 0.5
     # With an exhausted Krylov space what is left is rounding, whatever the matrix's scale.
-    good = found.residual == 0.0 or residual <= rtol * abs(theta)
+    fresh = replace(found, value=theta, residual=residual)
+    good = found.residual == 0.0 or fresh.error <= rtol * abs(theta)
     status: Status = "converged" if found.status == "converged" and good else "budget"
     upper = None if found.upper is None else max(found.upper, theta)
-    return replace(found, value=theta, residual=residual, status=status, upper=upper)
+    return replace(fresh, status=status, upper=upper)
 
 
 def sampling_error(forms: Sequence[float], weights: Sequence[int]) -> float | None:
@@ -203,11 +263,8 @@ def sampling_error(forms: Sequence[float], weights: Sequence[int]) -> float | No
 def spectrum_notes(found: Eigenvalue, operator: HessianOperator) -> tuple[str, ...]:
     """What a reader should know of how an eigenvalue was obtained."""
     notes = []
-    rebuilt = len(operator.batches) - operator.kept
-    if rebuilt:
-        notes.append(
-            f"graphs of {rebuilt} of {len(operator.batches)} microbatches rebuilt for each product (memory)"
-        )
+    if (why := operator.plan.note()) is not None:
+        notes.append(why)
     if found.status == "budget":
         relative = found.residual / abs(found.value) if found.value else math.inf
         notes.append(f"stopped after {found.products} products with a residual of {relative:.0%} of θ")

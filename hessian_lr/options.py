@@ -16,7 +16,7 @@ import typer
 
 from .errors import RequestError, unknown_name
 from .records import dump_json, write_json
-from .setting import Setting
+from .setting import AUTO, Setting
 
 DEFAULTS = Setting()
 
@@ -100,7 +100,13 @@ def settings(
     batch_size: Annotated[int, typer.Option(help="Samples in an optimizer step.")] = DEFAULTS.batch_size,
     steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = DEFAULTS.steps,
     seed: Annotated[int, typer.Option(help="Seed of the initialization.")] = DEFAULTS.seed,
-    samples: Annotated[int, typer.Option(help="Samples on which curvature is measured.")] = DEFAULTS.samples,
+    samples: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Samples on which curvature is measured; auto (spectrum): until λ is known.",
+        ),
+    ] = str(DEFAULTS.samples),
     max_length: Annotated[int, typer.Option(help="Tokens a sample is cut to.")] = DEFAULTS.max_length,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = DEFAULTS.device,
     dtype: Annotated[
@@ -124,7 +130,7 @@ def settings(
         "batch_size": batch_size,
         "steps": steps,
         "seed": seed,
-        "samples": samples,
+        "samples": samples if samples == AUTO else _count(samples),
         "max_length": max_length,
         "device": device,
         "dtype": dtype,
@@ -231,6 +237,13 @@ def check_writable(path: str | Path, option: str, *, folder: bool = False) -> No
         raise RequestError(f"{option} {path} cannot be written: no permission to write in {home}")
     if not folder and path.exists() and not os.access(path, os.W_OK):
         raise RequestError(f"{option} {path} cannot be written: no permission")
+
+
+def _count(samples: str) -> int:
+    try:
+        return int(samples)
+    except ValueError as error:
+        raise RequestError(f"--samples takes a whole number or {AUTO!r}, not {samples!r}") from error
 
 
 def names(text: str) -> list[str]:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from .models import LoadedModel
 
 WARMUP_BATCHES = 10
-# Small: little is lost to padding, a graph takes little memory, and several tell the sampling error.
-MICROBATCH = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,9 @@ class Prepared:
 
     Attributes:
         model: The adapted model, at its initialization.
-        batches: The curvature sample in microbatches.
+        batches: The curvature sample, a batch a row, in the order of the data.
+        held_out: As many other rows, which neither the sample nor the warm-up has; fewer or none where
+            the data has no more.
         warmup_batches: Batches of the run's own size; they share no row with ``batches``.
         dtype: Precision of the products.
         notes: What a reader should know of the rows that were taken.
@@ -39,6 +39,7 @@ class Prepared:
 
     model: PeftModel
     batches: list[Batch]
+    held_out: list[Batch]
     warmup_batches: list[Batch]
     dtype: torch.dtype
     notes: tuple[str, ...]
@@ -52,6 +53,7 @@ def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
         HessianLRError: out of memory.
     """
     sample, warmup, notes = split_rows(setting, data.train)
+    spare = data.train[len(warmup) : len(data.train) - len(sample)][-len(sample) :]
     pad_id = loaded.tokenizer.pad_token_id
     try:
         start = methods.initial_batches(setting, data.train, pad_id)
@@ -64,8 +66,9 @@ def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
     device = next(model.parameters()).device
     return Prepared(
         model=model,
-        # By length, so that a microbatch holds little padding; how a sample is cut does not change λ.
-        batches=make_batches(sorted(sample, key=lambda row: len(row.input_ids)), MICROBATCH, pad_id, device),
+        # A row each: the operator puts them together as suits the device.
+        batches=make_batches(sample, 1, pad_id, device),
+        held_out=make_batches(spare, 1, pad_id, device),
         warmup_batches=make_batches(warmup, setting.batch_size, pad_id, device),
         dtype=resolve_dtype(setting.dtype, resolve_device(setting.device)),
         notes=notes,
@@ -91,12 +94,13 @@ def split_rows(
             "one to measure on"
         )
     wanted = WARMUP_BATCHES * setting.batch_size
-    taken = min(setting.samples, max(len(rows) - wanted, len(rows) // 2))
+    asked = setting.most_samples
+    taken = min(asked, max(len(rows) - wanted, len(rows) // 2))
     warmup = min(wanted, len(rows) - taken)
     notes = []
-    if taken < setting.samples:
+    if taken < asked:
         notes.append(
-            f"curvature measured on {taken} samples instead of {setting.samples}: "
+            f"curvature measured on {taken} samples instead of {asked}: "
             f"the data has only {len(rows)} training rows"
         )
     if warmup < wanted:

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .curvature import ClosedForm
 from .data import TASKS
 from .errors import RequestError
 from .figures import EigenvaluePoint
 from .measure import Curvature
 from .methods import METHODS
 from .models import ALIASES
+from .per_module import ModuleSpectrum
 from .predict import Prediction
 from .predict.fit import Observation
 from .records import read_json
 from .score import Score
 from .setting import OPTIMIZERS, Setting
+from .spectrum import SpectralDensity
 from .sweep import RunResult
 
 SCHEMA = 1
@@ -66,10 +69,20 @@ def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def spectrum_row(method: str, curvature: Curvature, bracket: Any) -> dict[str, Any]:
-    """A row of ``spectrum``; ``bracket`` is a dataclass or None."""
-    ends = None if bracket is None else dataclasses.asdict(bracket)
-    return {"method": method, **curvature.to_dict(), "bracket": ends}
+def spectrum_row(
+    method: str,
+    curvature: Curvature,
+    bracket: ClosedForm | None = None,
+    density: SpectralDensity | None = None,
+    modules: ModuleSpectrum | None = None,
+) -> dict[str, Any]:
+    """A row of ``spectrum``; what was not asked for is null."""
+    more = {"bracket": bracket, "density": density, "modules": modules}
+    return {
+        "method": method,
+        **curvature.to_dict(),
+        **{name: one and one.to_dict() for name, one in more.items()},
+    }
 
 
 def run_row(run: RunResult) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from .records import Record, digest
 
 OPTIMIZERS = ("adamw",)
 DTYPES = ("auto", "float32", "bfloat16")
+# A sample that grows: by doubling, from the default to at most so many rows.
+AUTO, MOST_SAMPLES = "auto", 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Setting(Record):
         batch_size: Samples in an optimizer step.
         steps: Optimizer steps of a run.
         seed: Seed of the adapter's initialization and of the order of the data.
-        samples: Samples on which curvature is measured.
+        samples: Samples on which curvature is measured; ``"auto"``: as many as its error asks for.
         max_length: Tokens a sample is cut to.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
         dtype: Precision of the matrix products: ``"float32"``, ``"bfloat16"`` (autocast, the
@@ -51,7 +53,7 @@ class Setting(Record):
     batch_size: int = 4
     steps: int = 60
     seed: int = 0
-    samples: int = 8
+    samples: int | str = 8
     max_length: int = 512
     device: str = "auto"
     dtype: str = "auto"
@@ -61,6 +63,8 @@ class Setting(Record):
             object.__setattr__(self, "alpha", float(self.rank))
         for name, least in _LEAST.items():
             value = getattr(self, name)
+            if name == "samples" and value == AUTO:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
         alpha = self.alpha
@@ -79,6 +83,11 @@ class Setting(Record):
             )
         if not self.target_modules:
             raise RequestError("target_modules must be 'all-linear' or at least one module name")
+
+    @property
+    def most_samples(self) -> int:
+        """Rows to have at hand for the curvature sample."""
+        return self.samples if isinstance(self.samples, int) else MOST_SAMPLES
 
     @property
     def scaling(self) -> float:

@@ -80,8 +80,8 @@ def predict_table(rows: Sequence[Row]) -> None:
 
 
 def spectrum_table(rows: Sequence[Row]) -> None:
-    """What ``spectrum`` found, a line a method."""
-    columns = ["method", "λ", "≤", "±", "λ_min", "products", "seconds", "status"]
+    """What ``spectrum`` found, a line a method; then, if asked for, its modules and its density."""
+    columns = ["method", "λ", "≤", "±", "held out", "λ_min", "products", "seconds", "status"]
     bracket = any(row["bracket"] for row in rows)
     if bracket:
         columns.insert(2, "bracket")
@@ -92,6 +92,7 @@ def spectrum_table(rows: Sequence[Row]) -> None:
             number(row["lambda_max"]),
             number(row["lambda_upper"]),
             number(row["sampling_error"]),
+            number(row["held_out"]),
             number(row["lambda_min"]),
             str(row["matvecs"]),
             f"{row['seconds']:.1f}",
@@ -102,6 +103,40 @@ def spectrum_table(rows: Sequence[Row]) -> None:
             line.insert(2, "–" if not ends else f"{number(ends['lower'])}…{number(ends['upper'])}")
         lines.append(line)
     table(columns, lines)
+    for row in rows:
+        if row["density"]:
+            _density_line(row)
+        if row["modules"]:
+            _modules_table(row)
+
+
+def _density_line(row: Row) -> None:
+    found = row["density"]
+    ends = [node for probe in found["nodes"] for node in probe]
+    print(
+        f"{row['method']}: trace {number(found['trace'])} ± {number(found['trace_error'])} over "
+        f"{found['size']:,} eigenvalues, seen from {number(min(ends))} to {number(max(ends))}; "
+        "the density itself is in the JSON"
+    )
+
+
+def _modules_table(row: Row, most: int = 10) -> None:
+    modules = sorted(row["modules"]["modules"], key=lambda one: -(one["lambda_max"] or 0.0))
+    table(
+        (f"{row['method']}: module", "λ", "≤", "products", "status"),
+        [
+            (
+                one["kind"] if one["layer"] is None else f"{one['layer']}.{one['kind']}",
+                number(one["lambda_max"]),
+                number(one["lambda_upper"]),
+                str(one["products"]),
+                one["status"],
+            )
+            for one in modules[:most]
+        ],
+    )
+    if len(modules) > most:
+        print(f"The {most} sharpest of {len(modules)} modules; the JSON has all.")
 
 
 def validate_table(rows: Sequence[Row]) -> None:

@@ -112,6 +112,39 @@ def test_spectrum_brackets_plain_lora_only(capsys, options):
     assert {"matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes"} <= lora.keys()
 
 
+def test_spectrum_tells_density_and_modules_when_asked(capsys, options):
+    status, found = run_json(capsys, "spectrum", *options, "--density", "--per-module")
+    (row,) = found["results"]
+    assert status == 0 and row["bracket"] is None
+    assert row["held_out"] is not None and row["held_out_error"] > 0
+    modules = {one["name"]: one["lambda_max"] for one in row["modules"]["modules"]}
+    # A block's eigenvalue is a Rayleigh quotient of the whole matrix.
+    assert 0 < max(modules.values()) <= row["lambda_upper"]
+    nodes = [node for probe in row["density"]["nodes"] for node in probe]
+    assert row["lambda_min"] * 1.1 <= min(nodes) <= max(nodes) <= row["lambda_upper"]
+    assert main(["spectrum", *options, "--density", "--per-module", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "trace" in shown and "sharpest" in shown and "held out" in shown
+
+
+def test_spectrum_grows_its_sample(capsys, options):
+    status, found = run_json(capsys, "spectrum", *options, "--samples", "auto", "--rtol", "0.1")
+    (row,) = found["results"]
+    assert status == 0 and found["setting"]["samples"] == "auto"
+    assert row["samples"] >= 8
+    enough = row["sampling_error"] <= 0.1 * row["lambda_max"]
+    assert enough or any("sampling error still exceeds" in note for note in row["notes"])
+
+
+def test_fast_predictions_take_lambda_from_the_closed_form(capsys, options):
+    _, found = run_json(capsys, "predict", *options, "--predictor", "eigenvalue", "--fast")
+    _, slow = run_json(capsys, "predict", *options, "--predictor", "eigenvalue")
+    (fast,), (exact,) = found["results"], slow["results"]
+    assert fast["lambda_max"] == pytest.approx(exact["lambda_max"], rel=0.1)
+    assert fast["gradient_equivalents"] < exact["gradient_equivalents"]
+    assert any("closed form" in note for note in fast["notes"])
+
+
 AGAIN = ("--method", "lora", "--method", "pissa", "--lrs", "0.01,0.1,1", "--seeds", "0,1")
 
 
@@ -298,6 +331,15 @@ WRONG_FOR = {
     "predictor": ("predict", ["--predictor", "adams"], "Did you mean 'adam'?"),
     "calibration": ("predict", ["--calibration", "{folder}/none.json"], "cannot read"),
     "algorithm": ("spectrum", ["--algorithm", "lanczo"], "Did you mean 'lanczos'?"),
+    "operator": ("spectrum", ["--operator", "gauss"], "unknown operator 'gauss'"),
+    "samples": ("spectrum", ["--samples", "many"], "--samples takes a whole number or 'auto', not 'many'"),
+    "samples auto": ("predict", ["--samples", "auto"], "--samples auto is for `hessian-lr spectrum`"),
+    "fast": ("predict", ["--fast"], "--fast is for --predictor eigenvalue"),
+    "fast olora": (
+        "predict",
+        ["--fast", "--predictor", "eigenvalue", "--method", "olora"],
+        "the closed form holds only while B = 0",
+    ),
     "rtol": ("spectrum", ["--rtol", "2"], "rtol must lie between 0 and 1"),
     "out": ("validate", ["--out", "{folder}/file/runs"], "is a file, not a folder"),
     "lrs": ("validate", ["--lrs", "1e-4,fast"], "--lrs takes numbers"),

@@ -147,3 +147,39 @@ def test_wrong_requests_are_refused(batches):
         hlr.sharpness(adapted(), batches, rtol=2.0)
     with pytest.raises(RequestError, match="labelled"):
         hlr.sharpness(adapted(), [])
+
+
+def test_held_out_quotient_is_the_eigenvectors_on_the_other_sample(batches):
+    from hessian_lr.curvature import HessianOperator
+
+    other = [make_batch(4, 12, seed=9)]
+    found = hlr.sharpness(adapted(), batches, held_out=other, rtol=RTOL_TIGHT, max_products=200)
+    values, vectors = torch.linalg.eigh(dense_hessian(adapted(), batches))
+    expected = vectors[:, -1] @ dense_hessian(adapted(), other) @ vectors[:, -1]
+    assert found.lambda_max == pytest.approx(float(values[-1]), rel=SAME_LAMBDA)
+    assert found.held_out == pytest.approx(float(expected), rel=1e-3)
+    alone = HessianOperator(adapted(), other)
+    alone.matvec(vectors[:, -1].contiguous())
+    assert found.held_out_error == pytest.approx(sampling_error(alone.batch_forms, alone.weights), rel=1e-2)
+
+
+def test_the_gauss_newton_matrixs_eigenvalue_is_measured_in_the_same_way(batches):
+    from hessian_lr.curvature import GaussNewtonOperator
+
+    operator = GaussNewtonOperator(adapted(), batches)
+    columns = operator.matmat(torch.eye(operator.size, dtype=torch.float64))
+    truth = float(torch.linalg.eigvalsh(columns)[-1])
+    found = hlr.sharpness(adapted(), batches, operator="gauss-newton", rtol=0.01)
+    assert found.lambda_max == pytest.approx(truth, rel=0.01)
+    assert found.lambda_min > -SAME_LAMBDA
+
+
+def test_bfloat16_only_finds_the_vector_and_float32_gives_the_numbers(batches):
+    exact = hlr.sharpness(adapted(dtype=torch.float32), batches, rtol=0.01)
+    found = hlr.sharpness(adapted(dtype=torch.float32), batches, dtype=torch.bfloat16)
+    assert exact.rounding is None
+    # A Rayleigh quotient in float32 cannot exceed λ, whatever the rounding of the search was.
+    assert found.lambda_max <= exact.lambda_max + exact.residual
+    assert found.lambda_max == pytest.approx(exact.lambda_max, rel=0.05)
+    searched_again = any("searched again in float32" in note for note in found.notes)
+    assert (found.rounding is None) is searched_again
