@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint demo figures
+.PHONY: setup test lint demo figures peers
 
 setup: $(STAMP)
 
@@ -35,3 +35,14 @@ demo: setup
 
 figures: setup
 	$(BIN)/python experiments/draw.py
+
+# Curvature tools side by side, hours at the default size; `make peers PEERS=--quick` takes minutes.
+peers: $(VENV)/.peers
+	$(BIN)/python -m experiments.peers.run $(PEERS)
+
+$(VENV)/.peers: $(STAMP)
+	@# Named again, so that no peer moves it.
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[peers]"
+	@# Why without its dependencies: see pyproject.toml.
+	$(BIN)/python -m pip install --quiet --no-deps curvlinops-for-pytorch==3.0.1
+	@touch $@
