@@ -34,7 +34,7 @@ demo: setup
 		--batch-size 2 --steps 16 --samples 4 --out runs/demo
 
 figures: setup
-	$(BIN)/python experiments/draw.py
+	$(BIN)/python -m experiments.draw
 
 # Curvature tools side by side, hours at the default size; `make peers PEERS=--quick` takes minutes.
 peers: $(VENV)/.peers

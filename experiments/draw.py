@@ -1,13 +1,17 @@
 """Draw every study's figures from its committed results: `make figures`.
 
-A study is a folder here with a `results/validate.json` and the runs beside it.
+A sweep is a folder here with a `results/validate.json` and the runs beside it; benchmarks draw themselves.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.cost_curve.figure import cost_figure
+from experiments.peers.figure import peers_figure
+from experiments.peers.summary import read_rows
 from hessian_lr.figures import SweepPanel, eigenvalue_figure, sweep_figure
+from hessian_lr.records import read_json
 from hessian_lr.results import VALIDATE_FILE, Validated, eigenvalue_points, read_validated
 from hessian_lr.sweep import RunResult, Sweep
 
@@ -32,6 +36,13 @@ def main() -> None:
             *eigenvalue_figure(eigenvalue_points(rows), FIGURES / f"{name}-eigenvalue.svg"),
             *sweep_figure([panel(one, runs) for one in rows], FIGURES / f"{name}-sweep.svg"),
         ):
+            print(figure.relative_to(HERE.parent))
+    if rows := read_rows(HERE / "peers" / "results"):
+        for figure in peers_figure(rows, FIGURES / "peers.svg"):
+            print(figure.relative_to(HERE.parent))
+    points = HERE / "cost_curve" / "results.json"
+    if points.exists():
+        for figure in cost_figure(read_json(points)["points"], FIGURES / "cost_curve.svg", quick=False):
             print(figure.relative_to(HERE.parent))
 
 

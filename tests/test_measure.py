@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -183,3 +184,21 @@ def test_bfloat16_only_finds_the_vector_and_float32_gives_the_numbers(batches):
     assert found.lambda_max == pytest.approx(exact.lambda_max, rel=0.05)
     searched_again = any("searched again in float32" in note for note in found.notes)
     assert (found.rounding is None) is searched_again
+
+
+def test_a_roughly_found_vector_is_refined_by_a_few_exact_products(batches):
+    from hessian_lr.curvature import HessianOperator
+    from hessian_lr.measure import REFINEMENTS, refined
+    from hessian_lr.spectrum import lanczos
+
+    operator = HessianOperator(adapted(), batches)
+    found = lanczos(operator.matvec, operator.size, rtol=0.01, max_products=200, dtype=torch.float64)
+    noise = torch.randn(operator.size, generator=torch.Generator().manual_seed(0)).double()
+    vector = found.vector + 0.2 * noise / noise.norm()
+    rough = replace(found, vector=vector / vector.norm())
+    better = refined(rough, operator, rtol=0.05)
+    assert 1 < better.products - rough.products <= REFINEMENTS
+    assert better.status == "converged"
+    assert better.value == pytest.approx(found.value, rel=0.01)
+    assert better.upper == rough.upper
+    assert refined(found, operator, rtol=0.05).products == found.products + 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import adapted, dense_hessian, make_batch
+from tolerances import DENSE32
+
 from experiments.peers.running import LimitReached, Trace
 from experiments.peers.summary import within
 from experiments.peers.tools import registry
-from tiny_models import adapted, dense_hessian, make_batch
-from tolerances import DENSE32
 
 BATCHES = [make_batch(1, 9, 0), make_batch(2, 12, 1, padding=3)]
 
