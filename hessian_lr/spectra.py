@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .curvature.closed_form import closed_form
 from .errors import HessianLRError
 from .grow import grown_sharpness
@@ -80,6 +82,11 @@ def measure(setting: Setting, prepared: Prepared, request: Request, progress: Pr
             )
             operator.release()
         if request.per_module:
+            if dtype is torch.bfloat16:
+                notes.append(
+                    "the modules' λ come from bfloat16 products without a check in float32: a few percent of "
+                    "rounding are possible (--dtype float32 has none)"
+                )
             more["modules"] = _try(
                 lambda: module_sharpness(
                     model,
