@@ -105,7 +105,9 @@ def closed_form(
     Ends when a product has raised the estimate by at most rtol, the second product by at most rtol/4,
     and ρ² ≤ ½·rtol·θ² (ρ²/δ is the error of an eigenvalue that lies δ above the rest; δ ~ θ is
     assumed). Not after the first, along C: it cannot tell whether curvature elsewhere exceeds it. This
-    measures progress and proves nothing; ``lower`` and, refined, ``upper`` are what holds.
+    measures progress and proves nothing: of 72 tiny models that the rule had not seen, 55 estimates were
+    within 10% of λ, the median 0.8% off, the worst 64% too low, though called converged. ``lower`` held in
+    all; it and, refined, ``upper`` are what can be relied on.
 
     Beside the operator's graphs this holds every adapted module's inputs and output gradients.
 

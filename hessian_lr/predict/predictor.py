@@ -234,7 +234,8 @@ def _fast_sharpness(request: _Request) -> tuple[Curvature, float]:
     )
     told = (
         f"λ by the closed form at B = 0: an estimate from {found.products} products, no less than "
-        f"{found.lower:.4g}; no upper end and no sampling error were computed",
+        f"{found.lower:.4g}; no upper end and no sampling error were computed. It may have missed larger "
+        "curvature, and then the learning rate is too high: `spectrum --bracket` bounds it",
     )
     curvature = Curvature(
         lambda_max=found.estimate,
