@@ -15,11 +15,12 @@ from tolerances import DENSE32, DENSE64, DENSE64_FLOAT32_ISLANDS, RTOL_TIGHT, SA
 
 import hessian_lr as hlr
 from hessian_lr import module_figures
+from hessian_lr.adapter_modules import places
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.errors import RequestError
 from hessian_lr.module_figures import heatmap_figure, ratio_figure
-from hessian_lr.per_module import ModuleSharpness, ModuleSpectrum, module_sharpness, places
+from hessian_lr.per_module import ModuleSharpness, ModuleSpectrum, module_sharpness
 
 TIGHT = {"rtol": RTOL_TIGHT, "max_products": 200}
 KEEP, REBUILD = 10**12, 0

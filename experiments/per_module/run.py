@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lr import data, models
+from hessian_lr.adapter_modules import owned_parameters, places
 from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.loss import Batch, compute_in, count_labels, quiet_model, summed_loss, trainable
 from hessian_lr.measure import peak_rss_bytes
 from hessian_lr.module_figures import heatmap_figure, ratio_figure
-from hessian_lr.per_module import ModuleSpectrum, module_seed, module_sharpness, owned_parameters, places
+from hessian_lr.per_module import ModuleSpectrum, module_seed, module_sharpness
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting
