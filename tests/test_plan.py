@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hessian_lr.errors import RequestError
@@ -87,6 +87,8 @@ def test_a_start_at_the_limit_stays_within_it():
 
 
 @given(st.dictionaries(st.integers(-28, 0), st.floats(0, 10) | st.just(math.inf), max_size=14))
+@example({-point: float(abs(point - 6)) for point in range(13) if point != 5})
+@example({-point: float(abs(point - 6)) for point in range(15) if point != 5})
 def test_whatever_the_losses_it_asks_for_new_points_within_the_limits(losses):
     points = plan.next_points(-12, losses)
     assert not set(points) & set(losses)

@@ -65,7 +65,7 @@ def next_points(start: int, losses: Mapping[int, float]) -> tuple[int, ...]:
             return (min(high + _STRIDE, HIGHEST),)
     beside = (best - 1, best + 1)
     missing = [point for point in beside if low <= point <= high and point not in losses]
-    return tuple(missing[: MAX_POINTS - len(losses)])
+    return tuple(missing[: max(MAX_POINTS - len(losses), 0)])
 
 
 def best_of(losses: Mapping[K, float]) -> K:
