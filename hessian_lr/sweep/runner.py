@@ -4,25 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import HessianLRError, RequestError
+from ..errors import RequestError
 from ..records import Record
 from ..setting import Setting
 from . import plan
-from .run import RunResult, run_key, train_once
+from .finished import Finished, writable
+from .run import RunResult, train_once
 
 if TYPE_CHECKING:
     from ..data import TaskData
     from ..models import LoadedModel
 
-#: Called before every run and once at the end with the runs done, the runs planned so far (an
+#: Called before every run that is made and once at the end with the runs done, the runs planned so far (an
 #: automatic sweep plans on as it goes), the learning rate at hand, and the last run's final loss.
 Progress = Callable[[int, int, float, float | None], None]
+
+#: Gives the finished run of a setting (its seed included) at a learning rate, or None.
+Find = Callable[[Setting, float], RunResult | None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The runs that one setting is to get.
+
+    Attributes:
+        setting: The setting; its own seed plays no part.
+        seeds: Seeds to run at each learning rate, ascending.
+        lrs: Exactly these learning rates, ascending; None: search for the best one.
+        start_lr: Where a search starts (see ``sweep.plan``).
+    """
+
+    setting: Setting
+    seeds: tuple[int, ...]
+    lrs: tuple[float, ...] | None
+    start_lr: float
+
+    def standing(self, find: Find) -> Standing:
+        """What of it is there, and what has to be run next; a search goes on from what is there."""
+        seeded = [dataclasses.replace(self.setting, seed=seed) for seed in self.seeds]
+        start = plan.nearest_point(self.start_lr) if self.lrs is None else 0
+        groups: dict[float, tuple[RunResult, ...]] = {}
+        missing: list[tuple[Setting, float]] = []
+        pending = self.lrs or _rates(plan.next_points(start, {}))
+        while pending:
+            for lr in pending:
+                found = [(one, find(one, lr)) for one in seeded]
+                missing += [(one, lr) for one, run in found if run is None]
+                groups[lr] = tuple(run for _, run in found if run is not None)
+            if self.lrs is not None or missing:
+                break
+            losses = {plan.nearest_point(lr): mean_final_loss(runs) for lr, runs in groups.items()}
+            pending = _rates(plan.next_points(start, losses))
+        return Standing(tuple(run for lr in sorted(groups) for run in groups[lr]), tuple(missing))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a setting's runs have got.
+
+    Attributes:
+        runs: The finished ones, ascending by learning rate, then by seed.
+        missing: Setting and learning rate of those to run next, in the order to run them. None of them
+            waits for another; a search may want more once they are there.
+    """
+
+    runs: tuple[RunResult, ...]
+    missing: tuple[tuple[Setting, float], ...]
+
+    def initial_loss(self, seed: int) -> float | None:
+        """The loss before training, which no learning rate changes, if a run of this seed has told it."""
+        return next((run.initial_loss for run in self.runs if run.setting.seed == seed), None)
 
 
 @dataclass(frozen=True)
@@ -100,72 +156,29 @@ def sweep(
     from .. import methods
 
     seeded, fixed = check_plan(setting, lrs, seeds)
-    start = plan.nearest_point(start_lr) if fixed is None else 0
+    wanted = Wanted(setting, tuple(one.seed for one in seeded), fixed, start_lr)
     methods.check(loaded.model, setting)
-    folder = _writable(Path(out) / "runs")
+    finished = Finished(writable(Path(out) / "runs"), data.digest, loaded.fingerprint)
 
-    notes: list[str] = []
-    groups: dict[float, tuple[RunResult, ...]] = {}
-    initial: dict[int, float] = {}
-    done, last = 0, None
-    pending = fixed if fixed is not None else _rates(plan.next_points(start, {}))
-    while pending:
-        planned = done + len(pending) * len(seeded)
-        for lr in pending:
-            runs = []
-            for one in seeded:
-                if progress is not None:
-                    progress(done, planned, lr, last)
-                runs.append(_run(one, lr, loaded, data, folder, notes, initial.get(one.seed)))
-                initial[one.seed] = runs[-1].initial_loss
-                done, last = done + 1, runs[-1].final_loss
-            groups[lr] = tuple(runs)
-        if fixed is None:
-            pending = _rates(
-                plan.next_points(start, {plan.nearest_point(lr): loss for lr, loss in _means(groups)})
-            )
-        else:
-            pending = ()
+    last: RunResult | None = None
+    while (now := wanted.standing(finished.find)).missing:
+        done, initial = len(now.runs), {seed: now.initial_loss(seed) for seed in wanted.seeds}
+        for index, (one, lr) in enumerate(now.missing):
+            if progress is not None:
+                progress(done + index, done + len(now.missing), lr, last.final_loss if last else None)
+            last = train_once(one, lr, loaded, data, initial[one.seed])
+            initial[one.seed] = last.initial_loss
+            finished.add(last)
+    last = last or now.runs[-1]
     if progress is not None:
-        progress(done, done, lr, last)
-
-    losses = dict(_means(groups))
-    return Sweep(
-        setting=setting,
-        runs=tuple(run for lr in sorted(groups) for run in sorted(groups[lr], key=lambda r: r.setting.seed)),
-        censored=plan.at_edge(losses) or not math.isfinite(min(losses.values())),
-        notes=tuple(notes),
-    )
+        progress(len(now.runs), len(now.runs), last.lr, last.final_loss)
+    return Sweep(setting, now.runs, censored(now.runs), tuple(finished.notes))
 
 
-def _run(
-    setting: Setting,
-    lr: float,
-    loaded: LoadedModel,
-    data: TaskData,
-    folder: Path,
-    notes: list[str],
-    initial_loss: float | None,
-) -> RunResult:
-    """The run of this key: from its file, or trained and written."""
-    key = run_key(setting, lr, data.digest, loaded.fingerprint)
-    path = folder / f"{key}.json"
-    if path.exists():
-        try:
-            stored = RunResult.read(path)
-            if stored.key == key and stored.lr == lr and stored.setting.seed == setting.seed:
-                # Where the model and data lay, and on what device it ran, may differ: only the key counts.
-                return dataclasses.replace(stored, setting=setting)
-            notes.append(f"{path} described another run (key {stored.key!r}); it was run again")
-        except RequestError as error:
-            notes.append(f"{path} was damaged and was run again: {error}")
-    result = train_once(setting, lr, loaded, data, initial_loss)
-    result.write(path)
-    return result
-
-
-def _means(groups: dict[float, tuple[RunResult, ...]]) -> list[tuple[float, float]]:
-    return [(lr, mean_final_loss(runs)) for lr, runs in groups.items()]
+def censored(runs: Sequence[RunResult]) -> bool:
+    """Whether the best learning rate of some runs may lie beyond them (see ``Sweep.censored``)."""
+    losses = {lr: mean_final_loss(group) for lr, group in complete_runs(runs).items()}
+    return plan.at_edge(losses) or not math.isfinite(min(losses.values()))
 
 
 def _rates(points: Sequence[int]) -> tuple[float, ...]:
@@ -194,16 +207,3 @@ def _checked_rates(lrs: Sequence[float]) -> tuple[float, ...]:
     if bad or not lrs:
         raise RequestError(f"learning rates must be positive numbers, at least one, not {bad or 'none'}")
     return tuple(sorted({float(lr) for lr in lrs}))
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, made if missing, and proven writable: found now, not after the first hour of training."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as handle:
-            handle.write(b"x")
-    except OSError as error:
-        raise HessianLRError(
-            f"cannot write to {folder}: {error.strerror or error}; name another folder with --out"
-        ) from error
-    return folder
