@@ -63,6 +63,10 @@ class Progress:
             "Hessian products", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
         )
 
+    def say(self, text: str) -> None:
+        """Lines on standard error, above the bar if there is one."""
+        self._bars.console.print(text, markup=False, emoji=False, highlight=False)
+
     def sweep(self, done: int, planned: int, lr: float, last: float | None) -> None:
         """A sweep goes on."""
         loss = "" if last is None else f", last loss {last:.3f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from .score import Alignment
 
 Row = dict[str, Any]
+
+_LABEL = 36  # characters of a setting's label in a line
 
 
 def say(text: str) -> None:
@@ -177,6 +180,24 @@ def advice(rows: Sequence[Row]) -> str:
         return f"{found}."
     within = sum(factor <= 2 for factor in factors)
     return f"{found}. Predictions within 2× of the best learning rate: {within} of {len(factors)}."
+
+
+def sweep_table(rows: Sequence[Row]) -> None:
+    """What a sweep found, a line a setting."""
+    lines = []
+    for row in rows:
+        done, missing = len(row["runs"]), len(row["missing"])
+        planned = f"{done + missing}{'+' if missing and row['lrs'] == 'auto' else ''}"
+        lines.append(
+            (
+                textwrap.fill(row["label"], _LABEL),
+                f"{done}/{planned}",
+                "–" if row["status"] == "missing" else _best(row),
+                "–" if row["best_loss"] is None else f"{row['best_loss']:.3f}",
+                row["status"],
+            )
+        )
+    table(("setting", "runs", "best", "loss", "status"), lines)
 
 
 def align_table(alignment: Alignment) -> None:

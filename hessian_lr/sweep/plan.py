@@ -18,6 +18,7 @@ LOWEST, HIGHEST = -28, 0  # 1e-7 and 1: outside, no run of AdamW on an adapter i
 MAX_POINTS = 12
 _STRIDE = 2  # the search strides by 10^0.5 and fills the gaps only beside the best
 _FILL = 2  # points the filling needs: one on either side of the best
+FEWEST_POINTS = 3 + _FILL  # of a search whose first three points bracket the best
 
 K = TypeVar("K", int, float)  # a grid point, or the learning rate itself
 
@@ -25,6 +26,20 @@ K = TypeVar("K", int, float)  # a grid point, or the learning rate itself
 def learning_rate(point: int) -> float:
     """The learning rate 10^(point / 4)."""
     return 10.0 ** (point / POINTS_PER_DECADE)
+
+
+def geometric(low: float, high: float, per_decade: int) -> tuple[float, ...]:
+    """Learning rates from ``low`` to at most ``high``, neighbours a factor 10^(1/per_decade) apart.
+
+    A range that starts at a point 10^(k/per_decade) is made of such points to the last digit, so that
+    its runs are the same as a search's.
+    """
+    first = math.log10(low) * per_decade
+    # Rounding may put an end on either side of its point.
+    count = math.floor(math.log10(high / low) * per_decade + 1e-9) + 1
+    if abs(first - round(first)) < 1e-9:
+        return tuple(10.0 ** ((round(first) + step) / per_decade) for step in range(count))
+    return tuple(low * 10.0 ** (step / per_decade) for step in range(count))
 
 
 def nearest_point(lr: float) -> int:

@@ -14,7 +14,9 @@ from ..records import Record, digest
 from ..setting import Setting
 
 if TYPE_CHECKING:
-    from ..data import TaskData
+    from peft import PeftModel
+
+    from ..data import Batch, TaskData
     from ..models import LoadedModel
     from .trainer import Done
 
@@ -89,7 +91,7 @@ def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: st
     identity = setting.training_identity()
     for name in ("model", "data", "fields", "max_length"):  # told by the two fingerprints
         del identity[name]
-    identity["dtype"] = str(_precision(setting))
+    identity["dtype"] = str(precision(setting))
     recipe = {**RECIPE, "warmup": WARMUP_FRACTION}
     return digest([identity, recipe, float(lr), data_digest, model_fingerprint], 20)
 
@@ -145,17 +147,11 @@ def _train(
     setting: Setting, lr: float, loaded: LoadedModel, data: TaskData, initial: float | None
 ) -> tuple[float, float, Done]:
     """Held-out loss before and after (NaN where the training stopped on one), and how it went."""
-    from .. import methods
     from ..curvature.loss import mean_loss
-    from ..data import make_batches
     from .trainer import fit
 
-    dtype, pad_id = _precision(setting), loaded.tokenizer.pad_token_id
-    start = methods.initial_batches(setting, data.train, pad_id)
-    model = methods.build(copy.deepcopy(loaded.model), setting, start)
-    # By length, so that little is spent on padding; the loss weighs tokens, however they are batched.
-    rows = sorted(data.heldout, key=lambda row: len(row.input_ids))
-    heldout = make_batches(rows, HELDOUT_BATCH, pad_id)
+    dtype, pad_id = precision(setting), loaded.tokenizer.pad_token_id
+    model, heldout = adapted(setting, loaded, data), heldout_batches(loaded, data)
     initial = mean_loss(model, heldout, dtype) if initial is None else initial
     if not math.isfinite(initial):
         raise HessianLRError(
@@ -166,7 +162,24 @@ def _train(
     return initial, mean_loss(model, heldout, dtype) if done.finite else math.nan, done
 
 
-def _precision(setting: Setting) -> Any:
+def adapted(setting: Setting, loaded: LoadedModel, data: TaskData) -> PeftModel:
+    """A copy of the model with the setting's adapter at its start."""
+    from .. import methods
+
+    start = methods.initial_batches(setting, data.train, loaded.tokenizer.pad_token_id)
+    return methods.build(copy.deepcopy(loaded.model), setting, start)
+
+
+def heldout_batches(loaded: LoadedModel, data: TaskData) -> list[Batch]:
+    """The held-out rows, those of like length together."""
+    from ..data import make_batches
+
+    # So little is spent on padding; the loss weighs tokens, however they are batched.
+    rows = sorted(data.heldout, key=lambda row: len(row.input_ids))
+    return make_batches(rows, HELDOUT_BATCH, loaded.tokenizer.pad_token_id)
+
+
+def precision(setting: Setting) -> Any:
     """The precision of the matrix products, which "auto" leaves to the hardware."""
     from ..models import resolve_device, resolve_dtype
 

@@ -1,0 +1,286 @@
+"""What a sweep is asked to do: a YAML file, read so that a mistake is told with its line and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import RequestError, unknown_name
+from ..setting import Setting
+from . import plan
+
+DEFAULTS = Setting()
+FIELDS = tuple(field.name for field in dataclasses.fields(Setting))
+START_LR = 3e-4  # where a search starts if the file does not say: a common default
+BY_RANK, FIXED = "rank", "fixed"  # rules for alpha
+
+_LISTS = ("fields", "target_modules")  # whose one value is a list of names
+_RANGE, _SEARCH = ("from", "to", "per_decade"), ("auto",)
+_MOST_RATES = 1000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some axes of a sweep, as one mapping of the file names them.
+
+    Attributes:
+        axes: The values of each field of a setting that is named, in the file's order, each once.
+        lrs: Learning rates to run, ascending; None: not named, or a search.
+        start_lr: Where a search for the best learning rate starts; None: not named, or ``lrs``.
+        line: Where it stands in the file.
+    """
+
+    axes: dict[str, tuple[Any, ...]]
+    lrs: tuple[float, ...] | None
+    start_lr: float | None
+    line: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sweep's file.
+
+    Attributes:
+        path: The file.
+        base: The axes at its top.
+        exclude: Settings to leave out of those of ``base``.
+        include: Settings to add: ``base`` with these axes in the place of its own.
+        notes: What a reader should know, such as values that stand there twice.
+    """
+
+    path: Path
+    base: Part
+    exclude: tuple[Part, ...]
+    include: tuple[Part, ...]
+    notes: tuple[str, ...]
+
+
+def read(path: str | Path) -> Request:
+    """Read a sweep's file.
+
+    A key is the name of a ``Setting``'s field, ``lr``, ``exclude`` or ``include``; a value is one value
+    or a list of them. The value of ``fields`` and ``target_modules`` is text with commas, or a list
+    inside the list. ``alpha`` is a number, ``rank`` (alpha is the rank) or ``fixed`` (the default
+    setting's alpha, whatever the rank). ``lr`` is a number, a list, a range ``{from: 1e-5, to: 1e-2,
+    per_decade: 4}``, ``auto``, or ``{auto: 1e-3}``, a search that starts there.
+
+    Raises:
+        RequestError: the file cannot be read, or what it asks for is wrong.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not text in UTF-8; save it as such") from error
+    return _Reader(path).request(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but 1e-5 is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+class _Reader:
+    """Turns a file's nodes into axes; keeps the notes made on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self.named: list[tuple[str, yaml.Node]] = []
+
+    def request(self, text: str) -> Request:
+        try:
+            self.loader = _Loader(text)
+            root = self.loader.get_single_node()
+            if root is None:
+                raise RequestError(f"{self.path} is empty; name at least one key, such as `method: lora`")
+            entries = self.entries(root, (*FIELDS, "lr", "exclude", "include"), "the file")
+            exclude = self.parts(entries.pop("exclude", None), FIELDS, "exclude")
+            include = self.parts(entries.pop("include", None), (*FIELDS, "lr"), "include")
+            base = self.part(entries, _line(root))
+        except yaml.YAMLError as error:
+            raise RequestError(f"{self.path} is not valid YAML: {_in_a_line(error)}") from error
+        except RecursionError as error:
+            raise RequestError(f"{self.path} is nested too deeply to be a sweep") from error
+        self.check_names()
+        return Request(self.path, base, exclude, include, tuple(self.notes))
+
+    def check_names(self) -> None:
+        """Check the names that only torch's and PEFT's modules know: seconds of imports, so at the end."""
+        from ..methods import METHODS
+        from ..models import resolve_device
+
+        for key, node in self.named:
+            if key == "method" and node.value not in METHODS:
+                raise self.wrong(node, key, unknown_name("method", node.value, METHODS))
+            if key == "device":
+                try:
+                    resolve_device(node.value)
+                except RequestError as error:
+                    raise self.wrong(node, key, error) from error
+
+    def wrong(self, node: yaml.Node, key: str, what: object) -> RequestError:
+        return RequestError(f"{self.path}, line {_line(node)}, {key}: {what}")
+
+    def entries(self, node: yaml.Node, known: tuple[str, ...], where: str) -> dict[str, yaml.Node]:
+        """A mapping's values by key, each key known and there once."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.wrong(node, where, f"expected `key: value` lines, not {self.shown(node)}")
+        found: dict[str, yaml.Node] = {}
+        for key_node, value in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else self.shown(key_node)
+            if key not in known:
+                raise RequestError(f"{self.path}, line {_line(key_node)}: {unknown_name('key', key, known)}")
+            if key in found:
+                raise self.wrong(key_node, key, f"stands there already, on line {_line(found[key])}")
+            found[key] = value
+        return found
+
+    def parts(self, node: yaml.Node | None, known: tuple[str, ...], where: str) -> tuple[Part, ...]:
+        """A list of partial settings."""
+        if node is None:
+            return ()
+        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        parts = tuple(self.part(self.entries(item, known, where), _line(item)) for item in items)
+        for part in parts:
+            if not part.axes and part.lrs is None and part.start_lr is None:
+                raise RequestError(f"{self.path}, line {part.line}, {where}: names nothing")
+        return parts
+
+    def part(self, entries: dict[str, yaml.Node], line: int) -> Part:
+        lrs, start = self.rates(entries.pop("lr")) if "lr" in entries else (None, None)
+        return Part({key: self.axis(key, node) for key, node in entries.items()}, lrs, start, line)
+
+    def axis(self, key: str, node: yaml.Node) -> tuple[Any, ...]:
+        """The values of a field, each checked by itself."""
+        values = []
+        for item in self.items(key, node):
+            value = self.value(key, item)
+            if key != "alpha" or value not in (BY_RANK, FIXED):
+                try:
+                    Setting(**{key: value})
+                except RequestError as error:
+                    raise self.wrong(item, key, error) from error
+            if key in ("method", "device"):
+                self.named.append((key, item))
+            if value in values:
+                self.notes.append(f"line {_line(item)}, {key}: {_text(value)} stands there twice")
+            else:
+                values.append(value)
+        return tuple(values)
+
+    def items(self, key: str, node: yaml.Node) -> list[yaml.Node]:
+        items: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        if not items:
+            raise self.wrong(node, key, "the list is empty; leave the key out for its default")
+        return items
+
+    def value(self, key: str, node: yaml.Node) -> Any:
+        """One value of a field, of the type that the field has."""
+        if key in _LISTS:
+            return self.names(key, node)
+        found = self.scalar(node)
+        if key == "alpha":
+            wanted, right = f"a number, {BY_RANK} or {FIXED}", found in (BY_RANK, FIXED) or _is_number(found)
+        elif isinstance(getattr(DEFAULTS, key), int):
+            wanted, right = "a whole number", isinstance(found, int) and not isinstance(found, bool)
+        else:
+            wanted, right = "text", isinstance(found, str) and bool(found)
+        if not right:
+            quoted = "" if wanted != "text" or found is None else "; put it in quotes if it is meant"
+            raise self.wrong(node, key, f"expected {wanted}, not {self.shown(node)}{quoted}")
+        return float(found) if key == "alpha" and _is_number(found) else found
+
+    def names(self, key: str, node: yaml.Node) -> Any:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found = [self.scalar(part) for part in parts]
+        if not found or not all(isinstance(name, str) for name in found):
+            raise self.wrong(node, key, f"expected names, separated by commas, not {self.shown(node)}")
+        if key == "target_modules" and found == [DEFAULTS.target_modules]:
+            return DEFAULTS.target_modules
+        return tuple(name.strip() for text in found for name in text.split(",") if name.strip())
+
+    def scalar(self, node: yaml.Node) -> Any:
+        """A scalar's value; None for everything else, which no field takes."""
+        try:
+            return self.loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else None
+        except ValueError:  # such as a date that the calendar does not have
+            return None
+
+    def rates(self, node: yaml.Node) -> tuple[tuple[float, ...] | None, float | None]:
+        """What ``lr`` says: (learning rates, None), or (None, start of a search)."""
+        if isinstance(node, yaml.MappingNode):
+            entries = self.entries(node, (*_RANGE, *_SEARCH), "lr")
+            if set(entries) == set(_SEARCH):
+                return None, self.rate(entries["auto"])
+            if not {"from", "to"} <= set(entries) <= set(_RANGE):
+                raise self.wrong(
+                    node, "lr", "expected {from: 1e-5, to: 1e-2, per_decade: 4}, or {auto: 1e-3}"
+                )
+            return self.geometric(node, entries), None
+        if self.scalar(node) == "auto":
+            return None, START_LR
+        found = [self.rate(item) for item in self.items("lr", node)]
+        if len(set(found)) < len(found):
+            self.notes.append(f"line {_line(node)}, lr: a learning rate stands there twice")
+        return tuple(sorted(set(found))), None
+
+    def rate(self, node: yaml.Node) -> float:
+        value = self.scalar(node)
+        if not (_is_number(value) and math.isfinite(value) and value > 0):
+            raise self.wrong(node, "lr", f"expected a positive number, not {self.shown(node)}")
+        return float(value)
+
+    def geometric(self, node: yaml.Node, entries: dict[str, yaml.Node]) -> tuple[float, ...]:
+        low, high = self.rate(entries["from"]), self.rate(entries["to"])
+        density: Any = plan.POINTS_PER_DECADE
+        if "per_decade" in entries:
+            density = self.scalar(entries["per_decade"])
+            if not isinstance(density, int) or isinstance(density, bool) or density < 1:
+                shown = self.shown(entries["per_decade"])
+                raise self.wrong(node, "lr", f"per_decade: expected a whole number, not {shown}")
+        if high < low:
+            raise self.wrong(node, "lr", f"from {low:g} is above to {high:g}; exchange them")
+        if math.log10(high / low) * density >= _MOST_RATES:
+            raise self.wrong(node, "lr", f"this range has more than {_MOST_RATES} learning rates")
+        return plan.geometric(low, high, density)
+
+    def shown(self, node: yaml.Node) -> str:
+        """A value for a message: as it stands in the file, but short."""
+        if isinstance(node, yaml.ScalarNode):
+            text = reprlib.repr(node.value)
+            return "nothing" if not node.value else text[1:-1] if node.style is None else text
+        return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+def _text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _in_a_line(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = "" if mark is None else f"line {mark.line + 1}: "
+    return where + " ".join(str(problem or error).split())

@@ -1,0 +1,180 @@
+"""The command that runs a sweep's file: what it is given, and what it says."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .errors import RequestError
+from .options import Interrupted, Output
+
+if TYPE_CHECKING:
+    from .grids import Plan
+    from .sweep.grid import Grid
+
+_WIDTH = 80
+_SHOWN = 4
+
+
+def sweep(
+    file: Annotated[str, typer.Argument(metavar="FILE.yaml", help="What to run; see the README.")],
+    output: Output,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of all results; resumes what is there.")] = (
+        "runs/sweep"
+    ),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would be run, and what it costs.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Runs to make this time; 0: only the table.", show_default="all"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Make only the I-th of N equal shares.", show_default="all"),
+    ] = None,
+) -> int:
+    """Run every setting of a file.
+
+    Learning rate × batch size × rank × method × … from one YAML file, counted and costed first.
+    """
+    part = None if shard is None else _shard(shard)
+    if limit is not None and limit < 0:
+        raise RequestError(f"--limit takes a whole number of at least 0, not {limit}")
+    options.check_writable(out, "--out", folder=True)
+
+    from .sweep.grid import expand
+    from .sweep.request import read
+
+    grid = expand(read(file))
+
+    from . import data, grids, results, terminal
+    from .allocator import keep_freed_memory
+    from .progress import Progress, quiet_libraries
+    from .sweep.work import Source
+
+    for name, fields in dict.fromkeys((one.setting.data, one.setting.fields) for one in grid.wanted):
+        data.check(name, fields=fields)
+    with quiet_libraries():
+        keep_freed_memory()
+        try:
+            with Progress(output.quiet) as progress:
+                progress.method("sweep", 1, 1)
+                job = grids.Job(grid, Path(out), Source(output.quiet), progress, shard=part, limit=limit)
+                plan = job.plan()
+                if not dry_run:
+                    if not output.quiet:
+                        progress.say(_told(plan))
+                    document = job.run(plan)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; what is finished is kept in {out}: the same command goes on"
+            ) from None
+    if dry_run:
+        output.write({"schema": results.SCHEMA, "plan": plan})
+        if output.tables:
+            print(_told(plan))
+        _notes(plan.notes, output)
+        return 0
+    output.write(document)
+    rows = document["results"]
+    if output.tables:
+        terminal.sweep_table(rows)
+        print(_common(grid))
+    _notes(document["notes"], output)
+    if not output.quiet:
+        for line in (terminal.advice([row | {"method": row["label"]} for row in rows]), *_gaps(rows)):
+            terminal.say(line)
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed:
+        terminal.say(f"{row['label']}: failed: {row['notes'][0]}")
+    return 1 if failed else 0
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: 3 h 10 min."""
+    left = round(seconds)
+    if left < 60:
+        return f"{left} s"
+    minutes = round(seconds / 60)
+    if minutes < 10:
+        return f"{left // 60} min {left % 60} s"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _shard(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
+    if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+        raise RequestError(
+            f"--shard takes a share and their number, counted from 1, such as 2/4, not {text!r}"
+        )
+    return int(numbers[1]), int(numbers[2])
+
+
+def _told(plan: Plan) -> str:
+    """The plan in a few lines."""
+    runs, settings = _range(plan.runs, "run"), _range((plan.settings, plan.settings), "setting")
+    said = f"{runs} ({settings})"
+    if plan.done:
+        said += f", {plan.done:,} of them there already"
+    if plan.shard:
+        said += f"; share {plan.shard}"
+    low, high = (duration(seconds) for seconds in plan.seconds)
+    took = low if low == high else f"{low} to {high}"
+    said += f"; {_range(plan.to_go, 'run')} to make" + (f", about {took} here" if plan.to_go[1] else "")
+    sources = []
+    if plan.timed:
+        sources.append(f"steps timed just now for {_range((plan.timed, plan.timed), 'shape')}")
+    if plan.finished:
+        sources.append(f"{_range((plan.finished, plan.finished), 'finished run')} of the same kind")
+    if sources:
+        said += f". Cost from {' and '.join(sources)}."
+    return textwrap.fill(said, _WIDTH - 1)
+
+
+def _range(ends: tuple[int, int], what: str) -> str:
+    low, high = ends
+    number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{number} {what}{'' if high == 1 else 's'}"
+
+
+def _common(grid: Grid) -> str:
+    return textwrap.fill(f"In common: {grid.common()}.", _WIDTH - 1)
+
+
+def _gaps(rows: list[dict[str, Any]]) -> list[str]:
+    """Which runs are missing, in a line."""
+    from .terminal import rate
+
+    gaps = []
+    for row in rows:
+        rates: dict[float, list[str]] = {}
+        for one in row["missing"]:
+            rates.setdefault(one["lr"], []).append(str(one["seed"]))
+        gaps += [
+            f"{row['label']} at {rate(lr)} (seed {', '.join(seeds)})" for lr, seeds in sorted(rates.items())
+        ]
+    if not gaps:
+        return []
+    more = f"; and at {len(gaps) - _SHOWN} more learning rates" if len(gaps) > _SHOWN else ""
+    missing = sum(len(row["missing"]) for row in rows)
+    searching = any(row["missing"] and row["lrs"] == "auto" for row in rows)
+    return [
+        f"{'At least ' if searching else ''}{_range((missing, missing), 'run')} missing: "
+        f"{'; '.join(gaps[:_SHOWN])}{more}. The same command without --limit and --shard makes them."
+    ]
+
+
+def _notes(notes: Any, output: Output) -> None:
+    from .terminal import say
+
+    for note in () if output.quiet else notes:
+        say(f"note: {note}")
