@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import __version__, options
+from . import __version__, options, sweep_command
 from .errors import HessianLRError, RequestError, unknown_name
 from .options import Interrupted, Output, takes
 from .setting import AUTO, Setting
@@ -261,6 +261,11 @@ def calibrate(
     if output.tables:
         terminal.calibration_table(found)
     return 0
+
+
+app.command(epilog=_example("sweep examples/sweep.yaml --dry-run"))(
+    takes(output=options.output)(sweep_command.sweep)
+)
 
 
 @app.command("list", epilog=_example("list methods"))
