@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import RequestError, unknown_name
+from .peft_config import read, refuse_contradiction
 from .records import dump_json, write_json
 from .setting import AUTO, Setting
 
@@ -89,13 +90,22 @@ def settings(
             show_default=DEFAULTS.method,
         ),
     ] = None,
-    rank: Annotated[int, typer.Option(help="Adapter rank r.")] = DEFAULTS.rank,
+    peft_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Your own adapter instead of --method: a folder with adapter_config.json (trained weights "
+            "as safetensors), or a LoraConfig's JSON file. Rank, alpha and modules are its own.",
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Adapter rank r.", show_default=str(DEFAULTS.rank))] = None,
     alpha: Annotated[
         float | None, typer.Option(help="LoRA's alpha; the scaling is alpha / r.", show_default="the rank")
     ] = None,
     target_modules: Annotated[
-        str, typer.Option(metavar="all-linear|A,B", help="Modules to adapt.")
-    ] = "all-linear",
+        str | None,
+        typer.Option(metavar="all-linear|A,B", help="Modules to adapt.", show_default="all-linear"),
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="Optimizer of the runs.")] = DEFAULTS.optimizer,
     batch_size: Annotated[int, typer.Option(help="Samples in an optimizer step.")] = DEFAULTS.batch_size,
     steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = DEFAULTS.steps,
@@ -118,14 +128,20 @@ def settings(
     Raises:
         RequestError: a value is out of range, or a name is unknown.
     """
-    targets = target_modules if target_modules == "all-linear" else tuple(names(target_modules))
+    targets = target_modules and (
+        target_modules if target_modules == "all-linear" else tuple(names(target_modules))
+    )
+    adapter: dict[str, Any] = {"rank": rank, "alpha": alpha, "target_modules": targets}
+    adapter = {name: value for name, value in adapter.items() if value is not None}
+    if peft_config is not None:
+        given = adapter | ({"method": ",".join(method)} if method else {})
+        refuse_contradiction(peft_config, read(peft_config)[1], given)
+        adapter = {"peft_config": peft_config}
     common: dict[str, Any] = {
         "model": model,
         "data": data,
         "fields": None if fields is None else tuple(part.strip() for part in fields.split(",")),
-        "rank": rank,
-        "alpha": alpha,
-        "target_modules": targets,
+        **adapter,
         "optimizer": optimizer,
         "batch_size": batch_size,
         "steps": steps,
@@ -143,7 +159,7 @@ def settings(
     from .models import resolve_device
 
     for setting in made:
-        if setting.method not in METHODS:
+        if setting.peft_config is None and setting.method not in METHODS:
             raise unknown_name("method", setting.method, METHODS)
     resolve_device(device)
     check(data, fields=made[0].fields)

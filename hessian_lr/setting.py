@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from . import peft_config as own
 from .errors import RequestError, unknown_name
+from .peft_config import PeftSource
 from .records import Record, digest
 
 OPTIMIZERS = ("adamw",)
@@ -37,9 +39,11 @@ class Setting(Record):
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
         dtype: Precision of the matrix products: ``"float32"``, ``"bfloat16"`` (autocast, the
             adapter itself stays float32), or ``"auto"`` (bfloat16 where the hardware has it).
+        peft_config: The user's own adapter, by its folder or its configuration's file, which is read
+            here: method, rank, alpha and target modules are then its own.
 
     Raises:
-        RequestError: a value is out of its range.
+        RequestError: a value is out of its range, or contradicts ``peft_config``.
     """
 
     model: str = "smollm2-135m"
@@ -57,8 +61,11 @@ class Setting(Record):
     max_length: int = 512
     device: str = "auto"
     dtype: str = "auto"
+    peft_config: PeftSource | str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.peft_config, str):
+            self._take_from(self.peft_config)
         if self.alpha is None:
             object.__setattr__(self, "alpha", float(self.rank))
         for name, least in _LEAST.items():
@@ -84,6 +91,17 @@ class Setting(Record):
         if not self.target_modules:
             raise RequestError("target_modules must be 'all-linear' or at least one module name")
 
+    def _take_from(self, path: str) -> None:
+        source, described = own.read(path)
+        usual = {field.name: field.default for field in fields(self)}
+        # Whether a default was given or left out cannot be told; alpha's is the rank.
+        given = {name: getattr(self, name) for name in described if getattr(self, name) != usual[name]}
+        if given.get("alpha") == usual["rank"]:
+            del given["alpha"]
+        own.refuse_contradiction(path, described, given)
+        for name, value in {**described, "peft_config": source}.items():
+            object.__setattr__(self, name, value)
+
     @property
     def most_samples(self) -> int:
         """Rows to have at hand for the curvature sample."""
@@ -95,11 +113,21 @@ class Setting(Record):
         assert self.alpha is not None
         return self.alpha / self.rank
 
+    def to_dict(self) -> dict[str, Any]:
+        """The setting as plain JSON types."""
+        values = super().to_dict()
+        # Left out where there is none: settings from before it existed keep their keys.
+        if self.peft_config is None:
+            del values["peft_config"]
+        return values
+
     def training_identity(self) -> dict[str, Any]:
         """The fields that decide how a training run goes (not where it runs, nor the curvature sample)."""
         values = self.to_dict()
         for name in ("samples", "device"):
             del values[name]
+        if isinstance(self.peft_config, PeftSource):
+            values["peft_config"] = self.peft_config.digest
         return values
 
     @property

@@ -19,6 +19,7 @@ from .lora_ga import LORA_GA
 from .lora_ga_peft import LORA_GA_PEFT
 from .method import Method
 from .milora import MILORA
+from .own import OWN, check_own
 from .targets import Target, find_targets
 
 # A method PEFT lacks is one more file with a Method in it, and one more name here.
@@ -97,6 +98,8 @@ def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Ta
         raise RequestError(
             "this model carries an adapter already: merge or unload it, or load the model anew"
         )
+    if method is OWN:
+        return OWN, check_own(model, setting)
     targets = find_targets(model, setting.target_modules)
     narrowest = min(targets, key=lambda target: target.width)
     if setting.rank > narrowest.width:
@@ -111,6 +114,8 @@ def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Ta
 
 
 def _method(setting: Setting) -> Method:
+    if setting.peft_config is not None:
+        return OWN
     if setting.method not in METHODS:
         raise unknown_name("method", setting.method, METHODS)
     return METHODS[setting.method]

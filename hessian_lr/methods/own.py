@@ -1,0 +1,143 @@
+"""The user's own adapter, as PEFT itself would build it from its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from .. import hub
+from ..errors import HessianLRError, RequestError, unknown_name
+from ..peft_config import METHOD, PeftSource
+from ..setting import Setting
+from .method import Method
+from .targets import Target
+
+# Starts that need no data and no other file (some of PEFT's read a pickle). "pissa_niter_4" is a PiSSA too.
+_STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal")
+# What a setting or this module decides, whatever stands in the file.
+_OURS = ("task_type", "inference_mode", "base_model_name_or_path", "auto_mapping", "revision", "peft_version")
+_TAKEN = (
+    *_OURS,
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "init_lora_weights", "trainable_token_indices"),
+)
+
+
+def _own(model: PreTrainedModel, setting: Setting, targets: tuple[Target, ...]) -> PeftModel:
+    """The adapter of ``setting.peft_config``, at its trained weights where the folder has some.
+
+    Dropout is off while curvature is measured and on in training, as the configuration says.
+    """
+    source = _source(setting)
+    adapted = get_peft_model(model, _config(source))
+    if source.weights is not None:
+        set_peft_model_state_dict(adapted, load_file(source.weights))
+    return adapted
+
+
+def check_own(model: PreTrainedModel, setting: Setting) -> tuple[Target, ...]:
+    """Refuse an adapter that PEFT cannot put on the model, or whose weights are another model's.
+
+    The adapter is put on a model of the same shape without memory, so PEFT itself says what fits.
+
+    Returns:
+        No targets: which modules are adapted is PEFT's to find.
+
+    Raises:
+        RequestError: names the file and what does not fit.
+    """
+    source = _source(setting)
+    config = _config(source)
+    # The start is no part of the shape, and most need values to compute with.
+    config.init_lora_weights = True
+    try:
+        with torch.device("meta"):
+            shape: Any = type(model)(model.config)
+            adapted = get_peft_model(shape, config)
+    except Exception as error:  # PEFT raises what it likes
+        raise RequestError(
+            f"PEFT cannot put the adapter of {source.path} on {model.config.name_or_path or 'this model'}: "
+            f"{hub.first_line(error)}"
+        ) from error
+    if source.weights is not None:
+        _check_weights(source, get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    return ()
+
+
+def _check_weights(source: PeftSource, expected: dict[str, torch.Tensor]) -> None:
+    try:
+        with safe_open(source.weights, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise HessianLRError(
+            f"cannot read {source.weights}: {hub.first_line(error)}; it is incomplete or damaged: save or "
+            "copy it again"
+        ) from error
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
+    mend = "the adapter belongs to another model: give the one it was trained on"
+    if absent := sorted(wanted.keys() - found.keys()):
+        raise RequestError(f"{source.weights} lacks {len(absent)} tensors (first: {absent[0]}); {mend}")
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise RequestError(
+            f"{source.weights} has {len(extra)} tensors that this model has not (first: {extra[0]}); {mend}"
+        )
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise RequestError(f"{source.weights}: {name} is {found[name]}, expected {shape}; {mend}")
+
+
+def _source(setting: Setting) -> PeftSource:
+    assert isinstance(setting.peft_config, PeftSource)
+    return setting.peft_config
+
+
+def _config(source: PeftSource) -> LoraConfig:
+    """The file as a configuration to train with.
+
+    Raises:
+        RequestError: a field is unknown, or asks for what cannot be measured or read here.
+    """
+    values, usual = source.values(), vars(LoraConfig())
+    for name, value in values.items():
+        if name in _TAKEN:
+            continue
+        # A newer PEFT writes fields that this one lacks; at rest they change nothing.
+        if name not in usual and value not in (None, False, {}, []):
+            raise RequestError(
+                f"{source.config}: {unknown_name('field', name, usual)} PEFT {peft.__version__} has no such "
+                "field; correct it, or upgrade PEFT"
+            )
+        if name in usual and value != usual[name] and value not in (None, False, {}, []):
+            raise RequestError(f"{source.config}: {name} is not supported; take it out, or set it to null")
+    start = values.get("init_lora_weights", True)
+    if start not in _STARTS and not (isinstance(start, str) and start.startswith("pissa_niter_")):
+        raise RequestError(
+            f"{source.config}: init_lora_weights {start!r} starts from data or other files, which are not "
+            f"read; expected one of {', '.join(map(str, _STARTS))}"
+        )
+    if values.get("task_type") not in (None, TaskType.CAUSAL_LM):
+        raise RequestError(
+            f"{source.config} is for the task {values['task_type']}; expected {TaskType.CAUSAL_LM.value}"
+        )
+    kept = {name: value for name, value in values.items() if name in _TAKEN and name not in _OURS}
+    try:
+        return LoraConfig(**kept, task_type=TaskType.CAUSAL_LM)
+    except Exception as error:
+        raise RequestError(f"{source.config} is not a LoraConfig: {hub.first_line(error)}") from error
+
+
+OWN = Method(
+    name=METHOD,
+    summary="your own LoraConfig or adapter folder",
+    source="the user's file",
+    zero_b=False,
+    build=_own,
+)
