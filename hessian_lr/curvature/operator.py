@@ -228,7 +228,7 @@ def _form(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     """Σ left·right in float64, piece by piece: copies of whole vectors cost more than the sum."""
     return float(
         sum(
-            torch.dot(a.detach().double().view(-1), b.double().view(-1))
+            torch.dot(a.detach().double().reshape(-1), b.double().reshape(-1))
             for a, b in zip(left, right, strict=True)
         )
     )
