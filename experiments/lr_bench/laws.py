@@ -1,0 +1,108 @@
+"""The candidate laws: which quantities each makes its learning rate from, and what its exponents are held to.
+
+Every law is ln η = c + Σ w·ln(quantity). An exponent is drawn to its prior mean (theory's, or 0) with the
+prior's standard deviation; where that is 0 the exponent is fixed, and only the constant is fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+AFTER = "after_10_0.125_"
+FAR = "after_10_0.5_"
+# Quantities of the setting that any law may take: their prior is no influence.
+SETTING = {"steps": (0.0, 0.3), "batch_size": (0.0, 0.3)}
+THEORY = (1.0, 0.0)  # a learning rate of theory's, or a threshold for one
+HALF = (-0.5, 0.0)
+FREE = (-0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Law:
+    """Exponents by quantity, as (prior mean, prior standard deviation)."""
+
+    name: str
+    terms: dict[str, tuple[float, float]]
+
+
+def _law(name: str, *terms: tuple[str, tuple[float, float]], setting: bool = False) -> Law:
+    return Law(name, dict(terms) | (SETTING if setting else {}))
+
+
+LAWS = (
+    # What users do without measuring.
+    _law("constant fitted"),
+    _law("constant fitted, steps, batch", setting=True),
+    # Curvature at the start.
+    _law("c / lambda", ("lambda_start", (-1.0, 0.0))),
+    _law("c / sqrt lambda", ("lambda_start", HALF)),
+    _law("lambda", ("lambda_start", FREE), setting=True),
+    _law("lambda over gradient", ("lambda_ratio", FREE), setting=True),
+    _law("lambda of B", ("lambda_b_start", FREE), setting=True),
+    _law("Gauss-Newton", ("gauss_newton_start", FREE), setting=True),
+    _law("gradient l2", ("gradient_l2", FREE), setting=True),
+    _law("gradient l1", ("gradient_l1", FREE), setting=True),
+    _law("critical at start", ("lr_critical_start", THEORY)),
+    _law("critical at start, free", ("lr_critical_start", (1.0, 0.5)), setting=True),
+    # In Adam's geometry, after the warm-up.
+    _law("38 / lambda_P", (AFTER + "lr_stability", THEORY)),
+    _law("38 / lambda_P, free", (AFTER + "lr_stability", (1.0, 0.5)), setting=True),
+    _law("38 / lambda_P far, free", (FAR + "lr_stability", (1.0, 0.5)), setting=True),
+    _law("edge", ("edge", THEORY)),
+    _law("edge, free", ("edge", (1.0, 0.5)), setting=True),
+    _law("trace_P", (AFTER + "preconditioned_trace", FREE), setting=True),
+    _law("directional", (AFTER + "lr_directional", THEORY)),
+    _law("critical after", (AFTER + "lr_critical", THEORY)),
+    _law("critical after, free", (AFTER + "lr_critical", (1.0, 0.5)), setting=True),
+    # Two views at once.
+    _law(
+        "38 / lambda_P and critical at start",
+        (AFTER + "lr_stability", (0.5, 0.5)),
+        ("lr_critical_start", (0.5, 0.5)),
+        setting=True,
+    ),
+    _law(
+        "38 / lambda_P near and far",
+        (AFTER + "lr_stability", (0.5, 0.5)),
+        (FAR + "lr_stability", (0.5, 0.5)),
+        setting=True,
+    ),
+    _law(
+        "38 / lambda_P near and far, critical at start",
+        (AFTER + "lr_stability", (0.4, 0.5)),
+        (FAR + "lr_stability", (0.3, 0.5)),
+        ("lr_critical_start", (0.3, 0.5)),
+        setting=True,
+    ),
+    # The rival: the same sweep at a tenth of the steps.
+    _law("tenth of the steps", ("tenth_best_lr", THEORY)),
+    _law("tenth of the steps, free", ("tenth_best_lr", (1.0, 0.5)), setting=True),
+    _law(
+        "tenth and 38 / lambda_P",
+        ("tenth_best_lr", (0.5, 0.5)),
+        (AFTER + "lr_stability", (0.5, 0.5)),
+        setting=True,
+    ),
+)
+
+
+def derived(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what follows from its measurements."""
+    table = table.copy()
+    table["lambda_ratio"] = table["lambda_start"] / table["weight_gradient_norm"]
+    table["edge"] = _edge(table)
+    return table
+
+
+def _edge(table: pd.DataFrame) -> np.ndarray:
+    """Where 38/λ_P, measured after warm-ups to two learning rates, would meet the warm-up's own.
+
+    ln(38/λ_P) is taken to be linear in ln η between the two and beyond.
+    """
+    near, far = np.log(table[AFTER + "warmup_lr"]), np.log(table[FAR + "warmup_lr"])
+    low, high = np.log(table[AFTER + "lr_stability"]), np.log(table[FAR + "lr_stability"])
+    slope = np.clip((high - low) / (far - near), -2.0, 0.8)
+    return np.exp((low - slope * near) / (1 - slope))

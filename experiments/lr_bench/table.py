@@ -1,0 +1,67 @@
+"""Collect what `run` made into the two tables that are committed: `python -m experiments.lr_bench.table`.
+
+``settings.csv``: a row a setting, with its sweep's answer, every measured quantity and its cost, and the
+baselines. ``runs.csv``: a row a run. Both read back without loss of what the evaluation needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hessian_lr.records import read_json
+
+from .run import OUT
+
+HERE = Path(__file__).parent / "results"
+SETTING = (
+    *("model", "data", "method", "rank", "alpha", "target_modules", "batch_size", "steps"),
+    *("max_length", "dtype", "samples"),
+)
+ANSWER = ("best_lr", "best_loss", "band_low", "band_high", "censored")
+
+
+def collect() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Settings and runs; of a setting swept with one seed and with two, the answer is the two seeds'."""
+    rows, runs = [], []
+    for file in sorted((OUT / "settings").glob("*.json")):
+        found = read_json(file)
+        swept = found.get("sweep_0_1") or found.get("sweep_0")
+        if swept is None:
+            continue
+        rows.append({"key": file.stem, **_row(found, swept)})
+        for kind in ("sweep_0_1" if "sweep_0_1" in found else "sweep_0", "tenth"):
+            told = found.get(kind, {"runs": []})["runs"]
+            runs += [{"key": file.stem, "kind": kind.split("_")[0], **run} for run in told]
+    return pd.DataFrame(rows), pd.DataFrame(runs)
+
+
+def _row(found: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
+    setting = found["setting"]
+    row: dict[str, Any] = {name: setting[name] for name in SETTING}
+    row["model"] = Path(setting["model"]).name
+    if isinstance(row["target_modules"], list):
+        row["target_modules"] = "+".join(row["target_modules"])
+    row |= {name: swept["score"][name] for name in ANSWER}
+    row["seeds"] = len({run["seed"] for run in swept["runs"]})
+    row |= {"sweep_cost": swept["cost"], "sweep_seconds": swept["seconds"]}
+    for name in ("sweep_0", "tenth"):
+        if name in found:
+            row[f"{name}_best_lr"] = found[name]["score"]["best_lr"]
+            row[f"{name}_cost"] = found[name]["cost"]
+    return row | found.get("range_test", {}) | found["measured"]
+
+
+def read() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The committed tables."""
+    return pd.read_csv(HERE / "settings.csv"), pd.read_csv(HERE / "runs.csv")
+
+
+if __name__ == "__main__":
+    settings, every_run = collect()
+    HERE.mkdir(exist_ok=True)
+    settings.to_csv(HERE / "settings.csv", index=False, float_format="%.6g")
+    every_run.to_csv(HERE / "runs.csv", index=False, float_format="%.7g")
+    print(f"{len(settings)} settings, {len(every_run)} runs")
