@@ -184,7 +184,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line a run, with its setting and what was found for that beside it."""
     columns = ("lr", "seed", "initial_loss", "final_loss", "steps_done", "diverged", "seconds")
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*_SETTING, *columns, "train_tokens", "key", *BEST, "status"])
+    names = [*_SETTING, *columns, "train_tokens", "key", *BEST, "status"]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         setting = {

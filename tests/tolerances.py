@@ -46,3 +46,6 @@ REFINED = 0.02
 
 # Two learning rates from λ^-0.38, one λ to 10% and the other to 5%.
 FAST_RATE = 0.06
+
+# A sweep's cost from two timed steps of some milliseconds, on a machine that does other things too.
+COST_FACTOR = 3
