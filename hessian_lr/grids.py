@@ -180,6 +180,12 @@ def _run_row(run: RunResult) -> dict[str, Any]:
     return {"key": run.key, **results.run_row(run), "train_tokens": run.train_tokens}
 
 
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value["path"]  # an adapter of the user's own
+    return ",".join(value) if isinstance(value, list) else value
+
+
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line a run, with its setting and what was found for that beside it."""
     columns = ("lr", "seed", "initial_loss", "final_loss", "steps_done", "diverged", "seconds")
@@ -188,10 +194,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        setting = {
-            name: ",".join(value) if isinstance(value, list) else value
-            for name, value in row["setting"].items()
-        }
+        setting = {name: _cell(value) for name, value in row["setting"].items()}
         best = {name: row[name] for name in (*BEST, "status")}
         for run in row["runs"]:
             # "steps" is the setting's number; the run's own is less where it diverged early.

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
 
 from hessian_lr.errors import RequestError
 from hessian_lr.setting import Setting
@@ -58,6 +59,18 @@ def test_every_combination_is_there_once(grid):
     # At rank 16 the rule gives the fixed alpha, for each method and number of steps.
     (note,) = found.notes
     assert note.startswith("4 settings come up more than once; each is run once (lora, rank 16, alpha 16")
+
+
+def test_adapters_of_the_users_own_are_an_axis(grid, tmp_path):
+    for name, rank in (("a", 4), ("b", 6)):
+        LoraConfig(r=rank, lora_alpha=8, target_modules=["q_proj"]).save_pretrained(tmp_path / name)
+    paths = f"peft_config: [{tmp_path}/a, {tmp_path}/b]\nlr: 1e-3\n"
+    found = grid(paths)
+    assert [(one.setting.rank, one.setting.alpha) for one in found.wanted] == [(4, 8.0), (6, 8.0)]
+    (one,) = grid(paths + f"exclude: {{peft_config: {tmp_path}/a}}").wanted
+    assert one.setting.rank == 6
+    with pytest.raises(RequestError, match=r"sweep\.yaml, line 1: .*rank"):
+        grid(paths + "rank: 5")
 
 
 def test_what_decides_nothing_in_a_run_makes_no_second_one(grid):

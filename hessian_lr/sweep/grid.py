@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import RequestError
+from ..peft_config import PeftSource
 from ..records import digest
 from ..setting import Setting
 from .request import BY_RANK, DEFAULTS, FIELDS, FIXED, START_LR, Part, Request
@@ -66,7 +67,7 @@ def expand(request: Request) -> Grid:
     for index, part in enumerate([base, *(_over(base, more) for more in request.include)]):
         _check_size(request, part)
         own: dict[str, tuple[Setting, list[int]]] = {}
-        for setting in _settings(part):
+        for setting in _settings(request, part):
             # An inclusion is meant, whatever was excluded before.
             fits = [e for e in request.exclude if _fits(e, setting)] if index == 0 else []
             for exclusion in fits:
@@ -114,13 +115,17 @@ def share(wanted: Sequence[Wanted], index: int, count: int) -> tuple[Wanted, ...
     )
 
 
-def _settings(part: Part) -> Iterator[Setting]:
+def _settings(request: Request, part: Part) -> Iterator[Setting]:
     """A setting for every combination, a seed each; what the part does not name has its default."""
     names = [name for name in FIELDS if name in part.axes]
     for values in itertools.product(*(part.axes[name] for name in names)):
         chosen: dict[str, Any] = dict(zip(names, values, strict=True))
-        chosen["alpha"] = _alpha(chosen.get("alpha", BY_RANK), chosen.get("rank", DEFAULTS.rank))
-        yield Setting(**chosen)
+        if "alpha" in chosen:
+            chosen["alpha"] = _alpha(chosen["alpha"], chosen.get("rank", DEFAULTS.rank))
+        try:
+            yield Setting(**chosen)
+        except RequestError as error:  # values that are right each by itself, but not together
+            raise RequestError(f"{request.path}, line {part.line}: {error}") from error
 
 
 def _over(base: Part, more: Part) -> Part:
@@ -134,7 +139,9 @@ def _fits(exclusion: Part, setting: Setting) -> bool:
     for name, values in exclusion.axes.items():
         if name == "alpha":
             values = tuple(_alpha(value, setting.rank) for value in values)
-        if getattr(setting, name) not in values:
+        own = getattr(setting, name)
+        # An adapter of the user's own was read where the file names its path.
+        if (str(own) if isinstance(own, PeftSource) else own) not in values:
             return False
     return True
 
