@@ -10,6 +10,7 @@ from pathlib import Path
 from experiments.cost_curve.figure import cost_figure
 from experiments.peers.figure import peers_figure
 from experiments.peers.summary import read_rows
+from hessian_lr.figure_style import save
 from hessian_lr.figures import SweepPanel, eigenvalue_figure, sweep_figure
 from hessian_lr.records import read_json
 from hessian_lr.results import VALIDATE_FILE, Validated, eigenvalue_points, read_validated
@@ -33,8 +34,8 @@ def main() -> None:
         runs = [RunResult.read(path) for path in sorted((results.parent / "runs").glob("*.json"))]
         name = results.parent.parent.name
         for figure in (
-            *eigenvalue_figure(eigenvalue_points(rows), FIGURES / f"{name}-eigenvalue.svg"),
-            *sweep_figure([panel(one, runs) for one in rows], FIGURES / f"{name}-sweep.svg"),
+            *save(eigenvalue_figure(eigenvalue_points(rows)), FIGURES / f"{name}-eigenvalue.svg"),
+            *save(sweep_figure([panel(one, runs) for one in rows]), FIGURES / f"{name}-sweep.svg"),
         ):
             print(figure.relative_to(HERE.parent))
     if rows := read_rows(HERE / "peers" / "results"):

@@ -206,6 +206,7 @@ def align(
         options.check_writable(out, "--out")
 
     from . import results, terminal
+    from .figure_style import save
     from .figures import eigenvalue_figure
     from .score import align as fit
 
@@ -218,7 +219,7 @@ def align(
         )
     alignment = fit(*zip(*used, strict=True))
     if out is not None:
-        eigenvalue_figure(points, out)
+        save(eigenvalue_figure(points), out)
     listed = [
         {
             "method": p.method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,9 @@ METHOD_STYLES: dict[str, tuple[str, str]] = {
     "lora+": (_SKY, "*"),
 }
 UNKNOWN_STYLE = ("#767676", "o")
-INK, MUTED = "#222222", "#666666"
+INK, MUTED, GRID, PAPER = "#222222", "#666666", "#E4E4E4", "#FFFFFF"
+#: Inches across the column of a phone, at 96 pixels an inch; a figure this wide keeps its letters' size.
+NARROW = 3.6
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
@@ -51,7 +54,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "grid.color": "#E4E4E4",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -91,6 +94,11 @@ def log_ticks(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _position: short(value)))
     axis.set_minor_locator(LogLocator(subs=tuple(range(2, 10))))
     axis.set_minor_formatter(NullFormatter())
+
+
+def broken(text: str, narrow: bool) -> str:
+    """``text``, in lines that fit a narrow figure where it is one."""
+    return textwrap.fill(text, 36) if narrow else text
 
 
 def short(value: float) -> str:
@@ -160,7 +168,8 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     written = []
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata, facecolor="white")
+        with styled():  # ticks are made as late as now
+            figure.savefig(buffer, format=kind, dpi=200, metadata=metadata, facecolor="white")
         # Not with_suffix: a name like qwen2.5 has a dot of its own.
         written.append(base.with_name(f"{base.name}.{kind}"))
         write_bytes(written[-1], buffer.getvalue())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +14,17 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
 from .errors import RequestError
-from .figure_style import INK, MUTED, STYLE, log_ticks, method_style, name_points, save, styled
+from .figure_style import (
+    INK,
+    MUTED,
+    NARROW,
+    STYLE,
+    broken,
+    log_ticks,
+    method_style,
+    name_points,
+    styled,
+)
 from .score import Alignment, Score, align
 from .sweep.runner import Sweep, complete_runs, mean_final_loss
 
@@ -47,7 +56,7 @@ class SweepPanel:
     score: Score
 
 
-def eigenvalue_figure(points: Sequence[EigenvaluePoint], path: str | Path) -> tuple[Path, Path]:
+def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False) -> Figure:
     """Draw best learning rate against eigenvalue, both logarithmic, beside the classical slope −1.
 
     Bars are the eigenvalue's bounds and the band of learning rates within 1% regret; an arrow marks
@@ -56,20 +65,16 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], path: str | Path) -> tu
 
     Args:
         points: Those without a positive eigenvalue or a best learning rate are left out.
-        path: Where to write; ``.svg`` and ``.png`` take the place of its ending.
-
-    Returns:
-        The paths of the SVG and of the PNG file.
+        narrow: For a column as wide as a phone.
 
     Raises:
         RequestError: no point is left.
-        HessianLRError: the folder cannot be written.
     """
     shown = [(p, p.score.best_lr) for p in points if p.score.best_lr is not None and p.eigenvalue > 0]
     if not shown:
         raise RequestError("nothing to draw: no point has a positive eigenvalue and a best learning rate")
     with styled():
-        figure = Figure(figsize=(6.4, 5.0), layout="constrained")
+        figure = Figure(figsize=(NARROW, 4.8) if narrow else (6.4, 5.0), layout="constrained")
         axes = figure.add_subplot(xscale="log", yscale="log")
         axes.set_xlim(_limits([(p.eigenvalue, p.eigenvalue_low, p.eigenvalue_high) for p, _ in shown]))
         axes.set_ylim(_limits([(lr, p.score.band_low, p.score.band_high) for p, lr in shown]))
@@ -88,21 +93,24 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], path: str | Path) -> tu
             handles.append(
                 Line2D([], [], marker="o", linestyle="", color=MUTED, markerfacecolor="white", label=hollow)
             )
-        axes.set_xlabel("largest Hessian eigenvalue λ (loss in nats per token)")
+        axes.set_xlabel(broken("largest Hessian eigenvalue λ (loss in nats per token)", narrow))
         axes.set_ylabel("best learning rate")
         axes.set_title("Eigenvalue against best learning rate", loc="left")
         for axis in (axes.xaxis, axes.yaxis):
             log_ticks(axis)
+        for handle in handles:
+            handle.set_label(broken(str(handle.get_label()), narrow))
         figure.legend(handles=handles, loc="outside lower left")
         methods = [p.method for p, _ in shown]
         if len(set(methods)) == len(methods):
             name_points(figure, axes, [(p.method, p.eigenvalue, lr) for p, lr in shown], covered)
         else:
-            figure.legend(handles=[_method_key(m) for m in dict.fromkeys(methods)], loc="outside right upper")
-        return save(figure, path)
+            place = {"loc": "outside upper left", "ncols": 3} if narrow else {"loc": "outside right upper"}
+            figure.legend(handles=[_method_key(m) for m in dict.fromkeys(methods)], **place)
+        return figure
 
 
-def sweep_figure(panels: Sequence[SweepPanel], path: str | Path) -> tuple[Path, Path]:
+def sweep_figure(panels: Sequence[SweepPanel], *, narrow: bool = False) -> Figure:
     """Draw one panel a method: held-out loss against learning rate, with the prediction.
 
     Markers are single runs, the line their mean over seeds. Runs that diverged are crosses at the
@@ -110,21 +118,18 @@ def sweep_figure(panels: Sequence[SweepPanel], path: str | Path) -> tuple[Path, 
 
     Args:
         panels: At least one; each sweep with at least one run.
-        path: Where to write; ``.svg`` and ``.png`` take the place of its ending.
-
-    Returns:
-        The paths of the SVG and of the PNG file.
+        narrow: For a column as wide as a phone.
 
     Raises:
         RequestError: there is no panel, or a sweep without runs.
-        HessianLRError: the folder cannot be written.
     """
     if not panels or not all(panel.sweep.runs for panel in panels):
         raise RequestError("nothing to draw: at least one sweep is needed, each with at least one run")
-    columns = min(len(panels), 3)
+    columns = 1 if narrow else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     with styled():
-        figure = Figure(figsize=(max(2.7 * columns, 4.6), 2.3 * rows + 1.1), layout="constrained")
+        width = NARROW if narrow else max(2.7 * columns, 4.6)
+        figure = Figure(figsize=(width, 2.3 * rows + 1.1), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         low, high = _loss_limits(panels)
         rates = [run.lr for panel in panels for run in panel.sweep.runs]
@@ -140,8 +145,8 @@ def sweep_figure(panels: Sequence[SweepPanel], path: str | Path) -> tuple[Path, 
             axes.tick_params(labelbottom=True)
         figure.supxlabel("learning rate (peak of the schedule)", fontsize=STYLE["axes.labelsize"])
         figure.supylabel("held-out loss (nats per token)", fontsize=STYLE["axes.labelsize"])
-        figure.legend(handles=_sweep_legend(), loc="outside upper left", ncols=3)
-        return save(figure, path)
+        figure.legend(handles=_sweep_legend(), loc="outside upper left", ncols=2 if narrow else 3)
+        return figure
 
 
 def _trends(axes: Axes, fitted: Sequence[tuple[float, float]], fit: bool) -> list[Line2D | Patch]:

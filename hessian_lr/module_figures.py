@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from .errors import RequestError
-from .figure_style import INK, MUTED, STYLE, log_ticks, method_style, save, short, styled
+from .figure_style import INK, MUTED, NARROW, STYLE, broken, log_ticks, method_style, short, styled
 
 if TYPE_CHECKING:
     from .per_module import ModuleSharpness, ModuleSpectrum
@@ -25,8 +24,11 @@ _COLOURS, _MISSING = "viridis", "#D9D9D9"
 
 
 def heatmap_figure(
-    spectrum: ModuleSpectrum, path: str | Path, *, title: str = "Largest Hessian eigenvalue of each module"
-) -> tuple[Path, Path]:
+    spectrum: ModuleSpectrum,
+    *,
+    title: str = "Largest Hessian eigenvalue of each module",
+    narrow: bool = False,
+) -> Figure:
     """Draw λᵢ over layers (rows) and kinds of module (columns), its colour logarithmic.
 
     Grey is a module without a positive λᵢ, or a place where the model has none. The largest λᵢ is
@@ -34,15 +36,11 @@ def heatmap_figure(
 
     Args:
         spectrum: The modules; those outside numbered layers are left out.
-        path: Where to write; ``.svg`` and ``.png`` take the place of its ending.
         title: Above the picture.
-
-    Returns:
-        The paths of the SVG and of the PNG file.
+        narrow: For a column as wide as a phone.
 
     Raises:
         RequestError: no module in a numbered layer has a positive λᵢ.
-        HessianLRError: the folder cannot be written.
     """
     placed = {(m.layer, m.kind): m for m in spectrum.modules if m.layer is not None}
     positive = [m.lambda_max for m in placed.values() if m.lambda_max is not None and m.lambda_max > 0]
@@ -55,9 +53,8 @@ def heatmap_figure(
         if module.lambda_max is not None and module.lambda_max > 0:
             grid[layers.index(layer), kinds.index(kind)] = module.lambda_max
     with styled():
-        figure = Figure(
-            figsize=(2.3 + 0.62 * max(len(kinds), 3), 2.0 + 0.17 * max(len(layers), 8)), layout="constrained"
-        )
+        width = NARROW if narrow else 2.3 + 0.62 * max(len(kinds), 3)
+        figure = Figure(figsize=(width, 2.0 + 0.17 * max(len(layers), 8)), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(visible=False)
         axes.set_facecolor(_MISSING)
@@ -67,7 +64,8 @@ def heatmap_figure(
         norm = LogNorm(low / margin, high * margin)
         image = axes.pcolormesh(grid, norm=norm, cmap=_COLOURS, edgecolors="white", linewidth=0.5)
         axes.invert_yaxis()
-        axes.set_xticks(np.arange(len(kinds)) + 0.5, kinds, rotation=45, ha="right", rotation_mode="anchor")
+        place = {"rotation": 90} if narrow else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(np.arange(len(kinds)) + 0.5, kinds, **place)
         step = max(1, math.ceil(len(layers) / 16))
         axes.set_yticks(np.arange(0, len(layers), step) + 0.5, [str(layer) for layer in layers[::step]])
         axes.tick_params(length=0)
@@ -78,7 +76,7 @@ def heatmap_figure(
                 axes.plot(*centre, "o", color="white", markeredgecolor=INK, markeredgewidth=0.5, markersize=3)
         row, column = np.unravel_index(np.nanargmax(grid), grid.shape)
         axes.add_patch(Rectangle((float(column), float(row)), 1, 1, fill=False, edgecolor=INK, linewidth=1.6))
-        axes.set_title(title, loc="left")
+        axes.set_title(broken(title, narrow), loc="left")
         bar = figure.colorbar(image, ax=axes, pad=0.03, aspect=30)
         bar.outline.set_visible(False)
         bar.set_label("λ (loss in nats per token)")
@@ -87,17 +85,16 @@ def heatmap_figure(
         if any(m.status == "budget" for m in placed.values()):
             top += "\ndot: stopped at its limit of products"
         figure.supxlabel(top, x=0.02, ha="left", fontsize=STYLE["legend.fontsize"], color=MUTED)
-        return save(figure, path)
+        return figure
 
 
 def ratio_figure(
     spectra: Mapping[str, ModuleSpectrum],
     lora: ModuleSpectrum,
-    path: str | Path,
     *,
     published: Mapping[str, Mapping[str, float]] | None = None,
     source: str = "published",
-) -> tuple[Path, Path]:
+) -> Figure:
     """Draw λᵢ(method) / λᵢ(plain LoRA) by kind of module, one panel a method.
 
     A point is one module; the bar is the middle half of its kind, the line across it their median.
@@ -106,16 +103,11 @@ def ratio_figure(
         spectra: By method; modules are matched with those of ``lora`` by name, and pairs without
             two positive λᵢ are left out.
         lora: Of plain LoRA, on the same model and sample.
-        path: Where to write; ``.svg`` and ``.png`` take the place of its ending.
         published: Median ratios of others, by method and kind, for comparison.
         source: Of ``published``, as the legend shows it.
 
-    Returns:
-        The paths of the SVG and of the PNG file.
-
     Raises:
         RequestError: a method shares no such module with ``lora``, or there is no method.
-        HessianLRError: the folder cannot be written.
     """
     if not spectra:
         raise RequestError("nothing to draw: at least one method besides plain LoRA is needed")
@@ -149,7 +141,7 @@ def ratio_figure(
             loc="outside upper left",
             ncols=2,
         )
-        return save(figure, path)
+        return figure
 
 
 def _ratios(method: str, spectrum: ModuleSpectrum, lora: ModuleSpectrum) -> dict[str, list[float]]:

@@ -14,8 +14,10 @@ from . import results
 from .curvature.weight_gradients import gradient_norms
 from .data import TaskData
 from .errors import HessianLRError, RequestError
+from .figure_style import save
 from .figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure
 from .measure import Curvature, sharpness
+from .methods import method_of
 from .models import LoadedModel
 from .predict import PREDICTORS, Calibration, Prediction, predict_learning_rate
 from .prepare import Prepared, prepare, split_rows
@@ -165,6 +167,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
             dtype=p.dtype,
             calibration=job.constants,
             seed=setting.seed,
+            optimizer=method_of(setting).optimizer,
             report=progress.report,
         )
         return prediction, None
@@ -272,7 +275,7 @@ def _row(
 def _draw(drawn: Sequence[tuple[SweepPanel, Curvature]], out: Path) -> None:
     """The two figures; what has no point on a logarithmic axis is left out."""
     if drawn:
-        sweep_figure([panel for panel, _ in drawn], out / "sweep.svg")
+        save(sweep_figure([panel for panel, _ in drawn]), out / "sweep.svg")
     points = []
     for panel, curvature in drawn:
         value = curvature.lambda_max
@@ -280,4 +283,4 @@ def _draw(drawn: Sequence[tuple[SweepPanel, Curvature]], out: Path) -> None:
             bar = results.error_bar(curvature.to_dict())
             points.append(EigenvaluePoint(panel.sweep.setting.method, value, *bar, panel.score))
     if points:
-        eigenvalue_figure(points, out / "eigenvalue.svg")
+        save(eigenvalue_figure(points), out / "eigenvalue.svg")

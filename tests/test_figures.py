@@ -12,9 +12,8 @@ import pytest
 from matplotlib.text import Annotation
 
 import hessian_lr
-from hessian_lr import figures
 from hessian_lr.errors import HessianLRError, RequestError
-from hessian_lr.figure_style import METHOD_STYLES, UNKNOWN_STYLE, method_style, short
+from hessian_lr.figure_style import METHOD_STYLES, UNKNOWN_STYLE, method_style, save, short, styled
 from hessian_lr.figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure
 from hessian_lr.score import Score, align, score
 from hessian_lr.setting import Setting
@@ -56,18 +55,18 @@ def panels():
     return [panel(method, best, best * 1.2) for method, (_, best) in MEASURED.items()]
 
 
+class Drawn(list):
+    """Keeps the figures it is called with, laid out as they would be written."""
+
+    def __call__(self, figure):
+        with styled():
+            figure.draw_without_rendering()
+        self.append(figure)
+
+
 @pytest.fixture
-def drawn(monkeypatch):
-    """Keeps the figure instead of writing it, laid out as it would be written."""
-    kept = []
-
-    def keep(figure, path):
-        figure.draw_without_rendering()
-        kept.append(figure)
-        return path, path
-
-    monkeypatch.setattr(figures, "save", keep)
-    return kept
+def drawn():
+    return Drawn()
 
 
 def legend_texts(figure):
@@ -126,9 +125,10 @@ HARD_POINTS = {
 }
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("case", HARD_POINTS)
-def test_eigenvalue_figure_is_readable(drawn, case):
-    eigenvalue_figure(HARD_POINTS[case], "unused")
+def test_eigenvalue_figure_is_readable(drawn, case, narrow):
+    drawn(eigenvalue_figure(HARD_POINTS[case], narrow=narrow))
     assert_readable(drawn[0])
     lines = drawn[0].axes[0].get_xlim(), drawn[0].axes[0].get_ylim()
     for p in HARD_POINTS[case]:
@@ -136,15 +136,16 @@ def test_eigenvalue_figure_is_readable(drawn, case):
         assert lines[1][0] < p.score.best_lr < lines[1][1]
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-def test_sweep_figure_is_readable(drawn, count):
-    sweep_figure(panels()[:count], "unused")
+def test_sweep_figure_is_readable(drawn, count, narrow):
+    drawn(sweep_figure(panels()[:count], narrow=narrow))
     assert_readable(drawn[0])
     assert sum(axes.axison for axes in drawn[0].axes) == count
 
 
 def test_the_fitted_slope_stands_with_its_interval_beside_the_classical_one(drawn):
-    eigenvalue_figure(points(), "unused")
+    drawn(eigenvalue_figure(points()))
     fit = align(*zip(*MEASURED.values(), strict=True))
     texts = legend_texts(drawn[0])
     numbers = [f"{value:.2f}".replace("-", "−") for value in (fit.slope, fit.slope_low, fit.slope_high)]
@@ -154,41 +155,39 @@ def test_the_fitted_slope_stands_with_its_interval_beside_the_classical_one(draw
 
 
 def test_two_points_are_drawn_without_a_fit_and_it_says_so(drawn):
-    eigenvalue_figure(points()[:2], "unused")
+    drawn(eigenvalue_figure(points()[:2]))
     assert legend_texts(drawn[0])[0] == "no fitted slope: 2 points of at least 3"
 
 
 def test_censored_points_are_hollow_and_left_out_of_the_fit(drawn):
-    eigenvalue_figure(HARD_POINTS["censored"], "unused")
+    drawn(eigenvalue_figure(HARD_POINTS["censored"]))
     texts = legend_texts(drawn[0])
     assert "4 points" in texts[0]
     assert "hollow" in texts[-1]
 
 
 def test_an_upper_end_far_above_does_not_squeeze_the_points(drawn):
-    eigenvalue_figure(HARD_POINTS["two points, an upper end far above"], "unused")
+    drawn(eigenvalue_figure(HARD_POINTS["two points, an upper end far above"]))
     assert drawn[0].axes[0].get_xlim()[1] < 10 * 70
     assert any(line.get_marker() == ">" for line in drawn[0].axes[0].lines)
 
 
 def test_each_point_is_named_unless_methods_come_again(drawn):
-    eigenvalue_figure(points(), "unused")
-    eigenvalue_figure([*points(), *points()], "unused")
+    drawn(eigenvalue_figure(points()))
+    drawn(eigenvalue_figure([*points(), *points()]))
     assert [text.get_text() for text in names(drawn[0])] == list(MEASURED)
     assert names(drawn[1]) == []
     assert set(MEASURED) <= set(legend_texts(drawn[1]))
 
 
 def test_points_without_a_place_on_a_log_scale_are_left_out(drawn):
-    eigenvalue_figure(
-        [*points(), point("dora", -1.0, 1e-3), point("loft", 2.0, 1e-3, best_lr=None)], "unused"
-    )
+    drawn(eigenvalue_figure([*points(), point("dora", -1.0, 1e-3), point("loft", 2.0, 1e-3, best_lr=None)]))
     assert [text.get_text() for text in names(drawn[0])] == list(MEASURED)
 
 
 def test_a_panel_shows_prediction_best_and_divergence(drawn):
     shown = panel("pissa", 7.7e-4, 1.1e-3)
-    sweep_figure([shown], "unused")
+    drawn(sweep_figure([shown]))
     axes = drawn[0].axes[0]
     verticals = [line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]]
     assert verticals == [1.1e-3, shown.score.best_lr]
@@ -205,7 +204,7 @@ def test_panels_without_a_diverged_run_are_laid_out_like_any_other(drawn):
         )
         for one in panels()[:3]
     ]
-    sweep_figure(whole, "x")
+    drawn(sweep_figure(whole))
     (figure,) = drawn
     assert_readable(figure)
     legend = figure.legends[0].get_window_extent()
@@ -215,18 +214,18 @@ def test_panels_without_a_diverged_run_are_laid_out_like_any_other(drawn):
 def test_a_sweep_in_which_everything_diverged_is_still_drawn(drawn):
     runs = tuple(RunResult("k", Setting(), lr, 1.0, None, 3, True, 1.0, 1) for lr in (1e-3, 1e-2))
     sweep = Sweep(Setting(), runs, True)
-    sweep_figure([SweepPanel(sweep, score(sweep, None, None, None))], "unused")
+    drawn(sweep_figure([SweepPanel(sweep, score(sweep, None, None, None))]))
     assert_readable(drawn[0])
     assert "edge" in drawn[0].axes[0].get_title(loc="left")
 
 
 @pytest.mark.parametrize(("draw", "data"), [(eigenvalue_figure, points), (sweep_figure, panels)])
 def test_the_same_data_give_the_same_files_whatever_the_callers_style(tmp_path, draw, data):
-    first = draw(data(), tmp_path / "a" / "qwen2.5.svg")
+    first = save(draw(data()), tmp_path / "a" / "qwen2.5.svg")
     assert [path.name for path in first] == ["qwen2.5.svg", "qwen2.5.png"]
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.hashsalt": None}):
         mine = dict(matplotlib.rcParams)
-        second = draw(data(), tmp_path / "b" / "qwen2.5")
+        second = save(draw(data()), tmp_path / "b" / "qwen2.5")
         assert dict(matplotlib.rcParams) == mine
     assert [path.name for path in second] == ["qwen2.5.svg", "qwen2.5.png"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
@@ -236,16 +235,15 @@ def test_the_same_data_give_the_same_files_whatever_the_callers_style(tmp_path, 
 
 
 @pytest.mark.parametrize("draw", [eigenvalue_figure, sweep_figure])
-def test_nothing_to_draw_is_said(tmp_path, draw):
+def test_nothing_to_draw_is_said(draw):
     with pytest.raises(RequestError, match="nothing to draw"):
-        draw([], tmp_path / "figure")
-    assert list(tmp_path.iterdir()) == []
+        draw([])
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HessianLRError, match="cannot write"):
-        eigenvalue_figure(points(), tmp_path / "file" / "figure")
+        save(eigenvalue_figure(points()), tmp_path / "file" / "figure")
 
 
 def test_no_two_methods_look_alike_and_unknown_ones_are_grey():

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import peft
 import pytest
 import torch
-from test_figures import assert_readable
+from test_figures import Drawn, assert_readable
 from tiny_models import ARCHITECTURES, adapted, base_model, dense_hessian, make_batch
 from tolerances import DENSE32, DENSE64, DENSE64_FLOAT32_ISLANDS, RTOL_TIGHT, SAME_LAMBDA
 
 import hessian_lr as hlr
-from hessian_lr import module_figures
 from hessian_lr.adapter_modules import places
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.errors import RequestError
+from hessian_lr.figure_style import save
 from hessian_lr.module_figures import heatmap_figure, ratio_figure
 from hessian_lr.per_module import ModuleSharpness, ModuleSpectrum, module_sharpness
 
@@ -362,17 +361,8 @@ def made_up(seed=0, scale=1.0, layers=30, kinds=KINDS, **changed):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The figures that would have been saved, laid out."""
-    figures = []
-
-    def keep(figure, path):
-        figure.draw_without_rendering()
-        figures.append(figure)
-        return Path(path), Path(path)
-
-    monkeypatch.setattr(module_figures, "save", keep)
-    return figures
+def drawn():
+    return Drawn()
 
 
 SPECTRA = {
@@ -383,15 +373,16 @@ SPECTRA = {
 }
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("case", SPECTRA)
-def test_heatmap_is_readable(drawn, case):
-    heatmap_figure(SPECTRA[case], "unused")
+def test_heatmap_is_readable(drawn, case, narrow):
+    drawn(heatmap_figure(SPECTRA[case], narrow=narrow))
     assert_readable(drawn[0])
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.3, 7.0])
 def test_even_a_single_value_has_a_tick_to_read_it_by(drawn, scale):
-    heatmap_figure(made_up(layers=1, kinds=("q_proj",), scale=scale), "unused")
+    drawn(heatmap_figure(made_up(layers=1, kinds=("q_proj",), scale=scale)))
     axis = drawn[0].axes[1].yaxis
     low, high = axis.get_view_interval()
     assert any(low <= place <= high for place in axis.get_majorticklocs())
@@ -399,7 +390,7 @@ def test_even_a_single_value_has_a_tick_to_read_it_by(drawn, scale):
 
 def test_heatmap_shows_every_value_in_its_place_and_frames_the_largest(drawn):
     spectrum = made_up(lambda_max=1e4)
-    heatmap_figure(spectrum, "unused")
+    drawn(heatmap_figure(spectrum))
     axes = drawn[0].axes[0]
     (mesh,) = axes.collections
     shown = mesh.get_array().reshape(30, 7)
@@ -413,9 +404,9 @@ def test_heatmap_shows_every_value_in_its_place_and_frames_the_largest(drawn):
 
 
 def test_heatmap_leaves_blank_what_has_no_logarithm_and_marks_what_stopped_early(drawn):
-    heatmap_figure(made_up(lambda_max=-1.0), "unused")
-    heatmap_figure(made_up(lambda_max=None, status="failed"), "unused")
-    heatmap_figure(made_up(status="budget"), "unused")
+    drawn(heatmap_figure(made_up(lambda_max=-1.0)))
+    drawn(heatmap_figure(made_up(lambda_max=None, status="failed")))
+    drawn(heatmap_figure(made_up(status="budget")))
     for figure in drawn[:2]:
         assert bool(figure.axes[0].collections[0].get_array().mask.reshape(30, 7)[0, 0])
         assert not figure.axes[0].lines
@@ -426,13 +417,13 @@ def test_heatmap_leaves_blank_what_has_no_logarithm_and_marks_what_stopped_early
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_ratio_figure_is_readable(drawn, count):
     spectra = {method: made_up(i, 4.0) for i, method in enumerate(("pissa", "milora", "olora", "rslora"))}
-    ratio_figure(dict(list(spectra.items())[:count]), made_up(9), "unused")
+    drawn(ratio_figure(dict(list(spectra.items())[:count]), made_up(9)))
     assert_readable(drawn[0])
     assert sum(axes.axison for axes in drawn[0].axes) == count
 
 
 def test_ratios_are_of_the_same_module_and_their_median_stands_above(drawn):
-    ratio_figure({"pissa": made_up(1, 5.0)}, made_up(1), "unused", published={"pissa": {"k_proj": 8.5}})
+    drawn(ratio_figure({"pissa": made_up(1, 5.0)}, made_up(1), published={"pissa": {"k_proj": 8.5}}))
     axes = drawn[0].axes[0]
     assert axes.get_title(loc="left") == "pissa  (median 5×)"
     points = [line for line in axes.lines if line.get_marker() == "o"]
@@ -444,8 +435,8 @@ def test_ratios_are_of_the_same_module_and_their_median_stands_above(drawn):
 
 
 def test_a_pair_without_two_positive_values_is_left_out(drawn):
-    ratio_figure({"pissa": made_up(1, lambda_max=-2.0)}, made_up(2), "unused")
-    ratio_figure({"pissa": made_up(1)}, made_up(2, lambda_max=None), "unused")
+    drawn(ratio_figure({"pissa": made_up(1, lambda_max=-2.0)}, made_up(2)))
+    drawn(ratio_figure({"pissa": made_up(1)}, made_up(2, lambda_max=None)))
     for figure in drawn:
         points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
         assert sum(len(line.get_ydata()) for line in points) == 209
@@ -453,19 +444,18 @@ def test_a_pair_without_two_positive_values_is_left_out(drawn):
 
 def test_figures_are_written_twice_alike_as_svg_and_png(tmp_path):
     for draw in (
-        lambda path: heatmap_figure(made_up(), path),
-        lambda path: ratio_figure({"pissa": made_up(1)}, made_up(), path),
+        lambda: heatmap_figure(made_up()),
+        lambda: ratio_figure({"pissa": made_up(1)}, made_up()),
     ):
-        first, second = draw(tmp_path / "a" / "smollm2.svg"), draw(tmp_path / "b" / "smollm2")
+        first, second = save(draw(), tmp_path / "a" / "smollm2.svg"), save(draw(), tmp_path / "b" / "smollm2")
         assert [path.name for path in first] == ["smollm2.svg", "smollm2.png"]
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_nothing_to_draw_is_said(tmp_path):
+def test_nothing_to_draw_is_said():
     with pytest.raises(RequestError, match="nothing to draw"):
-        heatmap_figure(made_up(layers=1, kinds=("lm_head",), lambda_max=-1.0), tmp_path / "figure")
+        heatmap_figure(made_up(layers=1, kinds=("lm_head",), lambda_max=-1.0))
     with pytest.raises(RequestError, match="at least one method"):
-        ratio_figure({}, made_up(), tmp_path / "figure")
+        ratio_figure({}, made_up())
     with pytest.raises(RequestError, match="no module with a positive eigenvalue in both"):
-        ratio_figure({"pissa": made_up(kinds=("fc",))}, made_up(), tmp_path / "figure")
-    assert list(tmp_path.iterdir()) == []
+        ratio_figure({"pissa": made_up(kinds=("fc",))}, made_up())

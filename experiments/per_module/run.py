@@ -27,6 +27,7 @@ from hessian_lr import data, models
 from hessian_lr.adapter_modules import owned_parameters, places
 from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.loss import Batch, compute_in, count_labels, quiet_model, summed_loss, trainable
+from hessian_lr.figure_style import save
 from hessian_lr.measure import peak_rss_bytes
 from hessian_lr.module_figures import heatmap_figure, ratio_figure
 from hessian_lr.per_module import ModuleSpectrum, module_seed, module_sharpness
@@ -236,15 +237,15 @@ def draw(request: argparse.Namespace) -> None:
     }
     for method, spectrum in spectra.items():
         title = f"{method}: largest Hessian eigenvalue of each module"
-        heatmap_figure(spectrum, FIGURES / f"per-module-{method}", title=title)
+        save(heatmap_figure(spectrum, title=title), FIGURES / f"per-module-{method}")
     published = read_json(HERE / "published.json")
-    ratio_figure(
+    ratios = ratio_figure(
         {method: spectrum for method, spectrum in spectra.items() if method != "lora"},
         spectra["lora"],
-        FIGURES / "per-module-ratios",
         published=published["median_ratio_to_lora"],
         source=published["short"],
     )
+    save(ratios, FIGURES / "per-module-ratios")
 
 
 def main() -> None:
