@@ -60,7 +60,7 @@ def measure(setting: Setting, prepared: Prepared, request: Request, progress: Pr
         batches = prepared.batches[: curvature.samples]
         if request.bracket and setting.method in BRACKETED:
             progress.report("closed form", 0, 1, "")
-            more["bracket"] = _try(lambda: closed_form(model, batches, refine=True), "bracket", notes)
+            more["bracket"] = _try(lambda: closed_form(model, batches, seed=seed), "bracket", notes)
         if request.density:
             operator = OPERATORS[request.operator](model, batches, dtype=dtype)
 

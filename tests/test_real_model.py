@@ -28,7 +28,7 @@ def rows(loaded):
 def test_plain_loras_lambda_lies_in_the_closed_form_bracket(loaded, rows):
     ready = prepare(Setting(samples=2), loaded, rows)
     found = hlr.sharpness(ready.model, ready.batches, dtype=torch.float32, rtol=0.02)
-    bracket = closed_form(ready.model, ready.batches, refine=True)
+    bracket = closed_form(ready.model, ready.batches)
     assert found.status == "converged"
     assert bracket.lower * (1 - REAL_MODEL) <= found.lambda_max <= bracket.upper * (1 + REAL_MODEL)
 
