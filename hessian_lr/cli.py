@@ -69,6 +69,7 @@ def predict(
 ) -> int:
     """Predict a run's learning rate, with a range."""
     from . import results, session, terminal
+    from .methods import method_of
     from .predict import Prediction, load_calibration, predict_learning_rate
 
     _check_predictor(predictor)
@@ -91,6 +92,7 @@ def predict(
             calibration=constants,
             seed=setting.seed,
             fast=fast,
+            optimizer=method_of(setting).optimizer,
             report=progress.report,
         )
         return results.prediction_row(setting.method, prediction)

@@ -149,6 +149,9 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     """Both measurements of a method, each from its file in ``job.out`` if it is there."""
     ready: list[Prepared] = []
     notes: list[str] = []
+    optimizer = method_of(setting).optimizer
+    if optimizer is not None:
+        notes.append("λ at initialization knows nothing of this method's optimizer: no rate is read from it")
 
     def prepared() -> Prepared:
         if not ready:
@@ -167,7 +170,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
             dtype=p.dtype,
             calibration=job.constants,
             seed=setting.seed,
-            optimizer=method_of(setting).optimizer,
+            optimizer=optimizer,
             report=progress.report,
         )
         return prediction, None
@@ -175,7 +178,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     def measure() -> tuple[Curvature, float | None]:
         p = prepared()
         curvature = sharpness(p.model, p.batches, dtype=p.dtype, seed=setting.seed, progress=progress.lanczos)
-        if curvature.status == "failed":
+        if curvature.status == "failed" or optimizer is not None:
             return curvature, None
         return curvature, max(gradient_norms(p.model, p.batches, p.dtype).values())
 

@@ -49,3 +49,10 @@ FAST_RATE = 0.06
 
 # A sweep's cost from two timed steps of some milliseconds, on a machine that does other things too.
 COST_FACTOR = 3
+
+# Forty steps of LoFT in float64 against dense AdamW: small inverses, and roots of sums of squares that
+# cancel, which lose half the digits of what is near zero.
+ADAMW64 = 1e-7
+
+# An optimizer's step, relative, from its own roots and inverses in float64.
+SAME_STEP = 1e-6

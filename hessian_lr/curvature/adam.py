@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,20 +32,93 @@ class PreconditionedOperator:
         return self.root * self.hessian.matvec(self.root * vector)
 
 
-def adam_preconditioner(optimizer: torch.optim.Adam, parameters: Sequence[Tensor]) -> Tensor:
-    """P = (1 − β₁^t)·(√(v_t / (1 − β₂^t)) + ε), shape (n,), from the state of Adam or AdamW.
+class Preconditioned(Protocol):
+    """P^-½ · H · P^-½ or a matrix with its eigenvalues."""
 
-    With P so defined, Adam's step is −η·P⁻¹·m_t (Cohen et al. 2022, arXiv 2207.14484, section 2).
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Its product with v, shape (n,)."""
+
+
+class Geometry(Protocol):
+    """How an optimizer of Adam's kind turns gradients into steps: −η·P⁻¹·m, with m their running mean.
+
+    Attributes:
+        direction: u = P⁻¹·m, shape (n,): the step over −η.
+        stability_slack: The factor by which the learning rate where the optimizer becomes unstable on a
+            quadratic may lie off ``stability_threshold`` / λ_P, either way.
+    """
+
+    direction: Tensor
+    stability_slack: float
+
+    def precondition(self, hessian: HessianOperator) -> Preconditioned:
+        """The Hessian in this geometry, whose largest eigenvalue is λ_P."""
+
+    def decided_by_epsilon(self, vector: Tensor) -> float:
+        """The share of a unit eigenvector that lies where the optimizer's ε, not the gradients, makes P."""
+
+
+class AdamGeometry:
+    """The geometry of Adam and AdamW, whose P is diagonal, and which are stable up to the threshold.
+
+    Args:
+        optimizer: Adam or AdamW after some steps.
+        parameters: θ in order.
+    """
+
+    stability_slack = 1.0
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+        self._diagonal = adam_preconditioner(optimizer, parameters)
+        self.direction = adam_direction(optimizer, parameters)
+        beta1, _, epsilon, t = _hyperparameters(optimizer, parameters)
+        self._small = 10 * epsilon * (1 - beta1**t) / rate_factors(optimizer, parameters)
+
+    def precondition(self, hessian: HessianOperator) -> PreconditionedOperator:
+        """P^-½ · H · P^-½."""
+        return PreconditionedOperator(hessian, self._diagonal)
+
+    def decided_by_epsilon(self, vector: Tensor) -> float:
+        """The share of a vector's square where √v is below some ε."""
+        return float((vector.double() ** 2)[self._diagonal <= self._small].sum())
+
+
+def geometry(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Geometry:
+    """An optimizer's own geometry if it has one (``geometry(parameters)``), else Adam's."""
+    own = getattr(optimizer, "geometry", None)
+    found: Geometry = own(parameters) if own is not None else AdamGeometry(optimizer, parameters)
+    return found
+
+
+def adam_preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
+    """P = (1 − β₁^t)·(√(v_t / (1 − β₂^t)) + ε) / q, shape (n,), from the state of Adam or AdamW.
+
+    With P so defined, Adam's step is −η·P⁻¹·m_t (Cohen et al. 2022, arXiv 2207.14484, section 2). q is
+    what a parameter's own learning rate is over η: 1 everywhere but for optimizers such as LoRA+.
     """
     beta1, beta2, epsilon, t = _hyperparameters(optimizer, parameters)
     second = flatten([optimizer.state[p]["exp_avg_sq"] for p in parameters])
-    return (1 - beta1**t) * ((second / (1 - beta2**t)).sqrt() + epsilon)
+    p = (1 - beta1**t) * ((second / (1 - beta2**t)).sqrt() + epsilon)
+    return p / rate_factors(optimizer, parameters)
 
 
-def adam_direction(optimizer: torch.optim.Adam, parameters: Sequence[Tensor]) -> Tensor:
+def adam_direction(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
     """u = P⁻¹·m_t, shape (n,): Adam's last step was −η·u."""
     first = flatten([optimizer.state[p]["exp_avg"] for p in parameters])
     return first / adam_preconditioner(optimizer, parameters)
+
+
+def rate_factors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
+    """q, shape (n,): each parameter's learning rate over η, which is that of the optimizer's first group.
+
+    As they were before a scheduler scaled all groups alike.
+    """
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    rates = [group.get("initial_lr", group["lr"]) for group in groups]
+    # With one rate, which may be 0 at the moment, there is nothing to divide.
+    shares = [1.0] * len(rates) if len(set(rates)) == 1 else [rate / rates[0] for rate in rates]
+    factors = {p: share for group, share in zip(groups, shares, strict=True) for p in group["params"]}
+    return flatten([torch.full_like(p, factors[p]) for p in parameters])
 
 
 def stability_threshold(beta1: float) -> float:
@@ -53,7 +127,7 @@ def stability_threshold(beta1: float) -> float:
 
 
 def _hyperparameters(
-    optimizer: torch.optim.Adam, parameters: Sequence[Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
 ) -> tuple[float, float, float, int]:
     group = optimizer.param_groups[0]
     beta1, beta2 = group["betas"]

@@ -1,7 +1,17 @@
 """LoRA methods: one registry, each method a way to parametrize and initialize an adapter."""
 
 from .method import Method
-from .registry import METHODS, build, check, initial_batches
+from .registry import METHODS, build, check, initial_batches, method_of
 from .targets import ALL_LINEAR, Target, find_targets
 
-__all__ = ["ALL_LINEAR", "METHODS", "Method", "Target", "build", "check", "find_targets", "initial_batches"]
+__all__ = [
+    "ALL_LINEAR",
+    "METHODS",
+    "Method",
+    "Target",
+    "build",
+    "check",
+    "find_targets",
+    "initial_batches",
+    "method_of",
+]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from peft import PeftModel
+from torch.optim import Optimizer
 
 from ..setting import Setting
 from .targets import Target
@@ -26,6 +27,9 @@ class Method:
             already seeded, and after every refusal.
         refuse: ``refuse(setting, targets)`` raises RequestError for what this method alone cannot do.
         rows: Rows of training data that the initialization looks at; 0: the weights are enough.
+        optimizer: ``optimizer(model, lr, betas=…, eps=…)`` makes the optimizer of a run whose learning rate
+            is ``lr``; None: AdamW.
+        clips: ``optimizer`` takes ``max_norm`` too, and clips gradients to it in a way of its own.
     """
 
     name: str
@@ -35,3 +39,5 @@ class Method:
     build: Callable[..., PeftModel]
     refuse: Callable[[Setting, tuple[Target, ...]], None] | None = None
     rows: int = 0
+    optimizer: Callable[..., Optimizer] | None = None
+    clips: bool = False

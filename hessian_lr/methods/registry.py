@@ -14,9 +14,12 @@ from ..data import Batch, Example, make_batches
 from ..errors import RequestError, unknown_name
 from ..setting import Setting
 from .builtin import BUILTIN
+from .dora_exact import DORA_EXACT
 from .init_ab import INIT_AB
+from .loft import LOFT
 from .lora_ga import LORA_GA
 from .lora_ga_peft import LORA_GA_PEFT
+from .lora_plus import LORA_PLUS
 from .method import Method
 from .milora import MILORA
 from .own import OWN, check_own
@@ -24,7 +27,8 @@ from .targets import Target, find_targets
 
 # A method PEFT lacks is one more file with a Method in it, and one more name here.
 METHODS: dict[str, Method] = {
-    method.name: method for method in (*BUILTIN, MILORA, INIT_AB, LORA_GA, LORA_GA_PEFT)
+    method.name: method
+    for method in (*BUILTIN, DORA_EXACT, MILORA, INIT_AB, LORA_GA, LORA_GA_PEFT, LORA_PLUS, LOFT)
 }
 # The gradient is the same however the rows are cut, to rounding; so few take little memory.
 _BATCH = 4
@@ -55,7 +59,7 @@ def initial_batches(setting: Setting, rows: Sequence[Example], pad_id: int) -> l
         RequestError: the method is unknown.
     """
     # By length, so that a batch holds little padding.
-    first = sorted(rows[: _method(setting).rows], key=lambda row: len(row.input_ids))
+    first = sorted(rows[: method_of(setting).rows], key=lambda row: len(row.input_ids))
     return make_batches(first, _BATCH, pad_id)
 
 
@@ -93,7 +97,7 @@ def build(model: PreTrainedModel, setting: Setting, batches: Sequence[Batch] = (
 
 
 def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Target, ...]]:
-    method = _method(setting)
+    method = method_of(setting)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise RequestError(
             "this model carries an adapter already: merge or unload it, or load the model anew"
@@ -113,7 +117,12 @@ def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Ta
     return method, targets
 
 
-def _method(setting: Setting) -> Method:
+def method_of(setting: Setting) -> Method:
+    """The registered method that ``setting`` names, or the user's own adapter.
+
+    Raises:
+        RequestError: the method is unknown.
+    """
     if setting.peft_config is not None:
         return OWN
     if setting.method not in METHODS:

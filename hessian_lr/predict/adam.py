@@ -16,16 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..curvature.adam import PreconditionedOperator, adam_direction, adam_preconditioner, stability_threshold
+from ..curvature.adam import Geometry, geometry, stability_threshold
 from ..curvature.loss import Batch, count_tokens
-from ..curvature.operator import HessianOperator
+from ..curvature.operator import HessianOperator, flatten, unflatten
 from ..errors import HessianLRError
 from ..measure import peak_rss_bytes, sampling_error, spectrum_notes, unchanged, verified
 from ..records import Record
 from ..spectrum import Eigenvalue, lanczos
 from ..spectrum.lanczos import dot
 from .line_search import critical_learning_rate
-from .warmup import BETAS, warm_up
+from .warmup import BETAS, EPSILON, MakeOptimizer, adamw, warm_up
 
 Report = Callable[[str, int, int, str], None]
 
@@ -50,11 +50,13 @@ class AdamSharpness(Record):
         lr_directional: g·u / (u·H·u) along Adam's own step u; None unless both are positive: on a
             sample the warm-up has not seen, g·u may be noise.
         lr_critical: η_c along u; None if there is no directional step, or none was found.
-        lr_critical_start: η_c along sign(g) at initialization, which sets the warm-up's size.
+        lr_critical_start: η_c along the first step, sign(g), at initialization; it sets the warm-up's size.
         warmup_lr: The warm-up's largest learning rate.
         warmup_steps: Its number of steps.
         matvecs, gradient_equivalents, seconds, peak_rss_bytes: What it cost, in all.
         notes: What a reader should know.
+        stability_slack: The factor by which the optimizer's own threshold may lie off ``lr_stability``,
+            either way: 1 for Adam.
     """
 
     lambda_preconditioned: float
@@ -73,6 +75,7 @@ class AdamSharpness(Record):
     seconds: float
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()
+    stability_slack: float = 1.0
 
 
 def adam_sharpness(
@@ -85,6 +88,7 @@ def adam_sharpness(
     max_products: int = 25,
     memory_budget: int | None = None,
     seed: int = 0,
+    optimizer: MakeOptimizer = adamw,
     report: Report | None = None,
 ) -> AdamSharpness:
     """Warm up, measure λ_P, the directional step and the critical learning rate, and put all back.
@@ -96,6 +100,7 @@ def adam_sharpness(
         dtype: Precision of the products and of the warm-up (forward-only searches are float32).
         rtol, max_products, memory_budget, seed: As for ``sharpness``. A residual ρ of a tenth is
             enough here: the eigenvalue's error is ρ²/δ with δ the gap to the rest of the spectrum.
+        optimizer: The run's optimizer, if it is not AdamW with one learning rate.
         report: Called with (stage, done, total, detail).
 
     Raises:
@@ -108,27 +113,33 @@ def adam_sharpness(
     work = 0.0
     with unchanged(model):
         tell("critical learning rate", 0, 1, "at the start")
-        first, forwards = _initial_critical(model, warmup_batches[:1], dtype)
+        first, forwards = _initial_critical(model, warmup_batches[:1], dtype, optimizer)
         work += (1 + 0.5 * forwards) * count_tokens(warmup_batches[:1])
         top_lr = first * WARMUP_SHARE
         for attempt in range(ATTEMPTS + 1):
             with unchanged(model):
                 tell("warm-up", 0, WARMUP_STEPS, f"up to a learning rate of {top_lr:.1e}")
-                optimizer = warm_up(model, warmup_batches, steps=WARMUP_STEPS, top_lr=top_lr, dtype=dtype)
+                made = warm_up(
+                    model,
+                    warmup_batches,
+                    steps=WARMUP_STEPS,
+                    top_lr=top_lr,
+                    dtype=dtype,
+                    optimizer=optimizer,
+                )
                 work += sum(
                     count_tokens([warmup_batches[i % len(warmup_batches)]]) for i in range(WARMUP_STEPS)
                 )
                 operator = HessianOperator(model, batches, dtype=dtype, memory_budget=memory_budget)
-                parameters = operator.parameters
-                diagonal = adam_preconditioner(optimizer, parameters)
-                direction = adam_direction(optimizer, parameters)
+                metric = geometry(made, operator.parameters)
+                direction = metric.direction
                 slope, bend = _along(operator, direction)
                 trouble = None if bend > 0 else "the loss bends down along Adam's step, as at B = 0"
                 last = attempt == ATTEMPTS
                 if trouble is None or last:
-                    found = _preconditioned(operator, diagonal, rtol, max_products, seed, tell)
+                    found = _preconditioned(operator, metric, rtol, max_products, seed, tell)
                     scatter = sampling_error(operator.batch_forms, operator.weights)
-                    trouble = trouble or _decided_by_epsilon(found, diagonal, optimizer)
+                    trouble = trouble or _decided_by_epsilon(found, metric)
                 work += operator.cost.gradient_equivalents * operator.tokens
                 if trouble is None or last:
                     directional = slope / bend if slope > 0 and bend > 0 else None
@@ -161,21 +172,39 @@ def adam_sharpness(
         seconds=round(time.perf_counter() - began, 3),
         peak_rss_bytes=peak_rss_bytes(),
         notes=(*notes, *spectrum_notes(found, operator)),
+        stability_slack=metric.stability_slack,
     )
 
 
-def _initial_critical(model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) -> tuple[float, int]:
-    """η_c along sign(g), Adam's first step, at initialization, with the forward passes it took."""
-    gradient = HessianOperator(model, batches, dtype=dtype, memory_budget=0).gradient()
+def _initial_critical(
+    model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype, optimizer: MakeOptimizer
+) -> tuple[float, int]:
+    """η_c along the optimizer's first step at initialization, with the forward passes it took."""
+    operator = HessianOperator(model, batches, dtype=dtype, memory_budget=0)
+    gradient = operator.gradient()
     if not bool(gradient.any()):
         raise HessianLRError("the gradient is zero at the start: nothing to learn from these batches")
-    critical, forwards = critical_learning_rate(model, batches, gradient.sign(), factor=2.0)
+    # Adam's is the gradient's sign: there is no need to take it.
+    direction = gradient.sign() if optimizer is adamw else _first_step(operator, gradient, optimizer)
+    critical, forwards = critical_learning_rate(model, batches, direction, factor=2.0)
     if critical is None:
         raise HessianLRError(
             "no learning rate between 1e-9 and 1e3 turns downhill into uphill along the gradient's sign: "
             "the loss does not respond to the adapter as a loss should (frozen output? constant labels?)"
         )
     return critical, forwards
+
+
+def _first_step(operator: HessianOperator, gradient: Tensor, optimizer: MakeOptimizer) -> Tensor:
+    """What the optimizer's first step subtracts at a learning rate of 1."""
+    parameters = operator.parameters
+    with unchanged(operator.model):
+        made = optimizer(operator.model, 1.0, betas=BETAS, eps=EPSILON)
+        before = flatten(parameters)
+        for parameter, piece in zip(parameters, unflatten(gradient, parameters), strict=True):
+            parameter.grad = piece
+        made.step()
+        return before - flatten(parameters)
 
 
 def _along(operator: HessianOperator, direction: Tensor) -> tuple[float, float]:
@@ -185,9 +214,9 @@ def _along(operator: HessianOperator, direction: Tensor) -> tuple[float, float]:
 
 
 def _preconditioned(
-    operator: HessianOperator, diagonal: Tensor, rtol: float, max_products: int, seed: int, tell: Report
+    operator: HessianOperator, metric: Geometry, rtol: float, max_products: int, seed: int, tell: Report
 ) -> Eigenvalue:
-    preconditioned = PreconditionedOperator(operator, diagonal)
+    preconditioned = metric.precondition(operator)
 
     def show(done: int, total: int, theta: float, residual: float) -> None:
         tell(
@@ -207,10 +236,7 @@ def _preconditioned(
     return verified(found, preconditioned, rtol)
 
 
-def _decided_by_epsilon(found: Eigenvalue, diagonal: Tensor, optimizer: torch.optim.Adam) -> str | None:
-    """The complaint if λ_P's eigenvector lives where Adam's ε, not the gradients, makes P."""
-    group = optimizer.param_groups[0]
-    correction = 1 - group["betas"][0] ** WARMUP_STEPS
-    floor = 10 * group["eps"] * correction
-    share = float((found.vector.double() ** 2)[diagonal <= floor].sum())
+def _decided_by_epsilon(found: Eigenvalue, metric: Geometry) -> str | None:
+    """The complaint if λ_P's eigenvector lives where the optimizer's ε, not the gradients, makes P."""
+    share = metric.decided_by_epsilon(found.vector)
     return f"Adam's epsilon decides {share:.0%} of the eigenvector" if share > 0.5 else None

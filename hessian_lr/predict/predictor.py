@@ -20,6 +20,7 @@ from ..records import Record
 from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, PowerLaw, load_calibration
+from .warmup import MakeOptimizer, adamw
 
 # Gradients over the adapted weights instead of the adapter: half a backward pass more than θ's own.
 NORMS_COST = 1.5
@@ -78,9 +79,10 @@ def predict_learning_rate(
     memory_budget: int | None = None,
     seed: int = 0,
     fast: bool = False,
+    optimizer: MakeOptimizer | None = None,
     report: Report | None = None,
 ) -> Prediction:
-    """Predict the learning rate of an AdamW fine-tuning run of ``model`` on data like ``batches``.
+    """Predict the learning rate of a fine-tuning run of ``model`` on data like ``batches``.
 
     The model, its modes, the random state and global flags are left as they were found.
 
@@ -98,6 +100,8 @@ def predict_learning_rate(
         memory_budget, seed: As for ``sharpness``.
         fast: Take λ from the closed form at B = 0 (``eigenvalue`` only; plain LoRA and rsLoRA): a
             gradient and a few products, instead of Lanczos.
+        optimizer: The run's optimizer where it is not plain AdamW: ``optimizer(model, lr, betas=…, eps=…)``
+            makes it for a learning rate ``lr``, which is what is predicted (``adam`` only).
         report: Called with (stage, done, total, detail).
 
     Returns:
@@ -133,6 +137,7 @@ def predict_learning_rate(
         memory_budget=memory_budget,
         seed=seed,
         fast=fast,
+        optimizer=optimizer or adamw,
         report=report,
     )
     try:
@@ -156,6 +161,7 @@ class _Request:
     memory_budget: int | None
     seed: int
     fast: bool
+    optimizer: MakeOptimizer
     report: Report | None
 
 
@@ -168,13 +174,17 @@ def _by_adam(request: _Request, constants: Calibration) -> Prediction:
         dtype=request.dtype,
         memory_budget=request.memory_budget,
         seed=request.seed,
+        optimizer=request.optimizer,
         report=request.report,
     )
     if measured.lambda_preconditioned <= 0:
         raise HessianLRError("no direction of positive curvature after the warm-up: λ_P says nothing here")
     lr = constants.adam(lr_stability=measured.lr_stability)
     low, high = _range(lr, constants.adam)
+    low, high = low / measured.stability_slack, high * measured.stability_slack
     notes = list(measured.notes)
+    if request.optimizer is not adamw:
+        notes.append("the constants were fitted to runs with plain AdamW, none with this optimizer")
     second = measured.lr_directional
     if second is None:
         notes.append("no second opinion: Adam's step does not lead downhill on this sample")
@@ -194,6 +204,11 @@ def _by_adam(request: _Request, constants: Calibration) -> Prediction:
 
 def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
     """A power law in λ at initialization, over what plain LoRA would have, batch size and duration."""
+    if request.optimizer is not adamw:
+        raise HessianLRError(
+            "λ at initialization knows nothing of the optimizer, and this method has its own: use the "
+            "predictor 'adam', which warms up with it"
+        )
     curvature, norm = (_fast_sharpness if request.fast else _sharpness)(request)
     if curvature.lambda_max is None:
         raise HessianLRError("; ".join(curvature.notes))

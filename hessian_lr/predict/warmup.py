@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -20,12 +21,26 @@ from ..curvature.loss import (
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+#: ``make(model, lr, betas=…, eps=…)``: the optimizer of a run whose learning rate is ``lr``.
+MakeOptimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
+
+
+def adamw(model: nn.Module, lr: float, *, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+    """AdamW without weight decay, of one learning rate for all that is trained."""
+    # foreach=False: the moments are then the same on every device, and small models gain nothing.
+    return torch.optim.AdamW(trainable(model), lr=lr, betas=betas, eps=eps, weight_decay=0.0, foreach=False)
 
 
 def warm_up(
-    model: nn.Module, batches: Sequence[Batch], *, steps: int, top_lr: float, dtype: torch.dtype
-) -> torch.optim.AdamW:
-    """Train for ``steps`` AdamW steps while the learning rate rises linearly to ``top_lr``.
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    steps: int,
+    top_lr: float,
+    dtype: torch.dtype,
+    optimizer: MakeOptimizer = adamw,
+) -> torch.optim.Optimizer:
+    """Train for ``steps`` steps while the learning rate rises linearly to ``top_lr``.
 
     The model is changed; dropout is off, weight decay 0. Batches are used in order, one a step,
     and again from the first if there are fewer than ``steps``.
@@ -38,10 +53,9 @@ def warm_up(
         RequestError: nothing is trainable.
     """
     parameters = trainable(model)
-    # foreach=False: the moments are then the same on every device, and small models gain nothing.
-    optimizer = torch.optim.AdamW(
-        parameters, lr=top_lr, betas=BETAS, eps=EPSILON, weight_decay=0.0, foreach=False
-    )
+    made = optimizer(model, top_lr, betas=BETAS, eps=EPSILON)
+    for group in made.param_groups:
+        group["initial_lr"] = group["lr"]
     device = parameters[0].device
     usable = [batch for batch in batches if count_labels(batch)]
     with quiet_model(model), torch.enable_grad():
@@ -50,10 +64,11 @@ def warm_up(
             with compute_in(device, dtype):
                 loss = summed_loss(model, batch) / count_labels(batch)
             require_finite(loss.detach(), f"the loss at warm-up step {step + 1}")
-            optimizer.param_groups[0]["lr"] = top_lr * (step + 1) / steps
-            optimizer.zero_grad(set_to_none=True)
+            for group in made.param_groups:
+                group["lr"] = group["initial_lr"] * (step + 1) / steps
+            made.zero_grad(set_to_none=True)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            optimizer.step()
-    return optimizer
+            made.step()
+    return made

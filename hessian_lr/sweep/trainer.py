@@ -23,6 +23,7 @@ from accelerate.state import (  # type: ignore[import-untyped]
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..data import Batch, Example, make_batches
+from ..methods import method_of
 from ..setting import Setting
 from .run import RECIPE, WARMUP_FRACTION
 
@@ -47,10 +48,13 @@ def fit(
 ) -> Done:
     """Train ``model``'s trainable parameters in place, on the device they are on.
 
+    With AdamW, or with the optimizer of the setting's method, of the same recipe.
+
     Nothing is printed or kept on disk. Random states, the current CUDA device and accelerate's
     process-wide state are as they were afterwards.
     """
     device = next(model.parameters()).device
+    optimizer, recipe = _optimizer(model, setting, lr)
     stop = _StopWhenNotFinite()
     with ExitStack() as stack:
         stack.enter_context(_no_trace(device))
@@ -77,7 +81,7 @@ def fit(
             disable_tqdm=True,
             report_to=[],
             remove_unused_columns=False,
-            **RECIPE,
+            **recipe,
         )
 
         def collate(rows: list[dict[str, list[int]]]) -> Batch:
@@ -95,6 +99,7 @@ def fit(
                 }
             ),
             callbacks=[stop],
+            optimizers=(optimizer, None),
         )
         trainer.remove_callback(transformers.PrinterCallback)  # it writes every log to standard output
         trainer.train()
@@ -102,6 +107,23 @@ def fit(
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         state = trainer.state
     return Done(steps=state.global_step, tokens=int(state.num_input_tokens_seen), finite=stop.finite)
+
+
+def _optimizer(
+    model: torch.nn.Module, setting: Setting, lr: float
+) -> tuple[torch.optim.Optimizer | None, dict[str, Any]]:
+    """The method's own optimizer, or None for the Trainer's, and what the Trainer keeps of the recipe."""
+    method, recipe = method_of(setting), dict(RECIPE)
+    if method.optimizer is None:
+        return None, recipe
+    options: dict[str, Any] = {
+        "betas": (recipe["adam_beta1"], recipe["adam_beta2"]),
+        "eps": recipe["adam_epsilon"],
+    }
+    if method.clips:
+        options["max_norm"] = recipe["max_grad_norm"]
+        recipe["max_grad_norm"] = 0.0  # to the Trainer: do not
+    return method.optimizer(model, lr, **options), recipe
 
 
 class _StopWhenNotFinite(TrainerCallback):
