@@ -112,6 +112,22 @@ def test_microbatch_forms_average_to_the_whole(batches):
 
 
 @pytest.mark.parametrize("budget", [0, 10**12], ids=["rebuilt", "kept"])
+def test_products_and_gradient_are_those_of_the_weights_as_they_are_now(budget, batches):
+    model = adapted("llama")
+    operator = HessianOperator(model, batches, dtype=torch.float64, memory_budget=budget)
+    vector = torch.ones(operator.size, dtype=torch.float64)
+    before = operator.matvec(vector)
+    with torch.no_grad():
+        for parameter in operator.parameters:
+            parameter.mul_(1.5)
+    fresh = HessianOperator(model, batches, dtype=torch.float64, memory_budget=budget)
+    assert torch.equal(operator.gradient(), fresh.gradient())
+    assert torch.equal(operator.matvec(vector), fresh.matvec(vector))
+    assert operator.loss == fresh.loss
+    assert not torch.allclose(before, fresh.matvec(vector))
+
+
+@pytest.mark.parametrize("budget", [0, 10**12], ids=["rebuilt", "kept"])
 def test_a_block_product_is_its_columns_products_and_builds_each_graph_once(budget, batches):
     truth = dense_hessian(adapted(), batches)
     operator = HessianOperator(adapted(), batches, memory_budget=budget)

@@ -43,7 +43,7 @@ class Cost:
 
 
 class HessianOperator:
-    """H = ∇²L over the n trainable parameters of a model, on a fixed sample.
+    """H = ∇²L over the n trainable parameters of a model, where they are now, on a fixed sample.
 
     A product is the derivative of g·v, g = ∇L (Pearlmutter 1994). The graph of g is kept for as
     many microbatches as the memory budget allows, so that their products cost one backward
@@ -86,6 +86,7 @@ class HessianOperator:
         self.plan = Plan(self.device, [count_tokens([batch]) for batch in self.batches], memory_budget)
         self.batch_forms: list[float] = []
         self._graphs: dict[int, list[Tensor]] = {}
+        self._seen = self._versions()
         self._losses: dict[int, float] = {}
         self._cast_weights: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -164,6 +165,10 @@ class HessianOperator:
         To be used within ``scope``. With ``twice`` the shares can be differentiated; a kept one must
         then be differentiated with ``retain_graph=True``, like any that is used more than once.
         """
+        if self._versions() != self._seen:
+            # The parameters were written to: kept graphs are of a point that is no more.
+            self.release()
+            self._seen = self._versions()
         for index in range(len(self.batches)):
             yield index, self._graphs.get(index) or self._build(index, twice)
 
@@ -202,6 +207,10 @@ class HessianOperator:
         if twice and self.plan.keeps(index):
             self._graphs[index] = share
         return share
+
+    def _versions(self) -> list[int]:
+        """Torch's own count of the times each parameter was written to."""
+        return [parameter._version for parameter in self.parameters]
 
     def _zeros(self, rows: int) -> Tensor:
         return torch.zeros(rows, self.size, dtype=self.parameters[0].dtype, device=self.device)
