@@ -27,7 +27,6 @@ NAME = "hessian-lr"
 INTERRUPTED = 130
 # The base of all complaints about a command line; which package has it depends on typer's version.
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-_BRACKETED = ("lora", "rslora")
 _CATALOGUE = ("methods", "tasks", "models", "optimizers")
 
 
@@ -63,7 +62,7 @@ def predict(
         bool,
         typer.Option(
             "--fast",
-            help="λ from the closed form at B = 0: a gradient and a few products (eigenvalue; lora, rslora).",
+            help="λ between two ends from the structure at B = 0 (eigenvalue; lora, rslora).",
         ),
     ] = False,
 ) -> int:
@@ -71,12 +70,18 @@ def predict(
     from . import results, session, terminal
     from .methods import method_of
     from .predict import Prediction, load_calibration, predict_learning_rate
+    from .spectra import BRACKETED
 
     _check_predictor(predictor)
     _check_fixed_sample(settings)
     if fast and predictor != "eigenvalue":
         raise RequestError(
             "--fast is for --predictor eigenvalue, which measures where B = 0; add it or leave --fast out"
+        )
+    if fast and (others := [s.method for s in settings if s.method not in BRACKETED]):
+        raise RequestError(
+            f"--fast is for {' and '.join(BRACKETED)}, whose λ has a closed form; {', '.join(others)} "
+            "needs Lanczos: leave --fast out"
         )
     constants = load_calibration(calibration)
 

@@ -141,7 +141,8 @@ def test_fast_predictions_take_lambda_from_the_closed_form(capsys, options):
     _, slow = run_json(capsys, "predict", *options, "--predictor", "eigenvalue")
     (fast,), (exact,) = found["results"], slow["results"]
     assert fast["lambda_max"] == pytest.approx(exact["lambda_max"], rel=0.1)
-    assert fast["gradient_equivalents"] < exact["gradient_equivalents"]
+    assert fast["lambda_lower"] <= exact["lambda_upper"] and exact["lambda_lower"] <= fast["lambda_upper"]
+    assert fast["matvecs"] <= 8
     assert any("closed form" in note for note in fast["notes"])
 
 
@@ -338,7 +339,7 @@ WRONG_FOR = {
     "fast olora": (
         "predict",
         ["--fast", "--predictor", "eigenvalue", "--method", "olora"],
-        "the closed form holds only while B = 0",
+        "--fast is for lora and rslora, whose λ has a closed form; olora needs Lanczos",
     ),
     "rtol": ("spectrum", ["--rtol", "2"], "rtol must lie between 0 and 1"),
     "out": ("validate", ["--out", "{folder}/file/runs"], "is a file, not a folder"),
@@ -382,6 +383,16 @@ def test_what_can_be_known_before_a_model_is_loaded_is_said_before(folder, optio
     monkeypatch.setattr("hessian_lr.models.load", refuse)
     wrong = [argument.format(folder=folder) for argument in WRONG[name][0]]
     assert main(["predict", *options, *wrong]) == 2
+
+
+def test_fast_is_refused_before_a_model_is_loaded(capsys, options, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("hessian_lr.models.load", refuse)
+    wanted = ["--fast", "--predictor", "eigenvalue", "--method", "lora", "--method", "pissa"]
+    assert main(["predict", *options, *wanted]) == 2
+    assert "pissa needs Lanczos" in capsys.readouterr().err
 
 
 def test_a_method_that_does_not_fit_is_refused_before_the_first_one_is_measured(capsys, options, monkeypatch):

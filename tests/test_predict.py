@@ -20,6 +20,7 @@ from hessian_lr.predict import load_calibration
 from hessian_lr.predict.adam import AdamSharpness, adam_sharpness
 from hessian_lr.predict.calibration import PowerLaw
 from hessian_lr.predict.line_search import critical_learning_rate
+from hessian_lr.predict.predictor import FAST_PRODUCTS
 from hessian_lr.predict.warmup import warm_up
 
 
@@ -55,8 +56,13 @@ def test_fast_predicts_what_lanczos_predicts_for_less(method):
     # λ to 10% on one side and 5% on the other, and an exponent of about -0.4.
     assert fast.lr == pytest.approx(slow.lr, rel=FAST_RATE)
     assert fast.curvature.lambda_lower <= slow.curvature.lambda_upper
+    assert slow.curvature.lambda_lower <= fast.curvature.lambda_upper
+    met = fast.curvature.lambda_upper <= 1.1 * fast.curvature.lambda_max
+    assert fast.status == fast.curvature.status == ("converged" if met else "budget")
+    assert met or any("lies between" in note for note in fast.notes)
+    assert fast.matvecs <= FAST_PRODUCTS
     assert fast.gradient_equivalents < slow.gradient_equivalents
-    assert fast.curvature.lambda_upper is fast.curvature.sampling_error is None
+    assert fast.curvature.sampling_error is None
     assert fast.curvature.parameters == slow.curvature.parameters
     assert fast.curvature.loss == pytest.approx(slow.curvature.loss)
     assert "closed form" in fast.notes[0]

@@ -40,10 +40,6 @@ BFLOAT16 = 0.02
 # The closed form's estimate of λ at B = 0 aims at 10%.
 CLOSED_FORM = 0.1
 
-# Refined, its lower end is a Rayleigh quotient of an eigenvector of H_BB to 1%, of second order in
-# what that misses of H's own eigenvector: the coupling of A and B.
-REFINED = 0.02
-
 # Two learning rates from λ^-0.38, one λ to 10% and the other to 5%.
 FAST_RATE = 0.06
 

@@ -24,6 +24,8 @@ from .warmup import MakeOptimizer, adamw
 
 # Gradients over the adapted weights instead of the adapter: half a backward pass more than θ's own.
 NORMS_COST = 1.5
+# Of the closed form. Enough where λ is mostly coupling; elsewhere more would cost more than Lanczos.
+FAST_PRODUCTS = 8
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ def predict_learning_rate(
         dtype: Precision of the products: float32 or bfloat16 (autocast).
         calibration: Constants; None: those that come with the package.
         memory_budget, seed: As for ``sharpness``.
-        fast: Take λ from the closed form at B = 0 (``eigenvalue`` only; plain LoRA and rsLoRA): a
-            gradient and a few products, instead of Lanczos.
+        fast: Take λ from the closed form at B = 0 (``eigenvalue`` only; plain LoRA and rsLoRA), between
+            two ends, instead of Lanczos, for eight products at most. Where λ is mostly coupling, fewer
+            do; elsewhere the two ends may still be apart then: the status is ``"budget"``.
         optimizer: The run's optimizer where it is not plain AdamW: ``optimizer(model, lr, betas=…, eps=…)``
             makes it for a learning rate ``lr``, which is what is predicted (``adam`` only).
         report: Called with (stage, done, total, detail).
@@ -244,19 +247,20 @@ def _fast_sharpness(request: _Request) -> tuple[Curvature, float]:
         request.model,
         request.batches,
         dtype=request.dtype,
+        max_products=FAST_PRODUCTS,
         memory_budget=request.memory_budget,
+        seed=request.seed,
         progress=_shown(request.report, "closed form"),
     )
     told = (
-        f"λ by the closed form at B = 0: an estimate from {found.products} products, no less than "
-        f"{found.lower:.4g}; no upper end and no sampling error were computed. It may have missed larger "
-        "curvature, and then the learning rate is too high: `spectrum --bracket` bounds it",
+        f"λ by the closed form at B = 0, {found.products} products: between {found.lower:.4g} and "
+        f"{found.upper:.4g} with {found.confidence:.0%} confidence; no sampling error was computed",
     )
     curvature = Curvature(
         lambda_max=found.estimate,
         lambda_lower=found.lower,
-        lambda_upper=None,
-        confidence=None,
+        lambda_upper=found.upper,
+        confidence=found.confidence,
         lambda_min=None,
         residual=found.residual,
         sampling_error=None,
