@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 import traceback
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import __version__, options, sweep_command
+from . import __version__, options, report_command, sweep_command
 from .errors import HessianLRError, RequestError, unknown_name
 from .options import Interrupted, Output, takes
 from .setting import AUTO, Setting
@@ -100,11 +101,11 @@ def predict(
             optimizer=method_of(setting).optimizer,
             report=progress.report,
         )
-        return results.prediction_row(setting.method, prediction)
+        return results.prediction_row(setting.method, prediction) | {"fast": fast}
 
     def failed(setting: Setting, reason: str) -> Row:
         prediction = Prediction.failed(predictor, constants.version, reason)
-        return results.prediction_row(setting.method, prediction)
+        return results.prediction_row(setting.method, prediction) | {"fast": fast}
 
     return session.each_method(settings, output, work, failed, terminal.predict_table)
 
@@ -141,12 +142,13 @@ def spectrum(
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
     request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
+    asked = {"request": dataclasses.asdict(request)}
 
     def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
-        return spectra.measure(setting, prepared, request, progress)
+        return spectra.measure(setting, prepared, request, progress) | asked
 
     def failed(setting: Setting, reason: str) -> Row:
-        return results.spectrum_row(setting.method, Curvature.failed(reason))
+        return results.spectrum_row(setting.method, Curvature.failed(reason)) | asked
 
     return session.each_method(settings, output, work, failed, terminal.spectrum_table)
 
@@ -269,6 +271,11 @@ def calibrate(
     if output.tables:
         terminal.calibration_table(found)
     return 0
+
+
+app.command(epilog=_example("report runs/validate density.json --out report.html"))(
+    takes(output=options.output)(report_command.report)
+)
 
 
 app.command(epilog=_example("sweep examples/sweep.yaml --dry-run"))(

@@ -109,6 +109,11 @@ def short(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
+def times(factor: float) -> str:
+    """How many times as large, in two digits: 1.3×, 24×."""
+    return f"{float(f'{factor:.2g}'):g}×"
+
+
 def name_points(
     figure: Figure, axes: Axes, names: Sequence[tuple[str, float, float]], covered: Sequence[Bbox]
 ) -> None:

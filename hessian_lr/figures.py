@@ -24,6 +24,7 @@ from .figure_style import (
     method_style,
     name_points,
     styled,
+    times,
 )
 from .score import Alignment, Score, align
 from .sweep.runner import Sweep, complete_runs, mean_final_loss
@@ -125,7 +126,8 @@ def sweep_figure(panels: Sequence[SweepPanel], *, narrow: bool = False) -> Figur
     """
     if not panels or not all(panel.sweep.runs for panel in panels):
         raise RequestError("nothing to draw: at least one sweep is needed, each with at least one run")
-    columns = 1 if narrow else min(len(panels), 3)
+    # Four are two and two, rather than three and one.
+    columns = 1 if narrow else 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     with styled():
         width = NARROW if narrow else max(2.7 * columns, 4.6)
@@ -242,7 +244,7 @@ def _draw_panel(axes: Axes, panel: SweepPanel, ceiling: float) -> None:
     groups = complete_runs(runs).items()
     means = [(lr, mean) for lr, group in groups if math.isfinite(mean := mean_final_loss(group))]
     axes.plot(*np.array(means).reshape(-1, 2).T, color=colour, zorder=3)
-    off = "" if score.factor_error is None else f"  ({score.factor_error:.2f}× off)"
+    off = "" if score.factor_error is None else f"  ({times(score.factor_error)} off)"
     if score.censored:
         off = "  (best at the edge)"
     axes.set_title(f"{panel.sweep.setting.method}{off}", loc="left")

@@ -12,15 +12,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from .errors import RequestError
-from .figure_style import INK, MUTED, NARROW, STYLE, broken, log_ticks, method_style, short, styled
+from .figure_style import INK, MUTED, NARROW, PAPER, STYLE, broken, log_ticks, method_style, short, styled
 
 if TYPE_CHECKING:
     from .per_module import ModuleSharpness, ModuleSpectrum
 
 # Even in brightness and legible to the colour-blind; grey is none of its colours.
-_COLOURS, _MISSING = "viridis", "#D9D9D9"
+_COLOURS, MISSING = "viridis", "#D9D9D9"
 
 
 def heatmap_figure(
@@ -57,7 +58,7 @@ def heatmap_figure(
         figure = Figure(figsize=(width, 2.0 + 0.17 * max(len(layers), 8)), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(visible=False)
-        axes.set_facecolor(_MISSING)
+        axes.set_facecolor(MISSING)
         low, high = min(positive), max(positive)
         # At least a factor of four, within which there is always a tick.
         margin = max(1.0, 2 / math.sqrt(high / low))
@@ -75,10 +76,15 @@ def heatmap_figure(
                 centre = kinds.index(kind) + 0.5, layers.index(layer) + 0.5
                 axes.plot(*centre, "o", color="white", markeredgecolor=INK, markeredgewidth=0.5, markersize=3)
         row, column = np.unravel_index(np.nanargmax(grid), grid.shape)
-        axes.add_patch(Rectangle((float(column), float(row)), 1, 1, fill=False, edgecolor=INK, linewidth=1.6))
+        frame = Rectangle((float(column), float(row)), 1, 1, fill=False, edgecolor=INK, linewidth=1.6)
+        frame.set_path_effects([withStroke(linewidth=3.2, foreground=PAPER)])  # seen on any colour
+        axes.add_patch(frame)
         axes.set_title(broken(title, narrow), loc="left")
         bar = figure.colorbar(image, ax=axes, pad=0.03, aspect=30)
         bar.outline.set_visible(False)
+        # Else it is a bitmap in the SVG, which a page that loads nothing does not show.
+        assert bar.solids is not None
+        bar.solids.set(rasterized=False, edgecolor="face")
         bar.set_label("λ (loss in nats per token)")
         log_ticks(bar.ax.yaxis)
         top = f"framed: largest, λ = {high:.3g} (layer {layers[row]}, {kinds[column]})"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .curvature import ClosedForm
 from .data import TASKS
 from .errors import RequestError
-from .figures import EigenvaluePoint
+from .figures import EigenvaluePoint, SweepPanel
 from .measure import Curvature
 from .methods import METHODS
 from .models import ALIASES
@@ -22,13 +25,15 @@ from .records import read_json
 from .score import Score
 from .setting import OPTIMIZERS, Setting
 from .spectrum import SpectralDensity
-from .sweep import RunResult
+from .sweep import RunResult, Sweep
 
 SCHEMA = 1
 VALIDATE_FILE = "validate.json"
 
 LAMBDAS = ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min")
 COSTS = ("matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes")
+# What results may depend on; each document names the versions it was made with.
+_PACKAGES = ("torch", "transformers", "peft")
 _RUN = ("lr", "initial_loss", "final_loss", "steps", "diverged", "seconds")
 
 
@@ -37,7 +42,15 @@ def document(settings: Sequence[Setting], results: Sequence[dict[str, Any]], **m
     common = settings[0].to_dict()
     del common["method"]
     common["methods"] = [setting.method for setting in settings]
-    return {"schema": SCHEMA, "setting": common, "results": list(results), **more}
+    versions = {"hessian-lr": __version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "schema": SCHEMA,
+        "setting": common,
+        "results": list(results),
+        "versions": versions,
+        **more,
+    }
 
 
 def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
@@ -157,12 +170,32 @@ def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise RequestError(f"{file} is not a validate.json of schema {SCHEMA}")
         try:
-            rows += [_validated(file, found["setting"], row) for row in found["results"]]
+            rows += [validated_row(file, found["setting"], row) for row in found["results"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise RequestError(
                 f"{file} is not what `hessian-lr validate` writes: {type(error).__name__} {error}"
             ) from error
     return rows
+
+
+def sweep_panel(one: Validated) -> SweepPanel:
+    """A row's runs as a panel of the picture of sweeps; what a row does not keep of a run is left empty.
+
+    Raises:
+        RequestError: the setting or a run is not what ``validate`` writes.
+        KeyError: a run lacks a field.
+    """
+    own = {name: value for name, value in one.setting.items() if name != "methods"}
+    setting = Setting.from_dict({**own, "method": one.method})
+    runs = []
+    for run in one.row["runs"]:
+        seeded = {**setting.to_dict(), "seed": run["seed"]}
+        kept = {name: run[name] for name in _RUN}
+        runs.append(RunResult.from_dict({**kept, "key": "", "setting": seeded, "train_tokens": 0}))
+        if not runs[-1].lr > 0:
+            raise RequestError(f"a learning rate of {one.method} is {runs[-1].lr}; it must be positive")
+    ordered = tuple(sorted(runs, key=lambda run: (run.lr, run.setting.seed)))
+    return SweepPanel(Sweep(setting, ordered, one.score.censored), one.score)
 
 
 def eigenvalue_points(rows: Sequence[Validated]) -> list[EigenvaluePoint]:
@@ -204,6 +237,12 @@ def observation(one: Validated) -> Observation | None:
     )
 
 
-def _validated(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> Validated:
+def validated_row(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> Validated:
+    """A row of ``file``, a ``validate.json``, with its scores.
+
+    Raises:
+        RequestError: a score is of the wrong kind.
+        KeyError: one is missing.
+    """
     score = Score.from_dict({field.name: row[field.name] for field in dataclasses.fields(Score)})
     return Validated(file, dict(setting), {"method": row["method"], **row}, score)

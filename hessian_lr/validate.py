@@ -123,6 +123,7 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
             job.settings,
             rows,
             seeds=list(job.seeds),
+            lrs="auto" if job.lrs is None else list(job.lrs),
             data_digest=job.data.digest,
             model_fingerprint=job.loaded.fingerprint,
             notes=list(job.data.notes),

@@ -193,7 +193,7 @@ def test_a_panel_shows_prediction_best_and_divergence(drawn):
     assert verticals == [1.1e-3, shown.score.best_lr]
     crosses = next(line for line in axes.lines if line.get_marker() == "x")
     assert sorted(crosses.get_xdata()) == sorted(run.lr for run in shown.sweep.runs if run.diverged)
-    assert axes.get_title(loc="left") == f"pissa  ({shown.score.factor_error:.2f}× off)"
+    assert axes.get_title(loc="left") == f"pissa  ({shown.score.factor_error:.1f}× off)"
 
 
 def test_panels_without_a_diverged_run_are_laid_out_like_any_other(drawn):

@@ -1,0 +1,177 @@
+"""The recommendation: one sentence with its range and its confidence, and what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from ..predict.calibration import COVERAGE
+from ..score import BAND_REGRET
+from ..terminal import rate
+from .documents import Entry
+from .numbers import factor, measured, share
+from .view import Advice
+
+Row = dict[str, Any]
+_MOST = 3  # methods that a sentence names
+
+SPAN = Markup("{} to {}")
+CHOICE = Markup('<strong class="choice">{}</strong>')
+
+
+def advice(entries: Sequence[Entry]) -> Advice:
+    """What these results on one setting recommend: a sweep's best before a prediction."""
+    swept = [entry.row for entry in entries if entry.panel is not None]
+    if swept:
+        return _from_sweeps(swept)
+    predicted = [entry.row for entry in entries if entry.row.get("lr") is not None]
+    if predicted:
+        return _from_predictions(predicted)
+    return _from_nothing(entries)
+
+
+def _from_sweeps(rows: Sequence[Row]) -> Advice:
+    learned = [row for row in rows if row["best_lr"] is not None and row["best_loss"] is not None]
+    if not learned:
+        return Advice(
+            Markup(
+                "No learning rate that was run lowered the held-out loss: check the data, or run more steps."
+            )
+        )
+    ranked = sorted(learned, key=lambda row: row["best_loss"])
+    best = ranked[0]
+    reasons = [*_ground(ranked, rows), *_prediction(best)]
+    if best["censored"]:
+        rates = [run["lr"] for run in best["runs"]]
+        side = "smallest" if best["best_lr"] == min(rates) else "largest"
+        sentence = Markup(
+            "Run more learning rates before you settle: {} did best at {}, the {} of its sweep, and the best "
+            "may lie beyond."
+        ).format(best["method"], CHOICE.format(rate(best["best_lr"])), side)
+        return Advice(sentence, reasons)
+    return Advice(
+        Markup("Train {} at a learning rate of {}: in {}, {}.").format(
+            best["method"], CHOICE.format(rate(best["best_lr"])), _confidence(best), _band(best)
+        ),
+        reasons,
+    )
+
+
+def _band(row: Row) -> Markup:
+    low, high = row["band_low"], row["band_high"]
+    kept = f"kept {1 - BAND_REGRET:.0%} of the improvement"
+    if low is not None and high is not None:
+        return Markup("anything from {} {}").format(SPAN.format(rate(low), rate(high)), kept)
+    if low is not None:
+        return Markup("anything from {} up to the largest that was run {}").format(rate(low), kept)
+    if high is not None:
+        return Markup("anything up to {} {}").format(rate(high), kept)
+    return Markup("any that was run {}").format(kept)
+
+
+def _confidence(row: Row) -> str:
+    seeds = len({run["seed"] for run in row["runs"]})
+    return f"{_many(len(row['runs']), 'short run')} with {_many(seeds, 'seed')}"
+
+
+def _ground(ranked: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    best = ranked[0]
+    before = best["runs"][0]["initial_loss"]
+    reasons = [
+        f"The lowest held-out loss of its runs is {best['best_loss']:.3f} nats per token; before training it "
+        f"was {before:.3f}."
+    ]
+    near = _equals(ranked)
+    if near:
+        named = _listed([f"{row['method']} at {rate(row['best_lr'])}" for row in near])
+        reasons.append(f"As good, within {BAND_REGRET:.0%} of the improvement: {named}.")
+    elif len(ranked) > 1:
+        after = ranked[1]
+        reasons.append(
+            f"Next is {after['method']} with {after['best_loss']:.3f} at {rate(after['best_lr'])}."
+        )
+    if len({run["seed"] for run in best["runs"]}) == 1:
+        reasons.append("With one seed, how far chance moves these losses is not known.")
+    judged = [
+        row["factor_error"] for row in ranked if row["factor_error"] is not None and not row["censored"]
+    ]
+    if len(judged) > 1:
+        within = sum(value <= 2 for value in judged)
+        reasons.append(
+            f"The predictions made before the runs were within 2× of the best learning rate for {within} of "
+            f"{len(judged)} methods."
+        )
+    if lost := [row["method"] for row in rows if row["best_lr"] is None]:
+        reasons.append(f"No learning rate lowered the loss with {_listed(lost)}.")
+    return reasons
+
+
+def _equals(ranked: Sequence[Row]) -> list[Row]:
+    """The methods whose best loss is as good as the first one's by the measure of its own band."""
+    best = ranked[0]
+    level = best["best_loss"] + BAND_REGRET * (best["runs"][0]["initial_loss"] - best["best_loss"])
+    return [row for row in ranked[1:] if row["best_loss"] <= level]
+
+
+def _prediction(row: Row) -> list[str]:
+    if row["predicted_lr"] is None:
+        return []
+    text = f"The prediction for {row['method']} was {rate(row['predicted_lr'])}"
+    if row["predicted_low"] is not None and row["predicted_high"] is not None:
+        text += f" ({COVERAGE:.0%} range {rate(row['predicted_low'])} to {rate(row['predicted_high'])})"
+    if row["factor_error"] is not None and not row["censored"]:
+        text += f", {factor(row['factor_error'])} off"
+    if row["regret"] is not None:
+        text += f"; training there would have given up {share(row['regret'])} of the improvement"
+    return [f"{text}."]
+
+
+def _from_predictions(rows: Sequence[Row]) -> Advice:
+    shown = rows[:_MOST]
+    parts = [
+        Markup("{} at {} ({})").format(
+            row["method"],
+            CHOICE.format(rate(row["lr"])),
+            SPAN.format(rate(row["lr_low"]), rate(row["lr_high"])),
+        )
+        for row in shown
+    ]
+    more = f" and {len(rows) - _MOST} more as listed below" if len(rows) > _MOST else ""
+    sentence = Markup(
+        "Start {}{}, with {} confidence that the best learning rate lies in that range."
+    ).format(Markup(", ").join(parts), more, f"{COVERAGE:.0%}")
+    versions = sorted({str(row.get("calibration")) for row in rows})
+    reasons = [
+        f"The range is the {COVERAGE:.0%} prediction interval of the settings that the constants "
+        f"({_listed(versions)}) were fitted to; it promises less for a setting unlike them. No run has "
+        "tested it here: `hessian-lr validate` does."
+    ]
+    if any(row["status"] == "budget" for row in rows):
+        stopped = [row["method"] for row in rows if row["status"] == "budget"]
+        reasons.append(f"The measurement stopped at its limit of products for {_listed(stopped)}.")
+    return Advice(sentence, reasons)
+
+
+def _from_nothing(entries: Sequence[Entry]) -> Advice:
+    known = [entry.row for entry in entries if entry.row.get("lambda_max") is not None]
+    if not known:
+        return Advice(Markup("Nothing could be measured here; the notes below say why."))
+    text = _listed(
+        [f"{row['method']} {measured(row['lambda_max'], row['sampling_error'])}" for row in known[:_MOST]]
+    )
+    return Advice(
+        Markup("The sharpness λ was measured ({}), which by itself recommends no learning rate.").format(
+            text
+        ),
+        ["`hessian-lr predict` on the same setting gives one, with a range."],
+    )
+
+
+def _many(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]

@@ -1,0 +1,70 @@
+"""The command that makes a document again."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from .documents import Document
+
+
+def command(document: Document) -> str:
+    """The command line with every option of the setting, whatever its default may be one day.
+
+    What a document does not tell (one of an early version lacks ``request``, ``lrs`` and ``fast``) is left
+    at its default.
+    """
+    setting, row, whole = document.entries[0].setting, document.entries[0].row, document.whole
+    lines = [
+        _options(model=setting.model, data=setting.data, fields=setting.fields),
+        "--peft-config " + shlex.quote(str(setting.peft_config))
+        if setting.peft_config is not None
+        else " ".join(
+            [
+                *(_options(method=entry.method) for entry in document.entries),
+                _options(rank=setting.rank, alpha=setting.alpha, target_modules=setting.target_modules),
+            ]
+        ),
+        _options(
+            optimizer=setting.optimizer,
+            batch_size=setting.batch_size,
+            steps=setting.steps,
+            seed=setting.seed,
+            samples=setting.samples,
+        ),
+        _options(max_length=setting.max_length, device=setting.device, dtype=setting.dtype),
+    ]
+    if document.command == "spectrum":
+        lines.append(_options(**row.get("request", _asked(row)), json=document.file.name))
+    else:
+        own = {"predictor": row.get("predictor"), "fast": row.get("fast")}
+        if document.command == "validate":
+            own |= {"seeds": whole.get("seeds"), "lrs": whole.get("lrs"), "out": document.file.parent.name}
+        else:
+            own |= {"json": document.file.name}
+        lines.append(_options(**own))
+    return " \\\n    ".join([f"hessian-lr {document.command}", *(line for line in lines if line)])
+
+
+def _asked(row: dict[str, Any]) -> dict[str, Any]:
+    """What must have been asked for, by what is there."""
+    found = {name: row.get(name) is not None for name in ("bracket", "density")}
+    return {**found, "per_module": row.get("modules") is not None}
+
+
+def _options(**values: Any) -> str:
+    """Options as a shell takes them; None and False are not given, lists are joined by commas."""
+    words = []
+    for name, value in values.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if isinstance(value, (list, tuple)):
+            words.append(",".join(_plain(one) for one in value))
+        elif value is not True:
+            words.append(_plain(value))
+    return shlex.join(words)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -1,0 +1,162 @@
+"""The JSON that a report is made of, read and checked before anything is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RequestError
+from ..figures import SweepPanel
+from ..per_module import ModuleSpectrum
+from ..records import read_json
+from ..results import SCHEMA, VALIDATE_FILE, Validated, sweep_panel, validated_row
+from ..setting import Setting
+from ..spectrum import SpectralDensity
+
+# What tells the commands' rows apart, and numbers that rows of each must have (or null).
+_COSTS = ("gradient_equivalents", "seconds")
+_LAMBDAS = ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min", "sampling_error")
+_NUMBERS = {
+    "validate": ("sweep_seconds", "lambda_preconditioned", *_LAMBDAS, *_COSTS),
+    "predict": ("lr", "lr_low", "lr_high", "lambda_preconditioned", *_LAMBDAS, *_COSTS),
+    "spectrum": ("residual", *_LAMBDAS, *_COSTS),
+}
+_MARKS = {"validate": {"runs", "best_lr"}, "predict": {"lr", "predictor"}, "spectrum": {"confidence"}}
+_MAYBE = ("held_out", "held_out_error", "confidence", "samples")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method's row of a document.
+
+    Attributes:
+        setting: The method's own.
+        row: As it stands in the file; its numbers are numbers.
+        validated: Its scores, where ``validate`` wrote it.
+        panel: Its sweep, where it has one.
+        density, modules: Of ``spectrum``, where they were asked for.
+    """
+
+    setting: Setting
+    row: dict[str, Any]
+    validated: Validated | None = None
+    panel: SweepPanel | None = None
+    density: SpectralDensity | None = None
+    modules: ModuleSpectrum | None = None
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.row["method"])
+
+    @property
+    def predicted(self) -> tuple[float | None, float | None, float | None]:
+        """The predicted learning rate with the ends of its range; None where there is none."""
+        if self.validated is not None:
+            score = self.validated.score
+            return score.predicted_lr, score.predicted_low, score.predicted_high
+        return self.row.get("lr"), self.row.get("lr_low"), self.row.get("lr_high")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file that a command wrote.
+
+    Attributes:
+        file: Where it is.
+        command: ``"validate"``, ``"predict"`` or ``"spectrum"``.
+        whole: All that stands in it.
+        entries: Its rows.
+    """
+
+    file: Path
+    command: str
+    whole: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+    @property
+    def name(self) -> str:
+        """What a reader knows it by: the folder of a ``validate.json``, else the file."""
+        return self.file.parent.name if self.file.name == VALIDATE_FILE else self.file.name
+
+
+def read_documents(paths: Sequence[str | Path]) -> list[Document]:
+    """The results in folders that ``validate`` wrote and in files of ``--json``; one named twice counts once.
+
+    Raises:
+        RequestError: a file is missing, or is not what one of the three commands writes.
+    """
+    files: dict[Path, None] = {}
+    for path in map(Path, paths):
+        file = path / VALIDATE_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise RequestError(
+                f"there is no {file}; name a folder that `hessian-lr validate --out` wrote, or a file that "
+                "`predict --json` or `spectrum --json` wrote"
+            )
+        files[file.resolve()] = None
+    return [_document(file) for file in files]
+
+
+def _document(file: Path) -> Document:
+    whole = read_json(file)
+    expected = f"{file} is not what `hessian-lr validate`, `predict` or `spectrum` writes"
+    if not isinstance(whole, dict) or whole.get("schema") != SCHEMA:
+        raise RequestError(f"{expected}: it is not a JSON object of schema {SCHEMA}")
+    rows, setting = whole.get("results"), whole.get("setting")
+    if not isinstance(setting, dict) or not isinstance(rows, list) or not rows:
+        raise RequestError(f"{expected}: it has no setting, or no results")
+    if not all(isinstance(row, dict) for row in rows):
+        raise RequestError(f"{expected}: a result in it is not an object")
+    command = next((name for name, marks in _MARKS.items() if all(marks <= row.keys() for row in rows)), None)
+    if command is None:
+        raise RequestError(f"{expected}: its results have other fields")
+    if not isinstance(whole.get("versions", {}), dict):
+        raise RequestError(f"{expected}: its versions are not an object")
+    try:
+        return Document(file, command, whole, tuple(_entry(file, command, setting, row) for row in rows))
+    except (RequestError, TypeError, AttributeError) as error:
+        raise RequestError(f"{expected}: {error}") from error
+    except KeyError as error:
+        raise RequestError(f"{expected}: {error} is missing") from error
+
+
+def _entry(file: Path, command: str, common: dict[str, Any], row: dict[str, Any]) -> Entry:
+    method = row.get("method")
+    if not isinstance(method, str) or not isinstance(row.get("status"), str):
+        raise RequestError("a result has no method or no status")
+    for name in (*_NUMBERS[command], *(name for name in _MAYBE if name in row)):
+        _number(method, row, name)
+    notes = row.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise RequestError(f"the notes of {method} are not a list of sentences")
+    own = {name: value for name, value in common.items() if name != "methods"}
+    setting = Setting.from_dict({**own, "method": method})
+    if command != "spectrum" and not isinstance(setting.samples, int):
+        raise RequestError(f"samples must be a whole number, not {setting.samples!r}")
+    if command == "validate":
+        validated = validated_row(file, common, row)
+        panel = sweep_panel(validated) if row["runs"] else None
+        return Entry(setting, row, validated, panel)
+    if command == "spectrum":
+        density, modules = row.get("density"), row.get("modules")
+        return Entry(
+            setting,
+            row,
+            density=None if density is None else SpectralDensity.from_dict(density),
+            modules=None if modules is None else ModuleSpectrum.from_dict(modules),
+        )
+    return Entry(setting, row)
+
+
+def _number(method: str, row: dict[str, Any], name: str) -> None:
+    if name not in row:
+        raise RequestError(f"{name} of {method} is missing")
+    value = row[name]
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise RequestError(f"{name} of {method} is {value!r}, not a number")

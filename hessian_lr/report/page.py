@@ -1,0 +1,46 @@
+"""The page: what ``assemble`` found, set by the template and written whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from .. import __version__
+from ..errors import RequestError
+from ..records import write_bytes
+from .assemble import assemble
+from .documents import read_documents
+from .view import Part
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path) -> list[Part]:
+    """Write a report of ``runs`` to ``out``; nothing is written where a file of theirs cannot be read.
+
+    Args:
+        runs: Folders that ``validate`` wrote, and files of ``predict --json`` and ``spectrum --json``.
+        out: The HTML file: no other file belongs to it, and it loads nothing.
+
+    Returns:
+        What it shows, setting by setting.
+
+    Raises:
+        RequestError: one of the runs is missing or is something else, or ``out`` is one of them.
+        HessianLRError: ``out`` cannot be written.
+    """
+    documents = read_documents(runs)
+    if any(document.file == Path(out).resolve() for document in documents):
+        raise RequestError(f"--out {out} is one of the results; give the report a name of its own")
+    # Everything is escaped, whatever a file calls itself; only our own figures are marked as safe.
+    environment = Environment(
+        loader=PackageLoader("hessian_lr.report", ""),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    parts = assemble(documents)
+    page = environment.get_template("page.html.jinja").render(parts=parts, version=__version__)
+    write_bytes(out, page.encode())
+    return parts

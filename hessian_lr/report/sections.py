@@ -1,0 +1,243 @@
+"""The sections of a part, each from the results that carry it; None where none does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ..predict.calibration import COVERAGE
+from ..results import Validated
+from ..score import BAND_REGRET
+from ..spectrum.certificate import CONFIDENCE
+from ..sweep.plan import FEWEST_POINTS, MAX_POINTS
+from ..terminal import rate
+from .documents import Document, Entry
+from .numbers import ABSENT, count, duration, factor, interval, measured, number, share
+from .view import Section, Table
+
+Row = dict[str, Any]
+# A row of the results and the file it is from, as readers know it.
+Sourced = tuple[str, Entry]
+
+STATUS = {"converged": "converged", "budget": "stopped at its limit", "failed": "failed"}
+
+
+def labels(rows: Sequence[Sourced]) -> list[str]:
+    """A name for each row: its method, and its file where the method comes again."""
+    often = Counter(entry.method for _, entry in rows)
+    return [e.method if often[e.method] == 1 else f"{e.method} ({source})" for source, e in rows]
+
+
+def fresh(rows: Sequence[Sourced]) -> list[Sourced]:
+    """The rows without those of ``predict`` that say again what stands beside a sweep."""
+    told = {(e.method, *e.predicted) for _, e in rows if e.validated is not None}
+    return [(s, e) for s, e in rows if e.validated is not None or (e.method, *e.predicted) not in told]
+
+
+def _heads(rows: Sequence[Sourced]) -> tuple[list[str], list[list[str]]]:
+    """The first columns of a table and their cells: the method, and the file where there are several."""
+    if len({source for source, _ in rows}) == 1:
+        return ["method"], [[entry.method] for _, entry in rows]
+    return ["method", "from"], [[entry.method, source] for source, entry in rows]
+
+
+def learning_rates(rows: Sequence[Sourced]) -> Section | None:
+    """Prediction and sweep side by side."""
+    shown = [(source, entry) for source, entry in rows if "lr" in entry.row or entry.validated is not None]
+    if not shown:
+        return None
+    swept = any(entry.panel is not None for _, entry in shown)
+    columns, heads = _heads(shown)
+    columns += ["predicted", f"{COVERAGE:.0%} range"]
+    if swept:
+        columns += ["best found", "within 1%", "held-out loss", "prediction off by", "cost of the prediction"]
+    cells = []
+    for head, (_, entry) in zip(heads, shown, strict=True):
+        row, (lr, low, high) = entry.row, entry.predicted
+        line = [*head, "failed" if lr is None else rate(lr), interval(low, high)]
+        if swept:
+            line += [
+                _best(row),
+                interval(row.get("band_low"), row.get("band_high")),
+                ABSENT if row.get("best_loss") is None else f"{row['best_loss']:.3f}",
+                ABSENT if row.get("censored") else factor(row.get("factor_error")),
+                share(row.get("regret")),
+            ]
+        cells.append(line)
+    caption = "Learning rates are the peak of a cosine schedule with warm-up."
+    if swept:
+        caption += (
+            f" Within 1%: the learning rates that keep {1 - BAND_REGRET:.0%} of the improvement; an open end "
+            "lies beyond what was run. Held-out loss in nats per token. Cost of the prediction: the share of "
+            "the improvement that training at the predicted learning rate gives up."
+        )
+    return Section("Learning rates", tables=[Table(caption, columns, cells)])
+
+
+def _best(row: Row) -> str:
+    if row.get("best_lr") is None:
+        return ABSENT if not row.get("runs") else "none learned"
+    return f"{rate(row['best_lr'])}, at the edge" if row["censored"] else rate(row["best_lr"])
+
+
+def sharpness(rows: Sequence[Sourced]) -> Section | None:
+    """λ with its certificate."""
+    shown = [
+        (source, entry)
+        for source, entry in rows
+        if any(entry.row.get(name) is not None for name in ("lambda_max", "lambda_preconditioned"))
+        or entry.row["status"] == "failed"
+    ]
+    if not shown:
+        return None
+    # Columns that no row fills are left out.
+    columns: dict[str, list[str]] = {
+        "λ": [],
+        "at least": [],
+        f"at most ({CONFIDENCE:.0%})": [],
+        "held out": [],
+        "smallest": [],
+        "λ_P": [],
+        "status": [],
+    }
+    for _, entry in shown:
+        row = entry.row
+        error = row["sampling_error"]
+        # A prediction's error belongs to the eigenvalue it measured.
+        adam = row["lambda_max"] is None
+        at_p = measured(row.get("lambda_preconditioned"), error if adam else None)
+        cells = (
+            measured(row["lambda_max"], None if adam else error),
+            number(row["lambda_lower"]),
+            number(row["lambda_upper"]),
+            measured(row.get("held_out"), row.get("held_out_error")),
+            number(row["lambda_min"]),
+            at_p,
+            STATUS.get(row["status"], row["status"]),
+        )
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.append(cell)
+    kept = {name: cells for name, cells in columns.items() if any(cell != ABSENT for cell in cells)}
+    names, heads = _heads(shown)
+    table = Table(
+        "In nats per token. ± is one standard error over the samples of the data.",
+        [*names, *kept],
+        [[*head, *(cells[index] for cells in kept.values())] for index, head in enumerate(heads)],
+    )
+    return Section("Sharpness", _sharpness_lead(kept), tables=[table])
+
+
+def _sharpness_lead(columns: dict[str, list[str]]) -> str:
+    lead = []
+    if "λ" in columns:
+        lead.append(
+            "λ is the largest eigenvalue of the loss's Hessian over the adapter's parameters, at "
+            "initialization. The true one is at least the value found, and exceeds the upper bound with a "
+            f"probability of at most {1 - CONFIDENCE:.0%} over the random start."
+        )
+    if "held out" in columns:
+        lead.append("Held out: the same direction's curvature on rows it has not seen.")
+    if "λ_P" in columns:
+        lead.append("λ_P is the same in Adam's own geometry, after ten small warm-up steps.")
+    return " ".join(lead)
+
+
+def cost(rows: Sequence[Sourced]) -> Section | None:
+    """What the predictions took, against the sweep each replaces."""
+    shown = [(source, entry) for source, entry in rows if "predictor" in entry.row]
+    if not shown:
+        return None
+    columns, heads = _heads(shown)
+    columns += ["prediction: gradients", "prediction: time", "sweep: runs", "sweep: gradients", "sweep: time"]
+    cells, spent, replaced = [], 0.0, 0.0
+    for head, (_, entry) in zip(heads, shown, strict=True):
+        row, setting = entry.row, entry.setting
+        per_run = setting.steps * setting.batch_size
+        gradients = row["gradient_equivalents"] * int(setting.samples)
+        line = [*head, count(gradients), duration(row["seconds"])]
+        if entry.panel is not None:
+            steps = sum(run.steps for run in entry.panel.sweep.runs)
+            line += [str(len(row["runs"])), count(steps * setting.batch_size), duration(row["sweep_seconds"])]
+            line.append(factor(row["sweep_seconds"] / row["seconds"] if row["seconds"] else None))
+            spent, replaced = spent + row["seconds"], replaced + row["sweep_seconds"]
+        else:
+            fewest, most = FEWEST_POINTS * per_run, MAX_POINTS * per_run
+            line += [f"{FEWEST_POINTS}–{MAX_POINTS}", f"{count(fewest)}–{count(most)}", "not run", ABSENT]
+        cells.append(line)
+    lead = ""
+    if replaced:
+        lead = f"The predictions took {duration(spent)}, the sweeps they are to replace {duration(replaced)}."
+    table = Table(
+        "A gradient here is that of the loss over one row of data; a product with the Hessian counts as its "
+        "share of them. Evaluations on held-out rows are in a sweep's time only.",
+        [*columns, "sweep / prediction"],
+        cells,
+    )
+    return Section("Cost against the sweep it replaces", lead, tables=[table])
+
+
+def setting(documents: Sequence[Document]) -> Section:
+    """What was measured and trained: values that differ between files stand side by side."""
+    found: dict[str, list[str]] = {}
+    for document in documents:
+        values = {name: value for name, value in document.whole["setting"].items() if name != "methods"}
+        values |= {
+            name: document.whole[name]
+            for name in ("seeds", "data_digest", "model_fingerprint")
+            if name in document.whole
+        }
+        for entry in document.entries:
+            for name in ("predictor", "calibration"):
+                if name in entry.row:
+                    values[name] = entry.row[name]
+        for name, value in values.items():
+            text = _value(value)
+            if text not in found.setdefault(name, []):
+                found[name].append(text)
+    methods = list(dict.fromkeys(entry.method for document in documents for entry in document.entries))
+    rows = [["methods", ", ".join(methods)], *([_words(name), " or ".join(v)] for name, v in found.items())]
+    table = Table(
+        "Values that differ between the files are joined by “or”.", ["field", "value"], rows, prose=True
+    )
+    return Section("Setting", tables=[table])
+
+
+def _words(name: str) -> str:
+    return {"seed": "seed of the initialization", "seeds": "seeds of the runs"}.get(
+        name, name.replace("_", " ")
+    )
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "found by their usual names"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value["path"]) if isinstance(value, dict) and "path" in value else str(value)
+
+
+def versions(documents: Sequence[Document]) -> Section:
+    """What each file was made with."""
+    names = list(dict.fromkeys(name for document in documents for name in document.whole.get("versions", {})))
+    if not names:
+        return Section("Versions", "These files do not name the versions they were made with.")
+    rows = [
+        [document.name, *(str(document.whole.get("versions", {}).get(name, ABSENT)) for name in names)]
+        for document in documents
+    ]
+    return Section("Versions", tables=[Table("What each file was made with.", ["file", *names], rows)])
+
+
+def notes(documents: Sequence[Document], rows: Sequence[Sourced]) -> Section | None:
+    """What the measurements said about themselves."""
+    lines = [f"data: {note}" for document in documents for note in document.whole.get("notes", [])]
+    lines += [f"{entry.method}: {note}" for _, entry in rows for note in entry.row.get("notes", [])]
+    return Section("Notes", lines=list(dict.fromkeys(lines))) if lines else None
+
+
+def validated(rows: Sequence[Sourced]) -> list[Validated]:
+    """The rows that have scores."""
+    return [entry.validated for _, entry in rows if entry.validated is not None]
