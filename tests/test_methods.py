@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from hessian_lr import methods
+from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.errors import RequestError
 from hessian_lr.methods import METHODS, check, find_targets
 from hessian_lr.setting import Setting
@@ -36,7 +37,7 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 # Fixed by what users and scripts type; more may come, none may go.
 NAMES = ["lora", "rslora", "dora", "pissa", "milora", "olora", "init-ab"]
-NAMES += ["lora-ga", "lora-ga-peft", "gralora", "randlora"]
+NAMES += ["lora-ga", "lora-ga-peft", "gralora", "randlora", "dora-exact", "lora+", "loft"]
 # They start from the weights alone, so that the seed has nothing to decide.
 DETERMINISTIC = {"pissa", "milora", "olora"}
 
@@ -320,13 +321,52 @@ def test_two_backward_passes_give_the_hessian(name: str, monkeypatch: pytest.Mon
     size = sum(parameter.numel() for parameter in trained)
     direction = torch.randn(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     direction /= direction.norm()
+    product, difference = products(model, direction)
+    # The central difference's own error is O(1e-8).
+    torch.testing.assert_close(product, difference, rtol=0, atol=1e-6 * float(product.norm()))
+    # What is measured with: written-out derivatives, kept graphs.
+    engine = HessianOperator(model, batches(), dtype=torch.float64).matvec(direction)
+    torch.testing.assert_close(engine, difference, rtol=0, atol=1e-6 * float(product.norm()))
+
+
+def products(model: PeftModel, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """H·v by two backward passes, and by the central difference of gradients."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     slope = gradient(model, graph=True) @ direction
     product = torch.cat(
         [part.flatten() for part in torch.autograd.grad(slope, trained, materialize_grads=True)]
     )
     difference = shifted_gradient(model, direction, 1e-4) - shifted_gradient(model, direction, -1e-4)
-    # The central difference's own error is O(1e-8).
-    torch.testing.assert_close(product, difference / 2e-4, rtol=0, atol=1e-6 * float(product.norm()))
+    return product, difference / 2e-4
+
+
+def test_pefts_dora_holds_a_norm_that_moves_and_dora_exact_does_not() -> None:
+    """Autograd's product against central differences of autograd's own gradient."""
+    missed, gradients = {}, {}
+    for name in ("dora", "dora-exact"):
+        model = build(gpt2(), setting(name)).double()
+        perturb(model, 0.2)
+        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        direction = torch.randn(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        product, difference = products(model, direction / direction.norm())
+        missed[name] = float((product - difference).norm() / difference.norm())
+        gradients[name] = gradient(model)
+    assert missed["dora-exact"] < 1e-6
+    assert missed["dora"] > 0.01
+    # The loss is one, its gradients are two: only the exact one is the slope of the loss.
+    apart = (gradients["dora"] - gradients["dora-exact"]).norm() / gradients["dora-exact"].norm()
+    assert float(apart) > 0.01
+
+
+def test_dora_exact_is_the_dora_that_peft_computes() -> None:
+    theirs, ours = build(gpt2(), setting("dora")), build(gpt2(), setting("dora-exact"))
+    for model in (theirs, ours):
+        perturb(model, 0.2)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens()).logits, theirs(tokens()).logits)
+    layer = next(m for m in ours.modules() if isinstance(m, DoraLinearLayer))
+    assert type(layer) is not DoraLinearLayer
+    assert {type(m) for m in theirs.modules() if isinstance(m, DoraLinearLayer)} == {DoraLinearLayer}
 
 
 def _hold_norms(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,3 +52,11 @@ ADAMW64 = 1e-7
 
 # An optimizer's step, relative, from its own roots and inverses in float64.
 SAME_STEP = 1e-6
+
+# Some float32 training steps by transformers' Trainer and by a loop that does the same: Adam's division
+# makes much of rounding where gradients are small.
+SAME_WEIGHTS = 1e-2
+
+# What Adam's ε = 1e-8 leaves of invariances that hold for ε → 0, with gradients of about 1e-3, and
+# Lanczos on matrices that are equal but for that.
+ADAMS_EPSILON = 1e-2
