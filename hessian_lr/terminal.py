@@ -237,7 +237,7 @@ def calibration_table(calibration: Calibration) -> None:
     lines = []
     for name, law in (("adam", calibration.adam), ("eigenvalue", calibration.eigenvalue)):
         exponents = "\n".join(f"{key}^{value:.3g}" for key, value in law.exponents.items())
-        lines.append((name, f"{law.scale:.3g}", exponents, f"{law.range_factor:.2f}×", str(law.settings)))
+        lines.append((name, f"{law.scale:.3g}", exponents, f"{law.range_factor():.2f}×", str(law.settings)))
     table(("law", "scale", "exponents", "range", "settings"), lines)
 
 

@@ -142,8 +142,13 @@ def predicted(
     if measured.lambda_ratio is None:
         return None, None, None
     law = constants.eigenvalue
-    lr = law(lambda_ratio=measured.lambda_ratio, batch_size=setting.batch_size, steps=setting.steps)
-    return lr, lr / law.range_factor, lr * law.range_factor
+    quantities = {
+        "lambda_ratio": measured.lambda_ratio,
+        "batch_size": setting.batch_size,
+        "steps": setting.steps,
+    }
+    lr, factor = law(**quantities), law.range_factor(**quantities)
+    return lr, lr / factor, lr * factor
 
 
 def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tiny_text import byte_tokenizer, tiny_llama
 from hessian_lr import cli, session
 from hessian_lr.cli import main
 from hessian_lr.errors import HessianLRError, NonFiniteError
+from hessian_lr.predict import load_calibration
+from hessian_lr.predict.calibration import PowerLaw
 from hessian_lr.sweep import runner
 
 SETTING_KEYS = {
@@ -274,22 +277,23 @@ def test_align_reads_folders_and_draws(capsys, validated, tmp_path):
 
 
 def test_calibrate_hits_the_geometric_mean_and_predict_uses_it(capsys, folder, options, tmp_path):
-    """Two settings whose best learning rates are 0.2 and 0.8 of 38/λ_P: the scale is 0.4."""
+    """Two settings whose best learning rates are 0.32 and 0.5 of 38/λ_P, no prior: the scale is 0.4."""
     fields = ("best_loss", "band_low", "band_high", "predicted_lr", "predicted_low", "predicted_high")
     more = (*fields, "factor_error", "regret", "inside_band", "lambda_ratio")
     rows = [
         dict.fromkeys(more)
         | {"method": name, "best_lr": lr, "censored": edge, "lr_stability": 1.0, "runs": []}
-        for name, lr, edge in (("lora", 0.2, False), ("pissa", 0.8, False), ("olora", 9.9, True))
+        for name, lr, edge in (("lora", 0.32, False), ("pissa", 0.5, False), ("olora", 9.9, True))
     ]
     setting = {"model": "m", "data": "d", "rank": 2, "alpha": 2.0, "batch_size": 4, "steps": 8, "seed": 0}
     (tmp_path / "validate.json").write_text(json.dumps({"schema": 1, "setting": setting, "results": rows}))
-    constants = tmp_path / "calibration.json"
-    status, found = run_json(capsys, "calibrate", tmp_path, "--out", constants)
+    constants, start = tmp_path / "calibration.json", tmp_path / "start.json"
+    law = PowerLaw(1.0, {"lr_stability": 1.0}, {}, 0.3, 5, {})
+    replace(load_calibration(), adam=law).write(start)
+    status, found = run_json(capsys, "calibrate", tmp_path, "--calibration", start, "--out", constants)
     assert status == 0 and found["calibration"] == json.loads(constants.read_text())
     law = found["calibration"]["adam"]
     assert law["scale"] == pytest.approx(0.4) and law["settings"] == 2, "a censored best does not count"
-    assert law["log_scatter"] == pytest.approx(math.log(2) * math.sqrt(2))
     assert "lora, pissa" in law["sources"]["scale"]
 
     _, predicted = run_json(capsys, "predict", *options, "--calibration", constants)

@@ -18,7 +18,7 @@ from hessian_lr.curvature.operator import flatten
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.adam import AdamSharpness, adam_sharpness
-from hessian_lr.predict.calibration import PowerLaw
+from hessian_lr.predict.calibration import EXTRAPOLATION, PowerLaw
 from hessian_lr.predict.line_search import critical_learning_rate
 from hessian_lr.predict.predictor import FAST_PRODUCTS
 from hessian_lr.predict.warmup import warm_up
@@ -192,35 +192,52 @@ def test_a_loss_multiplied_by_c_leaves_the_adam_prediction_where_it_was(monkeypa
     assert scaled.lr_directional == pytest.approx(plain.lr_directional, rel=1e-3)
 
 
-def test_the_range_is_that_of_a_prediction_interval():
+def test_without_held_out_errors_the_range_is_that_of_a_prediction_interval():
     law = PowerLaw(2.0, {"x": -0.5}, {"x": 4.0}, log_scatter=0.2, settings=5, sources={})
     assert law(x=16.0) == pytest.approx(1.0)
     # t(0.9, 4 degrees of freedom) = 1.533; √(1 + 1/5) = 1.095.
-    assert law.range_factor == pytest.approx(math.exp(1.5332 * 0.2 * 1.0954), rel=1e-3)
+    assert law.range_factor(x=16.0) == pytest.approx(math.exp(1.5332 * 0.2 * 1.0954), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("second", "ends", "note"),
-    [
-        (4e-3, (4e-3, 4e-3), None),
-        (1.6e-2, (4e-3, 8e-3), "widened"),
-        (1e-3, (2e-3, 4e-3), "widened"),
-        (None, (4e-3, 4e-3), "no second opinion"),
-    ],
-)
-def test_a_second_opinion_outside_the_range_widens_it_half_way(second, ends, note, monkeypatch):
+@pytest.mark.parametrize(("steps", "distance"), [(10, math.log(3)), (30, 0), (60, 0), (240, math.log(2))])
+def test_outside_its_domain_a_law_says_so_and_widens_its_range(steps, distance):
+    law = PowerLaw(
+        2.0,
+        {"steps": -0.2},
+        {},
+        log_scatter=0.2,
+        settings=50,
+        sources={},
+        log_half_width=0.5,
+        domain={"steps": [30, 120]},
+    )
+    assert law.range_factor(steps=steps) == pytest.approx(math.exp(0.5 + EXTRAPOLATION * distance))
+    assert [f"steps {steps}" in told for told in law.outside(steps=steps)] == [True] * (distance > 0)
+
+
+def test_adams_law_takes_all_its_quantities_and_tells_what_lies_outside(monkeypatch):
     import hessian_lr.predict.predictor as predictor
 
     measured = AdamSharpness(
-        *(3800.0, 1.0, 4000.0, 10.0, "converged", 1e-2, second, None, 1e-2, 1e-3, 10, 9, 30.0, 1.0, 10)
+        *(3800.0, 1.0, 4000.0, 10.0, "converged", 1e-2, None, None, 4e-2, 1e-3, 10, 9, 30.0, 1.0, 10)
     )
     monkeypatch.setattr(predictor, "adam_sharpness", lambda *_, **__: measured)
-    law = PowerLaw(0.4, {"lr_stability": 1.0}, {}, log_scatter=1e-9, settings=50, sources={})
-    narrow = dataclasses.replace(load_calibration(), adam=law)
-    found = hlr.predict_learning_rate(learned(), learnable(2), calibration=narrow)
-    assert found.lr == pytest.approx(4e-3)
-    assert (found.lr_low, found.lr_high) == pytest.approx(ends, rel=1e-6)
-    assert any(note in text for text in found.notes) if note else not found.notes
+    law = PowerLaw(
+        0.5,
+        {"lr_stability": 0.5, "lr_critical_start": 0.5, "batch_size": 1.0, "steps": -1.0},
+        {"batch_size": 4, "steps": 60},
+        log_scatter=0.1,
+        settings=50,
+        sources={},
+        log_half_width=math.log(2),
+        domain={"steps": [30, 60]},
+    )
+    constants = dataclasses.replace(load_calibration(), adam=law)
+    found = hlr.predict_learning_rate(learned(), learnable(2), calibration=constants, steps=120, batch_size=8)
+    assert found.lr == pytest.approx(0.5 * (1e-2 * 4e-2) ** 0.5 * 2 / 2)
+    factor = 2 * 2**EXTRAPOLATION
+    assert (found.lr_low, found.lr_high) == pytest.approx((found.lr / factor, found.lr * factor))
+    assert len(found.notes) == 1 and "steps 120" in found.notes[0]
 
 
 def test_every_constant_of_the_calibration_names_its_source():

@@ -113,8 +113,8 @@ def adam_sharpness(
     work = 0.0
     with unchanged(model):
         tell("critical learning rate", 0, 1, "at the start")
-        first, forwards = _initial_critical(model, warmup_batches[:1], dtype, optimizer)
-        work += (1 + 0.5 * forwards) * count_tokens(warmup_batches[:1])
+        first, forwards = _initial_critical(model, batches, dtype, optimizer)
+        work += (1 + 0.5 * forwards) * count_tokens(batches)
         top_lr = first * WARMUP_SHARE
         for attempt in range(ATTEMPTS + 1):
             with unchanged(model):
@@ -186,7 +186,7 @@ def _initial_critical(
         raise HessianLRError("the gradient is zero at the start: nothing to learn from these batches")
     # Adam's is the gradient's sign: there is no need to take it.
     direction = gradient.sign() if optimizer is adamw else _first_step(operator, gradient, optimizer)
-    critical, forwards = critical_learning_rate(model, batches, direction, factor=2.0)
+    critical, forwards = critical_learning_rate(model, batches, direction)
     if critical is None:
         raise HessianLRError(
             "no learning rate between 1e-9 and 1e3 turns downhill into uphill along the gradient's sign: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from scipy.stats import t as student_t
 from ..records import Record, read_json
 
 COVERAGE = 0.8
+# Beyond the settings a law was fitted to, its exponents are a guess: their uncertainty, as a standard
+# deviation, by which each factor e of distance widens the range.
+EXTRAPOLATION = 0.3
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,12 @@ class PowerLaw(Record):
         log_scatter: Standard deviation of ln(η* / η̂) over the settings it was fitted to.
         settings: How many those were.
         sources: Where each constant came from, by name.
+        spreads: How far a new fit may take each exponent, and ``scale``'s logarithm, from its value
+            here: the prior's standard deviation, by name. An exponent without one is fixed; a scale
+            without one is free.
+        log_half_width: ln f of the range [η̂/f, η̂·f]: the 80% quantile of |ln(η* / η̂)| over settings whose
+            method or model had no part in the fit. None: from ``log_scatter`` (see ``range_factor``).
+        domain: The smallest and the largest value of each quantity among those settings, by name.
     """
 
     scale: float
@@ -33,6 +42,9 @@ class PowerLaw(Record):
     log_scatter: float
     settings: int
     sources: dict[str, str]
+    spreads: dict[str, float] = field(default_factory=dict)
+    log_half_width: float | None = None
+    domain: dict[str, list[float]] = field(default_factory=dict)
 
     def __call__(self, **quantities: float) -> float:
         """η̂ for the given quantities; each named exponent needs its quantity.
@@ -45,16 +57,34 @@ class PowerLaw(Record):
             value *= (quantities[name] / self.references.get(name, 1.0)) ** exponent
         return value
 
-    @property
-    def range_factor(self) -> float:
-        """f such that [η̂/f, η̂·f] is the 80% prediction interval of the fit.
+    def range_factor(self, **quantities: float) -> float:
+        """f of the 80% range [η̂/f, η̂·f], the wider the further the quantities lie outside the domain.
 
-        Student's t with the fit's degrees of freedom, widened by √(1 + 1/n) for the uncertainty
-        of the constant itself.
+        Without held-out errors (``log_half_width``) it is the prediction interval of a normal scatter:
+        Student's t with the fit's degrees of freedom, times √(1 + 1/n) for the constant's own uncertainty.
         """
-        n = self.settings
-        quantile = float(student_t.ppf(0.5 + COVERAGE / 2, max(n - 1, 1)))
-        return math.exp(quantile * self.log_scatter * math.sqrt(1 + 1 / n))
+        width = self.log_half_width
+        if width is None:
+            n = self.settings
+            quantile = float(student_t.ppf(0.5 + COVERAGE / 2, max(n - 1, 1)))
+            width = quantile * self.log_scatter * math.sqrt(1 + 1 / n)
+        beyond = EXTRAPOLATION * sum(self._distance(name, value) for name, value in quantities.items())
+        return math.exp(width + beyond)
+
+    def outside(self, **quantities: float) -> list[str]:
+        """What lies outside the settings this law was fitted to, in words."""
+        return [
+            f"{name} {value:.3g} (fitted to {self.domain[name][0]:.3g} … {self.domain[name][1]:.3g})"
+            for name, value in quantities.items()
+            if self._distance(name, value) > 0
+        ]
+
+    def _distance(self, name: str, value: float) -> float:
+        """How far, in ln, a value lies outside the domain; 0 inside, or where none is known."""
+        if name not in self.domain:
+            return 0.0
+        low, high = self.domain[name]
+        return max(0.0, math.log(low / value), math.log(value / high))
 
 
 @dataclass(frozen=True)

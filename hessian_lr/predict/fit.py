@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
 
 from ..errors import RequestError
 from ..records import digest
-from .calibration import Calibration, PowerLaw
+from .calibration import COVERAGE, Calibration, PowerLaw
 
-LEAST_SETTINGS = 2
-# Two constants and their scatter from fewer points would describe the points, not the law.
-LEAST_FOR_EXPONENT = 4
+# In ln η: beyond this a setting's residual counts linearly (Huber 1964), and against this the priors weigh.
+SCATTER = 0.5
+# From so many settings on, the range comes from their own left-out errors instead of the current law's.
+LEAST_FOR_RANGE = 10
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,17 @@ class Observation:
 def fit(observations: Sequence[Observation], current: Calibration) -> Calibration:
     """New constants from sweeps; what they cannot tell is kept from ``current``.
 
-    ``adam``: the scale, exp(mean of ln(η* / law with scale 1)). ``eigenvalue``: the scale, and from
-    four different values of ``lambda_ratio`` on its exponent too, by least squares in logarithms;
-    the exponents of batch size and steps stay. ``log_scatter`` is the root mean square by which
-    each law misses a setting left out of its fit (of two settings: their standard deviation).
+    Each law is fitted by ``robust_fit`` with the current one as its prior: a run or two move the scale
+    part of the way, many decide it, and an exponent moves only if the law says how far it may.
+    ``log_scatter`` is the root mean square by which each law misses a setting left out of its fit
+    (of fewer than three settings the current one's).
 
     Args:
         observations: Those without a law's quantity do not count for that law.
         current: The calibration to start from.
 
     Raises:
-        RequestError: fewer than two settings for the law of ``adam``, or a value is not positive.
+        RequestError: no setting for the law of ``adam``, or a value is not positive.
     """
     for one in observations:
         for value in (one.best_lr, one.lr_stability, one.lambda_ratio):
@@ -61,49 +64,90 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
                 raise RequestError(f"{one.source}: a calibration needs positive numbers, not {value!r}")
     by_adam = [o for o in observations if o.lr_stability is not None]
     by_eigenvalue = [o for o in observations if o.lambda_ratio is not None]
-    if len(by_adam) < LEAST_SETTINGS:
+    if not by_adam:
         raise RequestError(
-            f"a calibration needs at least {LEAST_SETTINGS} settings with a prediction and a best learning "
-            f"rate inside its sweep, but found {len(by_adam)}"
+            "a calibration needs at least one setting with a prediction and a best learning rate inside its "
+            "sweep, but found none"
         )
     return Calibration(
         schema=current.schema,
         version=f"fit-{digest([vars(o) for o in observations], 8)}",
-        adam=_fit_law(by_adam, "lr_stability", current.adam, refit_exponent=False),
-        eigenvalue=current.eigenvalue
-        if len(by_eigenvalue) < LEAST_SETTINGS
-        else _fit_law(by_eigenvalue, "lambda_ratio", current.eigenvalue, refit_exponent=True),
+        adam=fit_law(by_adam, current.adam),
+        eigenvalue=fit_law(by_eigenvalue, current.eigenvalue) if by_eigenvalue else current.eigenvalue,
     )
 
 
-def _fit_law(
-    observations: Sequence[Observation], name: str, law: PowerLaw, *, refit_exponent: bool
-) -> PowerLaw:
-    quantities = [{key: getattr(o, key) for key in law.exponents} for o in observations]
-    reference = law.references.get(name, 1.0)
-    x = np.log([q[name] / reference for q in quantities])
-    refit_exponent = refit_exponent and len(np.unique(x)) >= LEAST_FOR_EXPONENT
-    # What is left to explain once all that is kept has had its say.
-    kept = replace(law, scale=1.0, exponents=law.exponents | ({name: 0.0} if refit_exponent else {}))
+def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
+    """The law with its scale, and the exponents that have a spread, fitted to the observations."""
+    loose = [name for name in law.exponents if law.spreads.get(name, 0.0) > 0]
+    quantities = [{name: getattr(o, name) for name in law.exponents} for o in observations]
+    kept = replace(law, scale=1.0, exponents={n: 0.0 if n in loose else w for n, w in law.exponents.items()})
     y = np.log([o.best_lr / kept(**q) for o, q in zip(observations, quantities, strict=True)])
-    columns = [np.ones_like(x), x] if refit_exponent else [np.ones_like(x)]
-    design = np.stack(columns, axis=1)
-    solution = np.linalg.lstsq(design, y, rcond=None)[0]
+    x = np.array([[math.log(q[n] / law.references.get(n, 1.0)) for n in loose] for q in quantities])
+    design = np.column_stack([np.ones(len(y)), x.reshape(len(y), len(loose))])
+    means = np.array([math.log(law.scale), *(law.exponents[name] for name in loose)])
+    spreads = np.array([law.spreads.get(name, math.inf) for name in ("scale", *loose)])
+    weights = robust_fit(design, y, means, spreads)
 
-    where = f"least squares over {len(observations)} settings; {_listed(observations)}"
-    sources = law.sources | {"scale": where, "log_scatter": "as scale"}
-    exponents = dict(law.exponents)
-    if refit_exponent:
-        exponents[name] = float(solution[1])
-        sources[name] = "as scale"
+    where = f"robust fit to {len(observations)} settings; {_listed(observations)}"
+    errors = _left_out(design, y, means, spreads) if len(y) >= 3 else None
+    own_range = errors is not None and len(y) >= LEAST_FOR_RANGE
     return replace(
         law,
-        scale=float(np.exp(solution[0])),
-        exponents=exponents,
-        log_scatter=_scatter(design, y),
+        scale=float(np.exp(weights[0])),
+        exponents=law.exponents | dict(zip(loose, weights[1:].tolist(), strict=True)),
+        log_scatter=law.log_scatter if errors is None else float(np.sqrt(np.mean(errors**2))),
         settings=len(observations),
-        sources=sources,
+        sources=law.sources | dict.fromkeys(("scale", "log_scatter", *loose), where),
+        log_half_width=conformal(np.abs(errors)) if own_range and errors is not None else law.log_half_width,
     )
+
+
+def robust_fit(
+    design: NDArray[np.float64],
+    y: NDArray[np.float64],
+    means: NDArray[np.float64],
+    spreads: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Coefficients by Huber's loss with Gaussian priors, shape (k,).
+
+    Minimises Σ huber((y − design·w) / SCATTER) + Σ ((w − means) / spreads)².
+
+    Args:
+        design: Shape (settings, k).
+        y: Shape (settings,).
+        means, spreads: The priors' means and standard deviations, shape (k,); an infinite one leaves its
+            coefficient free.
+    """
+
+    def residuals(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([(y - design @ weights) / SCATTER, (weights - means) / spreads])
+
+    # The prior's residuals pass through the same loss; they stay in its quadratic part.
+    return np.asarray(least_squares(residuals, means, loss="huber", f_scale=1.0).x)
+
+
+def conformal(errors: NDArray[np.float64]) -> float:
+    """The quantile of held-out errors that a new one stays below with a chance of 80%.
+
+    The ⌈0.8·(n + 1)⌉-th smallest of n, the largest where n is too small for that (Vovk et al. 2005).
+    """
+    rank = math.ceil(COVERAGE * (len(errors) + 1))
+    return float(np.sort(errors)[min(rank, len(errors)) - 1])
+
+
+def _left_out(
+    design: NDArray[np.float64],
+    y: NDArray[np.float64],
+    means: NDArray[np.float64],
+    spreads: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """How far each setting lies from a fit to the others, shape (settings,)."""
+    errors = np.empty(len(y))
+    for index in range(len(y)):
+        others = np.arange(len(y)) != index
+        errors[index] = y[index] - design[index] @ robust_fit(design[others], y[others], means, spreads)
+    return errors
 
 
 def _listed(observations: Sequence[Observation]) -> str:
@@ -111,12 +155,3 @@ def _listed(observations: Sequence[Observation]) -> str:
     for one in observations:
         methods.setdefault(one.source, []).append(one.method)
     return "; ".join(f"{source}: {', '.join(names)}" for source, names in sorted(methods.items()))
-
-
-def _scatter(design: np.ndarray, y: np.ndarray) -> float:
-    residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
-    if len(y) < 3:
-        return float(np.std(residuals, ddof=1))
-    # Residual i of a fit without i is r_i / (1 − h_i), h the diagonal of the hat matrix (PRESS, Allen 1974).
-    leverage = np.einsum("ij,ji->i", design, np.linalg.pinv(design))
-    return float(np.sqrt(np.mean((residuals / (1 - leverage)) ** 2)))

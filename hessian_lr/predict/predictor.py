@@ -36,8 +36,8 @@ class Prediction(Record):
         predictor: ``"adam"`` or ``"eigenvalue"``.
         status: ``"converged"``, ``"budget"`` or ``"failed"`` (then no learning rate is given).
         lr: The learning rate η̂.
-        lr_low, lr_high: Its range: 80% of the settings the constants were fitted to lie in it,
-            widened where the second opinion disagrees.
+        lr_low, lr_high: Its range, which four of five settings of a method or model that had no part in
+            the constants should lie in; wider outside the settings these were fitted to.
         calibration: Version of the constants used.
         curvature: λ at initialization (predictor ``eigenvalue``).
         adam: λ_P and its company after the warm-up (predictor ``adam``).
@@ -95,11 +95,12 @@ def predict_learning_rate(
             least two, of which the first half (ten at most) serve the warm-up, the rest the measurement.
         warmup_batches: Training batches of the run's batch size that ``batches`` does not contain.
         predictor: ``"adam"``: 38/λ_P after a short warm-up. ``"eigenvalue"``: λ at initialization.
-        steps: Optimizer steps of the run (used by ``eigenvalue``).
-        batch_size: Samples a step of the run (used by ``eigenvalue``); None: as in the warm-up batches.
+        steps: Optimizer steps of the run.
+        batch_size: Samples a step of the run; None: as in the warm-up batches.
         dtype: Precision of the products: float32 or bfloat16 (autocast).
         calibration: Constants; None: those that come with the package.
-        memory_budget, seed: As for ``sharpness``.
+        memory_budget: As for ``sharpness``.
+        seed: As for ``sharpness``.
         fast: Take λ from the closed form at B = 0 (``eigenvalue`` only; plain LoRA and rsLoRA), between
             two ends, instead of Lanczos, for eight products at most. Where λ is mostly coupling, fewer
             do; elsewhere the two ends may still be apart then: the status is ``"budget"``.
@@ -169,7 +170,10 @@ class _Request:
 
 
 def _by_adam(request: _Request, constants: Calibration) -> Prediction:
-    """η̂ = κ·38/λ_P; the directional step is the second opinion."""
+    """A power law in 38/λ_P after the warm-up, the critical learning rate before it, batch size, duration.
+
+    The directional step is reported, but no part of it: see experiments/lr_bench.
+    """
     measured = adam_sharpness(
         request.model,
         request.batches,
@@ -182,27 +186,19 @@ def _by_adam(request: _Request, constants: Calibration) -> Prediction:
     )
     if measured.lambda_preconditioned <= 0:
         raise HessianLRError("no direction of positive curvature after the warm-up: λ_P says nothing here")
-    lr = constants.adam(lr_stability=measured.lr_stability)
-    low, high = _range(lr, constants.adam)
-    low, high = low / measured.stability_slack, high * measured.stability_slack
-    notes = list(measured.notes)
+    law, notes = constants.adam, list(measured.notes)
+    lr, factor = _rate(
+        law,
+        notes,
+        lr_stability=measured.lr_stability,
+        lr_critical_start=measured.lr_critical_start,
+        batch_size=request.batch_size,
+        steps=request.steps,
+    )
+    factor *= measured.stability_slack
     if request.optimizer is not adamw:
         notes.append("the constants were fitted to runs with plain AdamW, none with this optimizer")
-    second = measured.lr_directional
-    if second is None:
-        notes.append("no second opinion: Adam's step does not lead downhill on this sample")
-    elif not low <= second <= high:
-        # Half-way, in logarithms: the second opinion is the noisier of the two.
-        low, high = min(low, (low * second) ** 0.5), max(high, (high * second) ** 0.5)
-        notes.append(
-            f"the directional step {second:.1e} lies outside the range, which was widened towards it"
-        )
-    if second and measured.lr_critical and not 0.5 <= measured.lr_critical / (2 * second) <= 2:
-        notes.append(
-            f"not quadratic along Adam's step: critical learning rate {measured.lr_critical:.1e}, "
-            f"twice the directional step {2 * second:.1e}"
-        )
-    return _told("adam", constants, (lr, low, high), measured, notes)
+    return _told("adam", constants, (lr, lr / factor, lr * factor), measured, notes)
 
 
 def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
@@ -217,10 +213,15 @@ def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
         raise HessianLRError("; ".join(curvature.notes))
     if curvature.lambda_max <= 0:
         raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
-    law = constants.eigenvalue
-    lr = law(lambda_ratio=curvature.lambda_max / norm, batch_size=request.batch_size, steps=request.steps)
-    low, high = _range(lr, law)
-    told = _told("eigenvalue", constants, (lr, low, high), curvature, curvature.notes)
+    notes = list(curvature.notes)
+    lr, factor = _rate(
+        constants.eigenvalue,
+        notes,
+        lambda_ratio=curvature.lambda_max / norm,
+        batch_size=request.batch_size,
+        steps=request.steps,
+    )
+    told = _told("eigenvalue", constants, (lr, lr / factor, lr * factor), curvature, notes)
     return (
         told if request.fast else replace(told, gradient_equivalents=told.gradient_equivalents + NORMS_COST)
     )
@@ -317,5 +318,11 @@ PREDICTORS: dict[str, Callable[[_Request, Calibration], Prediction]] = {
 }
 
 
-def _range(lr: float, law: PowerLaw) -> tuple[float, float]:
-    return lr / law.range_factor, lr * law.range_factor
+def _rate(law: PowerLaw, notes: list[str], **quantities: float) -> tuple[float, float]:
+    """η̂ and the factor of its range; what the law was not fitted to is noted."""
+    known = {name: quantities[name] for name in law.exponents}
+    if outside := law.outside(**known):
+        notes.append(
+            f"outside the settings the constants were fitted to, so the range is wider: {', '.join(outside)}"
+        )
+    return law(**known), law.range_factor(**known)
