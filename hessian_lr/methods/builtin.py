@@ -113,8 +113,8 @@ def _randlora(model: PreTrainedModel, setting: Setting, targets: tuple[Target, .
     parameters, n·(r + min(d_in, d_out)) a module. Trained are λ (r × n), zero at first, and γ
     (n × min(d_in, d_out)), constant at first. The random bases are buffers that all modules share, drawn
     from the seed. PEFT's own derivative of the sum has no forward mode, and is right when differentiated
-    backwards twice, as it is here. s = alpha / r, for which PEFT's default is 20 (alpha = 20·r), not the 1 that an
-    alpha left out means.
+    backwards twice, as it is here. s = alpha / r, for which PEFT's default is 20 (alpha = 20·r), not the
+    1 that an alpha left out means.
     """
     config = RandLoraConfig(
         r=setting.rank,
