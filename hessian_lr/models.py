@@ -221,17 +221,32 @@ def _unreadable(source: str, ref: str, local: bool, part: str, error: Exception)
             f"cannot read the {part} of {ref}: {why}. Files of weights: {sizes or 'no .safetensors'}. "
             "Only safetensors are read; if a file is incomplete, copy or download it again"
         )
+    if _gated(error):
+        return RequestError(
+            f"{ref} is gated: ask for access on https://huggingface.co/{ref}, then log in with `hf auth "
+            "login` (or set HF_TOKEN to a token that may read it)"
+        )
     near = difflib.get_close_matches(ref.split("/")[-1].lower(), ALIASES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     if local:
         return HessianLRError(
             f"{ref} is no local folder, not in the hub's local cache, and the hub cannot be reached.{hint} "
-            f"Connect, give a local folder, or use a built-in model: {', '.join(ALIASES)}"
+            f"Connect; or fetch it elsewhere with `hf download {ref} --local-dir DIR` and give that folder; "
+            f"or use a built-in model: {', '.join(ALIASES)}"
         )
     return RequestError(
         f"there is no local folder {ref!r}, and the hub gives no {part} for that id: {why}.{hint} Check the "
-        "id (owner/name) and, for a private or gated model, your access token"
+        "id (owner/name); for a private model, log in with `hf auth login` (or set HF_TOKEN)"
     )
+
+
+def _gated(error: BaseException | None) -> bool:
+    # transformers raises its own error from the hub's.
+    from huggingface_hub.errors import GatedRepoError
+
+    while error is not None and not isinstance(error, GatedRepoError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _check_weights(model: PreTrainedModel, ref: str) -> None:

@@ -20,6 +20,7 @@ from .cross_entropy import summed_cross_entropy
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def count_labels(batch: Batch) -> int:
@@ -81,7 +82,10 @@ def mean_loss(model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype = t
     """
     total = sum(count_labels(batch) for batch in batches)
     if not total:
-        raise RequestError("no token of these batches is labelled (every label is -100): nothing to score")
+        raise RequestError(
+            "no token of these batches is labelled: the field 'labels' is -100 throughout their "
+            f"{sum(len(batch['labels']) for batch in batches)} rows; label the tokens of the responses"
+        )
     device = next(model.parameters()).device
     with quiet_model(model), torch.no_grad(), compute_in(device, dtype):
         summed = [
@@ -102,8 +106,15 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters θ over which curvature is taken: those that require a gradient, in model order.
 
     Raises:
-        RequestError: there is none, or they do not share one device and floating-point type.
+        RequestError: there is none, they do not share one device and floating-point type, or accelerate has
+            exchanged the model's forward or wrapped it for several devices.
     """
+    own = vars(model).get("_original_forward")
+    if (own is not None and model.forward != own) or isinstance(model, _PARALLEL):
+        raise RequestError(
+            "accelerate has wrapped this model (mixed precision, or several devices), and curvature needs it "
+            "as it is: measure inside `with hessian_lr.integrations.unwrapped(model) as model:`"
+        )
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise RequestError("the model has no trainable parameter: wrap it with a PEFT adapter first")

@@ -23,6 +23,7 @@ from .loss import (
     trainable,
 )
 from .microbatches import microbatches
+from .nonfinite import nonfinite_loss
 from .plan import Plan
 from .twice import TwiceDifferentiable
 
@@ -78,7 +79,8 @@ class HessianOperator:
         self.labels = sum(self.weights)
         if not self.labels:
             raise RequestError(
-                "no token of these batches is labelled (every label is -100): no loss, no curvature"
+                "no token of these batches is labelled: the field 'labels' is -100 throughout their "
+                f"{sum(len(batch['labels']) for batch in batches)} rows; label the tokens of the responses"
             )
         self.tokens = count_tokens(self.batches)
         self.size = sum(p.numel() for p in self.parameters)
@@ -180,6 +182,7 @@ class HessianOperator:
     def scope(self) -> Iterator[None]:
         """Where graphs are built and differentiated: modes, attention and precision as they must be."""
         with (
+            self.plan.explained(self.dtype),
             quiet_model(self.model),
             differentiable_attention(self.model),
             torch.enable_grad(),
@@ -196,7 +199,8 @@ class HessianOperator:
         with self.plan.measure(index):
             with TwiceDifferentiable(self.dtype, self._cast_weights):
                 loss = summed_loss(self.model, self.batches[index])
-            require_finite(loss, "the loss")
+            if not bool(torch.isfinite(loss)):
+                raise nonfinite_loss(self.model, self.batches[index], self.dtype, "the loss")
             self._losses[index] = float(loss.detach())
             share = list(
                 torch.autograd.grad(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from ..errors import HessianLRError
+
 # Of the memory that is free when an operator is made, the share that kept graphs may fill. The
 # rest is for the Lanczos basis and for what a product needs while it runs.
 MEMORY_SHARE = 0.6
@@ -54,6 +56,33 @@ class Plan:
             return False
         self._kept.add(index)
         return True
+
+    @contextmanager
+    def explained(self, dtype: torch.dtype) -> Iterator[None]:
+        """Within it, running out of memory is an error that says what there is and what would help.
+
+        Raises:
+            HessianLRError: in the place of torch's and Python's own.
+        """
+        try:
+            yield
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise HessianLRError(self._exhausted(dtype)) from error
+
+    def _exhausted(self, dtype: torch.dtype) -> str:
+        most = max(self._tokens)
+        free = _free_memory(self._device) / 1e9
+        said = f"out of memory on {self._device} ({free:.1f} GB free) at {most:,} tokens"
+        if self.bytes_per_token:
+            need = self.bytes_per_token * most
+            said += f", whose graph takes {need / 1e9:.2f} GB, {self.bytes_per_token / 1e6:.2f} MB a token"
+        options = ["shorter rows (--max-length; memory goes with their tokens)"]
+        if dtype is torch.float32:
+            options.append("--dtype bfloat16 (about half)")
+        if self._device.type == "cuda":
+            options.append(f"--device cpu ({_free_memory(torch.device('cpu')) / 1e9:.1f} GB free there)")
+        options.append("ending what else holds memory")
+        return f"{said}. What helps: {'; '.join(options)}"
 
     def note(self) -> str | None:
         """Why some microbatches rebuild their graph for each product, or None if none does."""

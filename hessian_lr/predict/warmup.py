@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -12,13 +12,17 @@ from ..curvature.loss import (
     Batch,
     compute_in,
     count_labels,
+    count_tokens,
     quiet_model,
-    require_finite,
     summed_loss,
     to_device,
     trainable,
 )
+from ..curvature.nonfinite import nonfinite_loss
+from ..curvature.plan import Plan
 
+# Tokens whose graph is there at once, as in a microbatch of a GPU's.
+PART_TOKENS = 8192
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 #: ``make(model, lr, betas=…, eps=…)``: the optimizer of a run whose learning rate is ``lr``.
@@ -61,14 +65,31 @@ def warm_up(
     with quiet_model(model), torch.enable_grad():
         for step in range(steps):
             batch = to_device(usable[step % len(usable)], device)
-            with compute_in(device, dtype):
-                loss = summed_loss(model, batch) / count_labels(batch)
-            require_finite(loss.detach(), f"the loss at warm-up step {step + 1}")
             for group in made.param_groups:
                 group["lr"] = group["initial_lr"] * (step + 1) / steps
             made.zero_grad(set_to_none=True)
-            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            with Plan(device, [count_tokens([batch])], 0).explained(dtype):
+                for part in _parts(batch):
+                    with compute_in(device, dtype):
+                        loss = summed_loss(model, part) / count_labels(batch)
+                    if not bool(torch.isfinite(loss)):
+                        raise nonfinite_loss(model, part, dtype, f"the loss at warm-up step {step + 1}")
+                    for parameter, gradient in zip(
+                        parameters, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True
+                    ):
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             made.step()
     return made
+
+
+def _parts(batch: Batch) -> Iterator[Batch]:
+    """A batch in parts of whole rows: who accumulates gradients does so because it does not fit at once."""
+    count, width = batch["input_ids"].shape
+    if any(len(value) != count for value in batch.values()):
+        yield batch
+        return
+    rows = max(1, PART_TOKENS // width)
+    for start in range(0, count, rows):
+        part = {name: value[start : start + rows] for name, value in batch.items()}
+        if count_labels(part):
+            yield part
