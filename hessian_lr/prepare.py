@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from . import methods
-from .data import Batch, Example, TaskData, make_batches
+from .data import Batch, TaskData, make_batches
 from .errors import HessianLRError, RequestError
 from .models import resolve_device, resolve_dtype
 from .setting import Setting
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .models import LoadedModel
 
 WARMUP_BATCHES = 10
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
     )
 
 
-def split_rows(
-    setting: Setting, rows: Sequence[Example]
-) -> tuple[Sequence[Example], Sequence[Example], tuple[str, ...]]:
+def split_rows(setting: Setting, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row], tuple[str, ...]]:
     """The curvature sample (the last rows) and the rows to warm up on (the first); never one row in both.
 
     Where there are too few for both, each gets what it needs up to half of them, and a note says so.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .curvature.adam import PreconditionedOperator, adam_preconditioner
 from .curvature.loss import Batch
 from .curvature.operator import HessianOperator
 from .errors import RequestError
 from .records import Record
-from .spectrum import lanczos
+from .spectrum import Eigenvalue, lanczos
 from .spectrum.lanczos import random_vectors
 
 # Length of the random component that is added to the last eigenvector, against the vector's own:
@@ -35,6 +36,8 @@ class TrackedSharpness(Record):
         products: Hessian-vector products of this update.
         gradient_equivalents: Its work, in gradients of the loss over the tracker's batches.
         loss: L on the tracker's batches, in nats a token.
+        preconditioned: θ of P^-½·H·P^-½, P as Adam has it now; None where no optimizer was given.
+        preconditioned_residual: Its ρ.
     """
 
     step: int
@@ -43,6 +46,8 @@ class TrackedSharpness(Record):
     products: int
     gradient_equivalents: float
     loss: float
+    preconditioned: float | None = None
+    preconditioned_residual: float | None = None
 
 
 class SharpnessTracker:
@@ -59,12 +64,14 @@ class SharpnessTracker:
     Args:
         batches: The sample on which λ is measured.
         dtype: Precision of the products: float32, bfloat16 (autocast), or float64.
-        products: Hessian-vector products of each update but the first.
+        products: Hessian-vector products of each update but the first; twice as many for λ_P.
         memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide by what is free).
         seed: Seed of the random components; no other random state is touched.
 
     Attributes:
         vector: The last eigenvector, shape (n,); None before the first update.
+        direction: P^-½ times the preconditioned matrix's last eigenvector, shape (n,): a direction of the
+            parameters, which outlives P; None before the first update with an optimizer.
 
     Raises:
         RequestError: fewer than two products: one alone cannot correct the direction.
@@ -86,49 +93,77 @@ class SharpnessTracker:
         self.products = products
         self.memory_budget = memory_budget
         self.vector: Tensor | None = None
+        self.direction: Tensor | None = None
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
 
-    def update(self, model: nn.Module, step: int) -> TrackedSharpness:
-        """Measure λ at the model's present weights.
+    def update(
+        self, model: nn.Module, step: int, optimizer: torch.optim.Adam | None = None
+    ) -> TrackedSharpness:
+        """Measure λ at the model's present weights, and with ``optimizer`` λ_P at its present state too.
 
-        The model, its modes, its gradients and the random state are left as they were found.
+        The model, its modes, its gradients, the random state and the optimizer are left as they were
+        found. Both measurements share the gradient's graphs.
 
         Raises:
-            RequestError: the model has another number of trainable parameters than before, or no
-                token is labelled.
+            RequestError: the model has another number of trainable parameters than before, no token is
+                labelled, or the optimizer has not stepped all of the parameters yet.
             NonFiniteError: the loss or a product is NaN or infinite, as after a diverged step.
         """
         operator = HessianOperator(model, self.batches, dtype=self.dtype, memory_budget=self.memory_budget)
-        wide = operator.parameters[0].dtype is torch.float64
-        dtype = torch.float64 if wide else torch.float32
-        if self.vector is None:
-            found = lanczos(
-                operator.matvec, operator.size, seed=self._seed, device=operator.device, dtype=dtype
-            )
-        elif len(self.vector) != operator.size:
-            raise RequestError(
-                f"the model has {operator.size} trainable parameters, the tracker followed "
-                f"{len(self.vector)}: use a new tracker for another model"
-            )
-        else:
-            fresh = random_vectors(1, operator.size, self._generator)[0].to(operator.device)
-            start = self.vector.to(operator.device) + _FRESH / operator.size**0.5 * fresh
-            found = lanczos(
-                operator.matvec,
-                operator.size,
-                rtol=_NEVER,
-                max_products=self.products,
-                start=start,
-                device=operator.device,
-                dtype=dtype,
-            )
+        found = self._follow(operator, operator.matvec, self.vector)
         self.vector = found.vector
+        scaled = None
+        if optimizer is not None:
+            if any("exp_avg_sq" not in optimizer.state.get(p, {}) for p in operator.parameters):
+                raise RequestError(
+                    "the optimizer has no second moments of some parameters: it must be the Adam or AdamW "
+                    "that trains this model, after its first step"
+                )
+            diagonal = adam_preconditioner(optimizer, operator.parameters)
+            start = None
+            if self.direction is not None:
+                start = self.direction.to(operator.device) * diagonal.sqrt()
+                start = start / start.norm()
+            # P moves as well, and faster early on: with as few products as λ, 44% were missed.
+            adam = PreconditionedOperator(operator, diagonal)
+            scaled = self._follow(operator, adam.matvec, start, times=2)
+            self.direction = scaled.vector * diagonal.rsqrt()
         return TrackedSharpness(
             step=step,
             value=found.value,
             residual=found.residual,
-            products=found.products,
+            products=found.products + (scaled.products if scaled else 0),
             gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
             loss=operator.loss,
+            preconditioned=scaled.value if scaled else None,
+            preconditioned_residual=scaled.residual if scaled else None,
+        )
+
+    def _follow(
+        self,
+        operator: HessianOperator,
+        matvec: Callable[[Tensor], Tensor],
+        vector: Tensor | None,
+        times: int = 1,
+    ) -> Eigenvalue:
+        """The largest eigenvalue, from a unit vector that was its eigenvector lately, or from nothing."""
+        wide = operator.parameters[0].dtype is torch.float64
+        dtype = torch.float64 if wide else torch.float32
+        if vector is None:
+            return lanczos(matvec, operator.size, seed=self._seed, device=operator.device, dtype=dtype)
+        if len(vector) != operator.size:
+            raise RequestError(
+                f"the model has {operator.size} trainable parameters, the tracker followed "
+                f"{len(vector)}: use a new tracker for another model"
+            )
+        fresh = random_vectors(1, operator.size, self._generator)[0].to(operator.device)
+        return lanczos(
+            matvec,
+            operator.size,
+            rtol=_NEVER,
+            max_products=times * self.products,
+            start=vector.to(operator.device) + _FRESH / operator.size**0.5 * fresh,
+            device=operator.device,
+            dtype=dtype,
         )

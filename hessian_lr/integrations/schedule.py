@@ -1,0 +1,62 @@
+"""Another peak learning rate for an optimizer and its schedule, before training or after a resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..errors import RequestError
+
+
+def adamw(optimizer: Any) -> torch.optim.AdamW:
+    """The AdamW inside what accelerate made of it.
+
+    Raises:
+        RequestError: it is another optimizer, or its parameters have more than one learning rate.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, torch.optim.AdamW):
+        raise RequestError(
+            f"the learning rate is predicted for AdamW, but this run has {type(inner).__module__}."
+            f"{type(inner).__name__}: use optim='adamw_torch', or remove the callback and set learning_rate "
+            "yourself"
+        )
+    peaks = sorted({_peak(group) for group in inner.param_groups})
+    if len(peaks) > 1:
+        raise RequestError(
+            f"the optimizer has groups of different learning rates ({', '.join(f'{p:g}' for p in peaks)}), "
+            "as LoRA+ has; one learning rate is predicted, for one group's"
+        )
+    return inner
+
+
+def set_learning_rate(optimizer: torch.optim.AdamW, scheduler: Any, lr: float) -> float:
+    """Make ``lr`` the peak of the optimizer's groups and of the schedule's ``base_lrs``.
+
+    The present step's share of the peak stays: warm-up, cosine and the like go on from there as if they
+    had been made with ``lr``. A floor that a schedule was given as an absolute number has become a share of
+    its peak when it was made, and moves with it.
+
+    Returns:
+        The peak before.
+    """
+    schedule = getattr(scheduler, "scheduler", scheduler)
+    before = _peak(optimizer.param_groups[0])
+    for index, group in enumerate(optimizer.param_groups):
+        if isinstance(schedule, LambdaLR):
+            share = schedule.lr_lambdas[index](schedule.last_epoch)
+        else:
+            share = group["lr"] / before if before else 1.0
+        group["initial_lr"], group["lr"] = lr, lr * share
+    optimizer.defaults["lr"] = lr
+    if hasattr(schedule, "base_lrs"):
+        schedule.base_lrs = [lr] * len(optimizer.param_groups)
+    if hasattr(schedule, "_last_lr"):
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+    return before
+
+
+def _peak(group: dict[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))

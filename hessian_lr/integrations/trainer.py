@@ -1,0 +1,220 @@
+"""A learning rate predicted inside transformers' Trainer, and λ followed while it trains."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..curvature.loss import Batch
+from ..errors import HessianLRError, RequestError
+from ..predict import Calibration, Prediction, predict_learning_rate
+from ..track import SharpnessTracker
+from .rows import Sample, sample
+from .schedule import adamw, set_learning_rate
+from .unwrap import unwrapped
+
+logger = logging.getLogger(__name__)
+
+PREDICTED = "predicted_learning_rate"
+
+
+class PredictedLearningRate(TrainerCallback):
+    """Sets the learning rate of a run from a prediction before its first step; follows λ afterwards.
+
+    ::
+
+        trainer = Trainer(model, args, train_dataset=rows)  # or TRL's SFTTrainer
+        trainer.add_callback(PredictedLearningRate(trainer, track_every=50))
+        trainer.train()
+
+    Before step 0 it measures the Trainer's model on rows of its training set, put into batches by its own
+    collator, and makes the predicted learning rate the peak of the optimizer and its schedule, in the place
+    of ``args.learning_rate``. The weights, the random states and the order of the data are left as they
+    were, so that the run is the one that this learning rate would have had without the callback. The
+    prediction, its range and its cost are logged through the Trainer's reporters and stand in
+    ``state.log_history``, from where a run that resumes from a checkpoint reads them.
+
+    With ``track_every``, the log gets ``sharpness`` (λ), ``sharpness_preconditioned`` (λ_P, in the geometry
+    that the run's AdamW has then) and ``sharpness_times_lr`` (λ_P·η: stable on a quadratic below 38 for
+    β₁ = 0.9). An update costs about ten gradients over the ``samples`` rows. Where one fails, tracking
+    ends with a warning and the run goes on.
+
+    Args:
+        trainer: The Trainer, or a subclass that trains with the token-level cross-entropy of ``labels``.
+            The optimizer must be torch's AdamW.
+        samples: Rows on which curvature is measured; the warm-up before it takes ten steps' rows.
+        track_every: Optimizer steps between two measurements of λ; None: it is not followed.
+        batches: Batches to measure on instead of rows of the training set, as for
+            ``predict_learning_rate``: at least two, of the size of an optimizer step.
+        calibration: Constants; None: those that come with the package.
+
+    Raises:
+        RequestError: ``track_every`` is less than one. When training begins: another optimizer than AdamW,
+            a model that is sharded over devices, batches without what the loss needs.
+        HessianLRError: when training begins: no learning rate could be predicted.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        samples: int = 8,
+        track_every: int | None = None,
+        batches: Sequence[Batch] | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        if track_every is not None and track_every < 1:
+            raise RequestError(f"track_every must be at least 1 step, or None, not {track_every!r}")
+        self.trainer = trainer
+        self.samples = samples
+        self.track_every = track_every
+        self.batches = batches
+        self.calibration = calibration
+        self.tracker: SharpnessTracker | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Predict, or read the prediction of the checkpoint's run, and set the learning rate."""
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            raise RequestError(
+                "the model is sharded (FSDP or DeepSpeed), and curvature needs it whole on one device: "
+                "predict on one first (`hessian-lr predict --peft-config FOLDER`), and set learning_rate"
+            )
+        optimizer = adamw(kwargs["optimizer"])
+        told: dict[str, float] | None = next((log for log in state.log_history if PREDICTED in log), None)
+        known = told is not None
+        if told is None or self.track_every is not None:
+            with _same_random_states():
+                found = self._sample(args, kwargs["train_dataloader"])
+            if told is None:
+                prediction = self._predict(args, state, kwargs["model"], found)
+                # Each process has measured; rounding may differ, and all must train at one rate.
+                (told,) = broadcast_object_list([_log_of(prediction)])
+            if self.track_every is not None:
+                self.tracker = SharpnessTracker(found.measure, dtype=_dtype(args), seed=args.seed)
+        lr = told[PREDICTED]
+        before = set_learning_rate(optimizer, kwargs["lr_scheduler"], lr)
+        args.learning_rate = lr
+        if not known:
+            self._log(told, control)
+        if state.is_world_process_zero:
+            _say(told, before, known)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure λ and λ_P where it is time to."""
+        if self.tracker is None or self.track_every is None or state.global_step % self.track_every:
+            return
+        optimizer = adamw(kwargs["optimizer"])
+        try:
+            with unwrapped(kwargs["model"]) as model:
+                found = self.tracker.update(model, state.global_step, optimizer)
+        except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
+            logger.warning("sharpness is no longer followed, from step %d on: %s", state.global_step, error)
+            self.tracker = None
+            return
+        assert found.preconditioned is not None
+        told = {
+            "sharpness": found.value,
+            "sharpness_preconditioned": found.preconditioned,
+            "sharpness_times_lr": found.preconditioned * optimizer.param_groups[0]["lr"],
+        }
+        self._log(told, control)
+
+    def _sample(self, args: TrainingArguments, dataloader: Any) -> Sample:
+        if self.batches is not None:
+            cut = min(len(self.batches) // 2, 10)
+            return Sample(self.batches[:cut], self.batches[cut:], ())
+        size = args.per_device_train_batch_size * max(args.n_gpu, 1) * args.world_size
+        return sample(
+            dataloader.dataset,
+            dataloader.collate_fn,
+            batch_size=size * args.gradient_accumulation_steps,
+            samples=self.samples,
+            seed=args.seed,
+        )
+
+    def _predict(
+        self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, found: Sample
+    ) -> Prediction:
+        with unwrapped(model) as inner:
+            prediction = predict_learning_rate(
+                inner,
+                found.measure,
+                warmup_batches=found.warmup,
+                steps=state.max_steps,
+                dtype=_dtype(args),
+                calibration=self.calibration,
+                seed=args.seed,
+            )
+        if prediction.lr is None:
+            raise HessianLRError(
+                f"no learning rate could be predicted: {'; '.join(prediction.notes)}. Remove the callback to "
+                "train at args.learning_rate"
+            )
+        for note in (*found.notes, *prediction.notes):
+            logger.info("%s", note)
+        return prediction
+
+    def _log(self, told: dict[str, float], control: TrainerControl) -> None:
+        """Log through the Trainer, whose own next log stays as it would be."""
+        # The handler takes any log for the one that was due.
+        due = control.should_log
+        # The base class's: subclasses add what they have gathered since their last log, and clear it.
+        Trainer.log(self.trainer, dict(told))
+        control.should_log = due
+
+
+def _log_of(prediction: Prediction) -> dict[str, float]:
+    adam = prediction.adam
+    assert prediction.lr is not None and prediction.lr_low is not None and prediction.lr_high is not None
+    assert adam is not None
+    return {
+        PREDICTED: prediction.lr,
+        f"{PREDICTED}_low": prediction.lr_low,
+        f"{PREDICTED}_high": prediction.lr_high,
+        "prediction_seconds": prediction.seconds,
+        "prediction_gradient_equivalents": prediction.gradient_equivalents,
+        "prediction_sharpness_preconditioned": adam.lambda_preconditioned,
+    }
+
+
+def _say(told: dict[str, float], before: float, known: bool) -> None:
+    # A warning, because it replaces what the user wrote.
+    logger.warning(
+        "learning rate %.2e (range %.1e to %.1e), %s; it replaces %.2e",
+        told[PREDICTED],
+        told[f"{PREDICTED}_low"],
+        told[f"{PREDICTED}_high"],
+        "read from the checkpoint's log"
+        if known
+        else f"predicted in {told['prediction_seconds']:.1f} s for the work of "
+        f"{told['prediction_gradient_equivalents']:.0f} gradients over the measured rows",
+        before,
+    )
+
+
+def _dtype(args: TrainingArguments) -> torch.dtype:
+    return torch.bfloat16 if args.bf16 else torch.float32
+
+
+@contextmanager
+def _same_random_states() -> Iterator[None]:
+    """Collators and datasets may draw; what they drew here must not change the run."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
