@@ -1,4 +1,4 @@
-"""λ at B = 0 three ways: by Lanczos, by the closed form, and by the closed form with both ends.
+"""λ at B = 0 three ways: by Lanczos, by the closed form as `predict --fast` takes it, and in full.
 
     .venv/bin/python experiments/lambda_check/run.py --out experiments/lambda_check/results.json
 
@@ -19,6 +19,7 @@ from hessian_lr import data, models
 from hessian_lr.curvature.closed_form import ClosedForm, closed_form
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import Curvature
+from hessian_lr.predict.predictor import FAST_PRODUCTS
 from hessian_lr.prepare import prepare
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting
@@ -29,19 +30,19 @@ MODEL = "smollm2-135m"
 def measure(setting: Setting, loaded: Any, rows: Any, rtol: float) -> dict[str, Any]:
     """One setting's row."""
     ready = prepare(setting, loaded, rows)
-    fast = closed_form(ready.model, ready.batches)
-    refined = closed_form(ready.model, ready.batches, refine=True)
+    fast = closed_form(ready.model, ready.batches, max_products=FAST_PRODUCTS)
+    bracket = closed_form(ready.model, ready.batches)
     exact = hlr.sharpness(ready.model, ready.batches, dtype=torch.float32, rtol=rtol)
-    return compared(setting, exact, fast, refined)
+    return compared(setting, exact, fast, bracket)
 
 
-def compared(setting: Setting, exact: Curvature, fast: ClosedForm, refined: ClosedForm) -> dict[str, Any]:
+def compared(setting: Setting, exact: Curvature, fast: ClosedForm, bracket: ClosedForm) -> dict[str, Any]:
     """The three side by side.
 
     ``error`` is the closed form's against Lanczos, which may itself be low by up to its residual;
     ``consistent``: Lanczos's interval and the bracket have a number in common.
     """
-    if exact.lambda_max is None or exact.lambda_upper is None or refined.upper is None:
+    if exact.lambda_max is None or exact.lambda_upper is None:
         raise HessianLRError(f"{setting.method} rank {setting.rank}: " + "; ".join(exact.notes))
     return {
         "method": setting.method,
@@ -49,9 +50,9 @@ def compared(setting: Setting, exact: Curvature, fast: ClosedForm, refined: Clos
         "samples": setting.samples,
         "lanczos": exact,
         "closed_form": fast,
-        "refined": refined,
+        "bracket": bracket,
         "error": fast.estimate / exact.lambda_max - 1,
-        "consistent": refined.lower <= exact.lambda_upper and exact.lambda_max <= refined.upper,
+        "consistent": bracket.lower <= exact.lambda_upper and exact.lambda_max <= bracket.upper,
     }
 
 
