@@ -57,7 +57,7 @@ def start(
 def predict(
     settings: list[Setting],
     output: Output,
-    predictor: options.Predictor = "adam",
+    predictor: options.Predictor = "combined",
     calibration: options.Calibrated = None,
     fast: Annotated[
         bool,
@@ -158,7 +158,7 @@ def spectrum(
 def validate(
     settings: list[Setting],
     output: Output,
-    predictor: options.Predictor = "adam",
+    predictor: options.Predictor = "combined",
     calibration: options.Calibrated = None,
     lrs: Annotated[
         str,
@@ -266,7 +266,11 @@ def calibrate(
     found = fit(observations, load_calibration(calibration))
     found.write(out)
     output.write(
-        {"schema": results.SCHEMA, "calibration": found, "observations": [vars(o) for o in observations]}
+        {
+            "schema": results.SCHEMA,
+            "calibration": found,
+            "observations": [dataclasses.asdict(o) for o in observations],
+        }
     )
     if output.tables:
         terminal.calibration_table(found)

@@ -224,9 +224,9 @@ Calibrated = Annotated[
 Predictor = Annotated[
     str,
     typer.Option(
-        metavar="adam|eigenvalue",
+        metavar="combined|adam|eigenvalue",
         help="adam: sharpness in Adam's geometry after a short warm-up; "
-        "eigenvalue: the Hessian's at initialization.",
+        "eigenvalue: the Hessian's at initialization; combined: both.",
     ),
 ]
 Runs = Annotated[

@@ -21,6 +21,7 @@ from .models import ALIASES
 from .per_module import ModuleSpectrum
 from .predict import Prediction
 from .predict.fit import Observation
+from .predict.rate import Quantities
 from .records import read_json
 from .score import Score
 from .setting import OPTIMIZERS, Setting
@@ -56,11 +57,11 @@ def document(settings: Sequence[Setting], results: Sequence[dict[str, Any]], **m
 def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
     """A row of ``predict``.
 
-    ``residual`` and ``sampling_error`` belong to the eigenvalue the predictor measured: λ at
-    initialization (``lambda_max``), or ``lambda_preconditioned``.
+    ``residual`` and ``sampling_error`` belong to λ at initialization (``lambda_max``), or where that was
+    not measured to ``lambda_preconditioned``.
     """
     curvature, adam = prediction.curvature, prediction.adam
-    measured = adam or curvature
+    measured = curvature or adam
     return {
         "method": method,
         "status": prediction.status,
@@ -72,6 +73,7 @@ def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
         "lr_stability": getattr(adam, "lr_stability", None),
         "lr_directional": getattr(adam, "lr_directional", None),
         "lr_critical": getattr(adam, "lr_critical", None),
+        "lr_critical_start": getattr(adam, "lr_critical_start", None),
         "warmup_steps": getattr(adam, "warmup_steps", None),
         "lr": prediction.lr,
         "lr_low": prediction.lr_low,
@@ -230,10 +232,13 @@ def observation(one: Validated) -> Observation | None:
         source=f"{one.file.parent.name}: {source}",
         method=one.method,
         best_lr=one.score.best_lr,
-        lr_stability=one.number("lr_stability"),
-        lambda_ratio=one.number("lambda_ratio"),
-        batch_size=batch_size,
-        steps=steps,
+        quantities=Quantities(
+            batch_size=batch_size,
+            steps=steps,
+            lr_stability=one.number("lr_stability"),
+            lr_critical_start=one.number("lr_critical_start"),
+            lambda_ratio=one.number("lambda_ratio"),
+        ),
     )
 
 

@@ -233,9 +233,12 @@ def alignment_in_words(alignment: Alignment) -> str:
 
 
 def calibration_table(calibration: Calibration) -> None:
-    """The constants of both laws."""
+    """The constants of all laws."""
+    from .predict.fit import LAWS
+
     lines = []
-    for name, law in (("adam", calibration.adam), ("eigenvalue", calibration.eigenvalue)):
+    for name in LAWS:
+        law = getattr(calibration, name)
         exponents = "\n".join(f"{key}^{value:.3g}" for key, value in law.exponents.items())
         lines.append((name, f"{law.scale:.3g}", exponents, f"{law.range_factor():.2f}×", str(law.settings)))
     table(("law", "scale", "exponents", "range", "settings"), lines)

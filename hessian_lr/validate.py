@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from . import results
-from .curvature.weight_gradients import gradient_norms
 from .data import TaskData
 from .errors import HessianLRError, RequestError
 from .figure_style import save
 from .figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure
-from .measure import Curvature, sharpness
 from .methods import method_of
 from .models import LoadedModel
 from .predict import PREDICTORS, Calibration, Prediction, predict_learning_rate
-from .prepare import Prepared, prepare, split_rows
+from .predict.rate import Quantities, rate
+from .prepare import prepare, split_rows
 from .progress import Progress
 from .records import digest, read_json, write_json
 from .score import Score, score
@@ -30,7 +27,11 @@ from .sweep import Sweep, sweep
 # Where the search for the best learning rate starts if there is no prediction: a common default.
 FALLBACK_LR = 3e-4
 
-R = TypeVar("R", Prediction, Curvature)
+# Of a prediction's row, what `calibrate`, `align` and the report read beside λ and the costs.
+_KNOWN = (
+    *("sampling_error", "lambda_preconditioned", "lr_stability"),
+    *("lr_directional", "lr_critical", "lr_critical_start"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,14 @@ class Measured:
     """What is known of a method before it is trained.
 
     Attributes:
-        adam: The prediction from λ_P.
-        curvature: λ at initialization.
-        gradient_norm: Largest spectral norm of the loss's gradient over an adapted weight; None
-            where ``curvature`` failed.
-        notes: What a reader should know.
+        prediction: With all that was measured for it.
+        quantities: What the predictors' laws take from it.
+        notes: What a reader should know of the rows and files.
     """
 
-    adam: Prediction
-    curvature: Curvature
-    gradient_norm: float | None
+    prediction: Prediction
+    quantities: Quantities
     notes: tuple[str, ...]
-
-    @property
-    def lambda_ratio(self) -> float | None:
-        """λ / ``gradient_norm``, where both are positive."""
-        value = self.curvature.lambda_max
-        return value / self.gradient_norm if value and self.gradient_norm and value > 0 else None
 
 
 def validate(job: Job, progress: Progress) -> dict[str, Any]:
@@ -94,11 +86,11 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
         HessianLRError: the folder cannot be written.
     """
     rows: list[dict[str, Any]] = []
-    drawn: list[tuple[SweepPanel, Curvature]] = []
+    drawn: list[tuple[SweepPanel, Prediction]] = []
     for index, setting in enumerate(job.settings, 1):
         progress.method(setting.method, index, len(job.settings))
         measured = _measure(job, setting, progress)
-        lr, low, high = predicted(job.predictor, measured, setting, job.constants)
+        lr, low, high = predicted(job.predictor, measured, job.constants)
         found, failure = None, None
         try:
             found = sweep(
@@ -112,7 +104,7 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
                 progress=progress.sweep,
             )
             scored = score(found, lr, low, high)
-            drawn.append((SweepPanel(found, scored), measured.curvature))
+            drawn.append((SweepPanel(found, scored), measured.prediction))
         except RequestError:
             raise
         except (HessianLRError, MemoryError) as error:
@@ -134,104 +126,66 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def predicted(
-    predictor: str, measured: Measured, setting: Setting, constants: Calibration
+    predictor: str, measured: Measured, constants: Calibration
 ) -> tuple[float | None, float | None, float | None]:
     """The learning rate of a predictor and the ends of its range; None if it has none."""
-    if predictor == "adam":
-        return measured.adam.lr, measured.adam.lr_low, measured.adam.lr_high
-    if measured.lambda_ratio is None:
-        return None, None, None
-    law = constants.eigenvalue
-    quantities = {
-        "lambda_ratio": measured.lambda_ratio,
-        "batch_size": setting.batch_size,
-        "steps": setting.steps,
-    }
-    lr, factor = law(**quantities), law.range_factor(**quantities)
-    return lr, lr / factor, lr * factor
+    found = rate(predictor, constants, measured.quantities)
+    return found.ends if found else (None, None, None)
 
 
 def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
-    """Both measurements of a method, each from its file in ``job.out`` if it is there."""
-    ready: list[Prepared] = []
+    """A method's measurements, from their file in ``job.out`` if it is there."""
     notes: list[str] = []
     optimizer = method_of(setting).optimizer
     if optimizer is not None:
         notes.append("λ at initialization knows nothing of this method's optimizer: no rate is read from it")
-
-    def prepared() -> Prepared:
-        if not ready:
-            ready.append(prepare(setting, job.loaded, job.data))
-        return ready[0]
-
-    def predict() -> tuple[Prediction, None]:
-        p = prepared()
+    identity = [setting.to_dict(), job.data.digest, job.loaded.fingerprint, job.constants.to_dict()]
+    path = job.out / f"prediction-{digest(identity, 12)}.json"
+    prediction = _read(path, identity, notes)
+    if prediction is None:
+        prepared = prepare(setting, job.loaded, job.data)
         prediction = predict_learning_rate(
-            p.model,
-            p.batches,
-            warmup_batches=p.warmup_batches,
-            predictor="adam",
+            prepared.model,
+            prepared.batches,
+            warmup_batches=prepared.warmup_batches,
+            predictor="combined",
             steps=setting.steps,
             batch_size=setting.batch_size,
-            dtype=p.dtype,
+            dtype=prepared.dtype,
             calibration=job.constants,
             seed=setting.seed,
             optimizer=optimizer,
             report=progress.report,
         )
-        return prediction, None
-
-    def measure() -> tuple[Curvature, float | None]:
-        p = prepared()
-        curvature = sharpness(p.model, p.batches, dtype=p.dtype, seed=setting.seed, progress=progress.lanczos)
-        if curvature.status == "failed" or optimizer is not None:
-            return curvature, None
-        return curvature, max(gradient_norms(p.model, p.batches, p.dtype).values())
-
-    identity = [setting.to_dict(), job.data.digest, job.loaded.fingerprint]
-    constants = job.constants
-    adam, _ = _kept(job.out, "prediction", [*identity, constants.to_dict()], Prediction, predict, notes) or (
-        Prediction.failed("adam", constants.version, notes[-1]),
-        None,
-    )
-    curvature, norm = _kept(job.out, "curvature", identity, Curvature, measure, notes) or (
-        Curvature.failed(notes[-1]),
-        None,
-    )
-    ready.clear()
-    gc.collect()  # the sweep needs the room of this copy of the model
+        if prediction.status != "failed":
+            write_json(path, {"schema": 1, "identity": identity, "prediction": prediction})
+        del prepared
+        gc.collect()  # the sweep needs the room of this copy of the model
     *_, rows_notes = split_rows(setting, job.data.train)
-    return Measured(adam, curvature, norm, (*rows_notes, *notes))
+    adam = prediction.adam
+    quantities = Quantities(
+        batch_size=setting.batch_size,
+        steps=setting.steps,
+        lr_stability=adam.lr_stability if adam else None,
+        lr_critical_start=adam.lr_critical_start if adam else None,
+        lambda_ratio=prediction.lambda_ratio if optimizer is None else None,
+        slack=adam.stability_slack if adam else 1.0,
+    )
+    return Measured(prediction, quantities, (*rows_notes, *notes))
 
 
-def _kept(
-    out: Path,
-    kind: str,
-    identity: list[Any],
-    record: type[R],
-    make: Callable[[], tuple[R, float | None]],
-    notes: list[str],
-) -> tuple[R, float | None] | None:
-    """A measurement of this identity from its file, or made and written; None if its making failed."""
-    path = out / f"{kind}-{digest(identity, 12)}.json"
-    if path.exists():
-        try:
-            stored = read_json(path)
-            if stored["identity"] == identity:
-                return record.from_dict(stored[kind]), stored["gradient_norm"]
-            notes.append(f"{path} described something else; it was measured again")
-        except (RequestError, KeyError, TypeError) as error:
-            notes.append(f"{path} was damaged and was measured again: {error}")
-    try:
-        made, norm = make()
-    except RequestError:
-        raise
-    except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
-        notes.append(f"{kind} failed: {str(error) or type(error).__name__}")
+def _read(path: Path, identity: list[Any], notes: list[str]) -> Prediction | None:
+    """The prediction of this identity from its file; None if it is not there or not whole."""
+    if not path.exists():
         return None
-    if made.status != "failed":
-        write_json(path, {"schema": 1, "identity": identity, kind: made, "gradient_norm": norm})
-    return made, norm
+    try:
+        stored = read_json(path)
+        if stored["identity"] == identity:
+            return Prediction.from_dict(stored["prediction"])
+        notes.append(f"{path} described something else; it was measured again")
+    except (RequestError, KeyError, TypeError) as error:
+        notes.append(f"{path} was damaged and was measured again: {error}")
+    return None
 
 
 def _row(
@@ -243,27 +197,19 @@ def _row(
     failure: str | None,
 ) -> dict[str, Any]:
     """A row of ``validate.json``: the sweep, the score, and what ``calibrate`` and ``align`` need."""
-    adam = results.prediction_row(setting.method, measured.adam)
-    chosen = measured.adam if job.predictor == "adam" else measured.curvature
+    prediction = measured.prediction
+    known = results.prediction_row(setting.method, prediction)
     failed = failure is not None or scored.predicted_lr is None
-    notes = [*measured.notes, *chosen.notes, *(found.notes if found else ()), *([failure] if failure else [])]
-    # The other measurement is not scored, but its absence from the figure or the calibration is explained.
-    for other in (measured.adam, measured.curvature):
-        notes += other.notes if other.status == "failed" else ()
+    notes = [*measured.notes, *prediction.notes, *(found.notes if found else ())]
+    notes += [failure] if failure else []
     return {
         "method": setting.method,
-        "status": "failed" if failed else chosen.status,
+        "status": "failed" if failed else prediction.status,
         "runs": [results.run_row(run) for run in found.runs] if found else [],
         **scored.to_dict(),
-        **{name: getattr(measured.curvature, name) for name in results.LAMBDAS},
-        "sampling_error": measured.curvature.sampling_error,
-        "gradient_norm": measured.gradient_norm,
-        "lambda_ratio": measured.lambda_ratio,
-        **{
-            name: adam[name]
-            for name in ("lambda_preconditioned", "lr_stability", "lr_directional", "lr_critical")
-        },
-        **{name: getattr(chosen, name) for name in results.COSTS},
+        **{name: known[name] for name in (*results.LAMBDAS, *_KNOWN, *results.COSTS)},
+        "gradient_norm": prediction.gradient_norm,
+        "lambda_ratio": measured.quantities.lambda_ratio,
         "sweep_seconds": sum(run.seconds for run in found.runs) if found else None,
         "predictor": job.predictor,
         "calibration": job.constants.version,
@@ -271,7 +217,7 @@ def _row(
             name: dict(
                 zip(
                     ("lr", "lr_low", "lr_high"),
-                    predicted(name, measured, setting, job.constants),
+                    predicted(name, measured, job.constants),
                     strict=True,
                 )
             )
@@ -281,14 +227,15 @@ def _row(
     }
 
 
-def _draw(drawn: Sequence[tuple[SweepPanel, Curvature]], out: Path) -> None:
+def _draw(drawn: Sequence[tuple[SweepPanel, Prediction]], out: Path) -> None:
     """The two figures; what has no point on a logarithmic axis is left out."""
     if drawn:
         save(sweep_figure([panel for panel, _ in drawn]), out / "sweep.svg")
     points = []
-    for panel, curvature in drawn:
-        value = curvature.lambda_max
-        if value is not None and value > 0 and panel.score.best_lr is not None:
+    for panel, prediction in drawn:
+        curvature = prediction.curvature
+        value = curvature.lambda_max if curvature else None
+        if curvature and value is not None and value > 0 and panel.score.best_lr is not None:
             bar = results.error_bar(curvature.to_dict())
             points.append(EigenvaluePoint(panel.sweep.setting.method, value, *bar, panel.score))
     if points:

@@ -90,8 +90,14 @@ def test_predict_writes_the_promised_keys(capsys, options):
         assert row.keys() >= PREDICT_KEYS
         assert row["status"] in ("converged", "budget")
         assert 0 < row["lr_low"] < row["lr"] < row["lr_high"]
-        assert row["lambda_max"] is None and row["lambda_preconditioned"] > 0, "adam measures λ_P, not λ"
-        assert row["warmup_steps"] == 10 and row["predictor"] == "adam"
+        assert row["lambda_max"] > 0 and row["lambda_preconditioned"] > 0, "both are measured"
+        assert row["warmup_steps"] == 10 and row["predictor"] == "combined"
+
+
+def test_the_adam_predictor_measures_no_eigenvalue_at_the_start(capsys, options):
+    _, found = run_json(capsys, "predict", *options, "--predictor", "adam")
+    (row,) = found["results"]
+    assert row["lr"] > 0 and row["lambda_preconditioned"] > 0 and row["lambda_max"] is None
 
 
 def test_the_eigenvalue_predictor_reports_what_spectrum_measures(capsys, options):
@@ -192,7 +198,6 @@ def test_a_validation_that_is_done_measures_and_trains_nothing_again(capsys, val
 
     before = (validated / "validate.json").read_bytes()
     monkeypatch.setattr(runner, "train_once", refuse)
-    monkeypatch.setattr("hessian_lr.validate.sharpness", refuse)
     monkeypatch.setattr("hessian_lr.validate.predict_learning_rate", refuse)
     status, found = run_json(capsys, "validate", *options, *AGAIN, "--out", validated)
     assert status == 0
@@ -234,15 +239,15 @@ def test_a_failed_eigenvalue_is_explained_but_does_not_fail_the_method(
         raise NonFiniteError("a product is not finite")
 
     out = shutil.copytree(validated, tmp_path / "out")
-    for path in out.glob("curvature-*.json"):
+    for path in out.glob("prediction-*.json"):
         path.unlink()
-    monkeypatch.setattr("hessian_lr.validate.sharpness", fail)
+    monkeypatch.setattr("hessian_lr.predict.predictor.by_lanczos", fail)
     status, found = run_json(capsys, "validate", *options, *AGAIN, "--out", out)
     assert status == 0
     for row in found["results"]:
         assert row["lambda_max"] is None and row["predicted_lr"] > 0 and row["best_loss"] > 0
-        assert "curvature failed: a product is not finite" in row["notes"]
-    assert not list(out.glob("curvature-*.json")), "a failure is not kept"
+        assert "λ at initialization: a product is not finite" in row["notes"]
+        assert any("law 'adam'" in note for note in row["notes"])
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_so(capsys, without_pissas_runs, options, monkeypatch):
@@ -258,14 +263,14 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(capsys, without_pissas_runs, 
 
 
 def test_a_damaged_measurement_is_named_and_made_again(capsys, validated, options):
-    (kept,) = (path for path in validated.glob("curvature-*.json") if '"pissa"' in path.read_text())
+    (kept,) = (path for path in validated.glob("prediction-*.json") if '"pissa"' in path.read_text())
     whole = json.loads(kept.read_text())
     kept.write_text(kept.read_text()[:100])
     arguments = ("--method", "pissa", "--lrs", "0.01,0.1,1", "--seeds", "0,1", "--out", validated)
     _, found = run_json(capsys, "validate", *options, *arguments)
     (row,) = found["results"]
     assert any(kept.name in note and "damaged" in note for note in row["notes"])
-    assert row["lambda_max"] == pytest.approx(whole["curvature"]["lambda_max"])
+    assert row["lambda_max"] == pytest.approx(whole["prediction"]["curvature"]["lambda_max"])
     assert json.loads(kept.read_text())["identity"] == whole["identity"]
 
 
@@ -289,7 +294,7 @@ def test_calibrate_hits_the_geometric_mean_and_predict_uses_it(capsys, folder, o
     (tmp_path / "validate.json").write_text(json.dumps({"schema": 1, "setting": setting, "results": rows}))
     constants, start = tmp_path / "calibration.json", tmp_path / "start.json"
     law = PowerLaw(1.0, {"lr_stability": 1.0}, {}, 0.3, 5, {})
-    replace(load_calibration(), adam=law).write(start)
+    replace(load_calibration(), combined=law, adam=law).write(start)
     status, found = run_json(capsys, "calibrate", tmp_path, "--calibration", start, "--out", constants)
     assert status == 0 and found["calibration"] == json.loads(constants.read_text())
     law = found["calibration"]["adam"]

@@ -9,10 +9,12 @@ import pytest
 from hessian_lr.errors import RequestError
 from hessian_lr.predict.calibration import Calibration, PowerLaw
 from hessian_lr.predict.fit import SCATTER, Observation, conformal, fit
+from hessian_lr.predict.rate import Quantities, rate
 
 CURRENT = Calibration(
     schema=1,
     version="before",
+    combined=PowerLaw(1.0, {"lr_stability": 0.5, "lambda_ratio": -0.5}, {}, 0.3, 5, {}),
     adam=PowerLaw(1.0, {"lr_stability": 1.0}, {}, 0.3, 5, {"scale": "elsewhere"}),
     eigenvalue=PowerLaw(
         1.0,
@@ -27,7 +29,7 @@ CURRENT = Calibration(
 
 def observed(best_lr, **changes):
     values = {"lr_stability": 1.0, "lambda_ratio": None, "batch_size": 4, "steps": 60} | changes
-    return Observation(source="a run", method="lora", best_lr=best_lr, **values)
+    return Observation(source="a run", method="lora", best_lr=best_lr, quantities=Quantities(**values))
 
 
 def test_without_a_prior_the_scale_is_the_geometric_mean_and_the_scatter_leaves_one_out():
@@ -96,6 +98,27 @@ def test_without_ratios_the_law_of_the_eigenvalue_stays():
     assert fit([observed(1.0), observed(2.0)], CURRENT).eigenvalue == CURRENT.eigenvalue
 
 
+def test_a_law_is_fitted_to_the_settings_that_have_all_its_quantities():
+    rows = [
+        observed(1.0),
+        observed(3.0, lambda_ratio=4.0),
+        observed(2.0, lr_stability=None, lambda_ratio=1.0),
+    ]
+    found = fit(rows, CURRENT)
+    assert (found.combined.settings, found.adam.settings, found.eigenvalue.settings) == (1, 2, 2)
+    assert found.combined.scale == pytest.approx(3.0 * 4.0**0.5)
+
+
+def test_a_predictor_falls_back_on_the_law_whose_quantities_are_there():
+    whole = rate("combined", CURRENT, Quantities(4, 60, lr_stability=4.0, lambda_ratio=4.0))
+    assert whole.lr == pytest.approx(1.0) and not whole.notes
+    part = rate("combined", CURRENT, Quantities(4, 60, lr_stability=4.0))
+    assert part.lr == pytest.approx(4.0) and "law 'adam'" in part.notes[0]
+    assert rate("adam", CURRENT, Quantities(4, 60, lambda_ratio=4.0)) is None
+    slack = rate("combined", CURRENT, Quantities(4, 60, lr_stability=4.0, slack=3.0))
+    assert slack.factor == pytest.approx(3 * part.factor)
+
+
 def test_other_sweeps_give_another_version():
     one, other = fit([observed(1.0), observed(2.0)], CURRENT), fit([observed(1.0), observed(3.0)], CURRENT)
     assert len({CURRENT.version, one.version, other.version}) == 3
@@ -106,6 +129,7 @@ def test_other_sweeps_give_another_version():
     [
         ([], "at least one setting"),
         ([observed(1.0, lr_stability=None)], "found none"),
+        ([observed(1.0, lambda_ratio=math.inf)], "positive"),
         ([observed(1.0), observed(-1.0)], "positive"),
     ],
 )

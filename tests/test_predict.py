@@ -20,7 +20,7 @@ from hessian_lr.predict import load_calibration
 from hessian_lr.predict.adam import AdamSharpness, adam_sharpness
 from hessian_lr.predict.calibration import EXTRAPOLATION, PowerLaw
 from hessian_lr.predict.line_search import critical_learning_rate
-from hessian_lr.predict.predictor import FAST_PRODUCTS
+from hessian_lr.predict.start import FAST_PRODUCTS
 from hessian_lr.predict.warmup import warm_up
 
 
@@ -233,7 +233,9 @@ def test_adams_law_takes_all_its_quantities_and_tells_what_lies_outside(monkeypa
         domain={"steps": [30, 60]},
     )
     constants = dataclasses.replace(load_calibration(), adam=law)
-    found = hlr.predict_learning_rate(learned(), learnable(2), calibration=constants, steps=120, batch_size=8)
+    found = hlr.predict_learning_rate(
+        learned(), learnable(2), predictor="adam", calibration=constants, steps=120, batch_size=8
+    )
     assert found.lr == pytest.approx(0.5 * (1e-2 * 4e-2) ** 0.5 * 2 / 2)
     factor = 2 * 2**EXTRAPOLATION
     assert (found.lr_low, found.lr_high) == pytest.approx((found.lr / factor, found.lr * factor))
@@ -242,7 +244,7 @@ def test_adams_law_takes_all_its_quantities_and_tells_what_lies_outside(monkeypa
 
 def test_every_constant_of_the_calibration_names_its_source():
     calibration = load_calibration()
-    for law in (calibration.adam, calibration.eigenvalue):
+    for law in (calibration.combined, calibration.adam, calibration.eigenvalue):
         assert set(law.sources) >= {"scale", "log_scatter", *law.exponents}
         assert all(len(text) > 10 for text in law.sources.values())
         assert law.settings >= 2

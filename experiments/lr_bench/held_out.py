@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
+
+from hessian_lr.predict.fit import conformal, robust_fit
 
 from .laws import Law
 
-SCATTER = (
-    0.5  # ln units: the residual's scale that the prior is weighed against, and where Huber's loss turns
-)
-CONSTANT = (-7.0, 10.0)
-
 
 def fit(law: Law, table: pd.DataFrame) -> np.ndarray:
-    """Constant and exponents (Huber loss, Gaussian priors), shape (1 + terms,)."""
+    """Constant and exponents, shape (1 + terms,); the constant is free."""
     x, y = _design(law, table), np.log(table["best_lr"].to_numpy())
-    means, spreads = np.array([CONSTANT, *law.terms.values()]).T
+    means, spreads = np.array([(0.0, np.inf), *law.terms.values()]).T
     loose = spreads > 0
-
-    def residuals(free: np.ndarray) -> np.ndarray:
-        weights = means.copy()
-        weights[loose] = free
-        # Times √2·… is not needed: both kinds of residual are in standard deviations.
-        return np.concatenate([(y - x @ weights) / SCATTER, (free - means[loose]) / spreads[loose]])
-
-    found = means.copy()
-    found[loose] = least_squares(residuals, means[loose], loss="huber", f_scale=1.0).x
-    return found
+    weights = means.copy()
+    rest = y - x[:, ~loose] @ means[~loose]
+    weights[loose] = robust_fit(x[:, loose], rest, means[loose], spreads[loose])
+    return weights
 
 
 def predict(law: Law, weights: np.ndarray, table: pd.DataFrame) -> np.ndarray:
@@ -40,8 +28,7 @@ def predict(law: Law, weights: np.ndarray, table: pd.DataFrame) -> np.ndarray:
 
 def usable(law: Law, table: pd.DataFrame) -> pd.Series:
     """Rows that have every quantity of the law, positive."""
-    values = table[list(law.terms)] if law.terms else pd.DataFrame(index=table.index)
-    return (values > 0).all(axis=1)
+    return (table[list(law.terms)] > 0).all(axis=1)
 
 
 def left_out(law: Law, table: pd.DataFrame, groups: pd.Series) -> pd.Series:
@@ -56,20 +43,19 @@ def left_out(law: Law, table: pd.DataFrame, groups: pd.Series) -> pd.Series:
     return out
 
 
-def widths(predicted: pd.Series, table: pd.DataFrame, groups: pd.Series, coverage: float = 0.8) -> pd.Series:
-    """Half-width f of each row's interval [η̂/f, η̂·f]: the quantile of the other groups' held-out errors.
+def widths(predicted: pd.Series, table: pd.DataFrame, groups: pd.Series) -> pd.Series:
+    """Half-width f of each row's 80% interval [η̂/f, η̂·f], from the other groups' held-out errors.
 
-    Conformal in that no error of the row's own group takes part in its width.
+    No error of the row's own group takes part in its width.
     """
     errors = np.abs(np.log(predicted / table["best_lr"]))
     out = pd.Series(np.nan, index=table.index)
     for group in groups.unique():
-        others = np.sort(errors[(groups != group) & errors.notna()].to_numpy())
-        rank = min(len(others) - 1, int(np.ceil(coverage * (len(others) + 1))) - 1)
-        out[groups == group] = np.exp(others[rank])
+        others = errors[(groups != group) & errors.notna()].to_numpy()
+        out[groups == group] = np.exp(conformal(others))
     return out
 
 
 def _design(law: Law, table: pd.DataFrame) -> np.ndarray:
-    columns: Sequence[np.ndarray] = [np.log(table[name].to_numpy(dtype=float)) for name in law.terms]
+    columns = [np.log(table[name].to_numpy(dtype=float)) for name in law.terms]
     return np.column_stack([np.ones(len(table)), *columns])

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 AFTER = "after_10_0.125_"
-FAR = "after_10_0.5_"
+GENTLE = "after_10_0.03125_"
 # Quantities of the setting that any law may take: their prior is no influence.
 SETTING = {"steps": (0.0, 0.3), "batch_size": (0.0, 0.3)}
 THEORY = (1.0, 0.0)  # a learning rate of theory's, or a threshold for one
@@ -50,7 +50,7 @@ LAWS = (
     # In Adam's geometry, after the warm-up.
     _law("38 / lambda_P", (AFTER + "lr_stability", THEORY)),
     _law("38 / lambda_P, free", (AFTER + "lr_stability", (1.0, 0.5)), setting=True),
-    _law("38 / lambda_P far, free", (FAR + "lr_stability", (1.0, 0.5)), setting=True),
+    _law("38 / lambda_P gentle, free", (GENTLE + "lr_stability", (1.0, 0.5)), setting=True),
     _law("edge", ("edge", THEORY)),
     _law("edge, free", ("edge", (1.0, 0.5)), setting=True),
     _law("trace_P", (AFTER + "preconditioned_trace", FREE), setting=True),
@@ -65,16 +65,56 @@ LAWS = (
         setting=True,
     ),
     _law(
-        "38 / lambda_P near and far",
+        "38 / lambda_P near and gentle",
         (AFTER + "lr_stability", (0.5, 0.5)),
-        (FAR + "lr_stability", (0.5, 0.5)),
+        (GENTLE + "lr_stability", (0.5, 0.5)),
         setting=True,
     ),
     _law(
-        "38 / lambda_P near and far, critical at start",
+        "38 / lambda_P near and gentle, critical at start",
         (AFTER + "lr_stability", (0.4, 0.5)),
-        (FAR + "lr_stability", (0.3, 0.5)),
+        (GENTLE + "lr_stability", (0.3, 0.5)),
         ("lr_critical_start", (0.3, 0.5)),
+        setting=True,
+    ),
+    _law(
+        "lambda ratio and critical at start",
+        ("lambda_ratio", FREE),
+        ("lr_critical_start", (0.5, 0.5)),
+        setting=True,
+    ),
+    _law(
+        "lambda ratio and 38 / lambda_P",
+        ("lambda_ratio", FREE),
+        (AFTER + "lr_stability", (0.5, 0.5)),
+        setting=True,
+    ),
+    _law(
+        "lambda ratio, critical at start, 38 / lambda_P",
+        ("lambda_ratio", FREE),
+        ("lr_critical_start", (0.5, 0.5)),
+        (AFTER + "lr_stability", (0.5, 0.5)),
+        setting=True,
+    ),
+    # The same, held to the invariance that theory demands: parameters × k, learning rate × k.
+    _law(
+        "critical at start and 38 / lambda_P, invariant",
+        ("lr_critical_start", THEORY),
+        ("stability_over_critical", (0.5, 0.5)),
+        setting=True,
+    ),
+    _law(
+        "critical at start and lambda ratio, invariant",
+        ("lr_critical_start", THEORY),
+        ("root_over_critical", (0.5, 0.5)),
+        setting=True,
+    ),
+    _law("lambda ratio, invariant", ("lambda_ratio", HALF), setting=True),
+    _law(
+        "all three, invariant",
+        ("lr_critical_start", THEORY),
+        ("stability_over_critical", (1 / 3, 0.5)),
+        ("root_over_critical", (1 / 3, 0.5)),
         setting=True,
     ),
     # The rival: the same sweep at a tenth of the steps.
@@ -94,6 +134,8 @@ def derived(table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     table["lambda_ratio"] = table["lambda_start"] / table["weight_gradient_norm"]
     table["edge"] = _edge(table)
+    table["stability_over_critical"] = table[AFTER + "lr_stability"] / table["lr_critical_start"]
+    table["root_over_critical"] = table["lambda_ratio"] ** -0.5 / table["lr_critical_start"]
     return table
 
 
@@ -102,7 +144,7 @@ def _edge(table: pd.DataFrame) -> np.ndarray:
 
     ln(38/λ_P) is taken to be linear in ln η between the two and beyond.
     """
-    near, far = np.log(table[AFTER + "warmup_lr"]), np.log(table[FAR + "warmup_lr"])
-    low, high = np.log(table[AFTER + "lr_stability"]), np.log(table[FAR + "lr_stability"])
-    slope = np.clip((high - low) / (far - near), -2.0, 0.8)
+    near, gentle = np.log(table[AFTER + "warmup_lr"]), np.log(table[GENTLE + "warmup_lr"])
+    low, high = np.log(table[AFTER + "lr_stability"]), np.log(table[GENTLE + "lr_stability"])
+    slope = np.clip((high - low) / (gentle - near), -2.0, 0.8)
     return np.exp((low - slope * near) / (1 - slope))

@@ -31,9 +31,9 @@ from hessian_lr.spectrum import lanczos
 from hessian_lr.spectrum.lanczos import dot, random_vectors
 
 # Warm-ups tried: steps, and the largest learning rate as a share of the critical one at the start.
-WARMUPS = ((10, 1 / 8), (10, 1 / 2))
+WARMUPS = ((10, 1 / 8), (10, 1 / 32))
 RTOL = 0.1  # no predictor is as sharp as that
-PROBES = 4  # of the stochastic trace
+PROBES = 3  # of the stochastic trace
 Figures = dict[str, float | None]
 
 
@@ -49,7 +49,7 @@ def measure(prepared: Prepared) -> dict[str, Any]:
         values: Figures = {}
         if critical:
             with unchanged(model):
-                values = _after(prepared, steps, critical * share, gradient)
+                values = _after(prepared, steps, share, critical * share, gradient)
         found |= {f"{name}_{key}": value for key, value in values.items()}
     found["rows"] = len(batches)
     found["parameters"] = sum(p.numel() for p in trainable(model))
@@ -59,8 +59,10 @@ def measure(prepared: Prepared) -> dict[str, Any]:
 
 def _at_start(prepared: Prepared) -> tuple[Figures, Tensor]:
     model, batches, rows = prepared.model, prepared.batches, len(prepared.batches)
-    curvature = sharpness(model, batches, dtype=prepared.dtype, rtol=RTOL, seed=0)
-    gauss_newton = sharpness(model, batches, dtype=prepared.dtype, rtol=RTOL, seed=0, operator="gauss-newton")
+    curvature = sharpness(model, batches, dtype=prepared.dtype, rtol=RTOL, max_products=15, seed=0)
+    gauss_newton = sharpness(
+        model, batches, dtype=prepared.dtype, rtol=RTOL, max_products=15, seed=0, operator="gauss-newton"
+    )
     operator = HessianOperator(model, batches, dtype=prepared.dtype)
     gradient = operator.gradient()
     slope, bend = _along(operator, gradient.sign())
@@ -86,7 +88,7 @@ def _at_start(prepared: Prepared) -> tuple[Figures, Tensor]:
     return figures, gradient
 
 
-def _after(prepared: Prepared, steps: int, top_lr: float, first: Tensor) -> Figures:
+def _after(prepared: Prepared, steps: int, share: float, top_lr: float, first: Tensor) -> Figures:
     """Sharpness and steps in Adam's geometry after a warm-up, which the caller undoes."""
     model, batches, rows = prepared.model, prepared.batches, len(prepared.batches)
     before = [p.detach().clone() for p in trainable(model)]
@@ -101,9 +103,11 @@ def _after(prepared: Prepared, steps: int, top_lr: float, first: Tensor) -> Figu
     gradient = operator.gradient()
     slope, bend = _along(operator, direction)
     preconditioned = PreconditionedOperator(operator, diagonal)
-    top = lanczos(preconditioned.matvec, operator.size, rtol=RTOL, max_products=20, seed=0)
-    plain = lanczos(operator.matvec, operator.size, rtol=RTOL, max_products=20, seed=0)
-    trace = _trace(preconditioned, operator.size)
+    top = lanczos(preconditioned.matvec, operator.size, rtol=RTOL, max_products=12, seed=0)
+    # What is worth its price only once: after the warm-up of the package's own size.
+    near = share == WARMUPS[0][1]
+    plain = lanczos(operator.matvec, operator.size, rtol=RTOL, max_products=12, seed=0) if near else None
+    trace = _trace(preconditioned, operator.size) if near else None
     critical, forwards = _critical(model, batches, direction)
     batch = len(prepared.warmup_batches[0]["input_ids"])
     figures: Figures = {
@@ -113,7 +117,7 @@ def _after(prepared: Prepared, steps: int, top_lr: float, first: Tensor) -> Figu
         "products": float(top.products),
         "epsilon_share": float((top.vector.double() ** 2)[diagonal <= 1e-8].sum()),
         "preconditioned_trace": trace,
-        "lambda": plain.value,
+        "lambda": plain.value if plain else None,
         "slope": slope,
         "bend": bend,
         "lr_directional": slope / bend if slope > 0 and bend > 0 else None,
@@ -157,7 +161,7 @@ def _lambda_of_b(model: nn.Module, operator: HessianOperator) -> float | None:
         lambda v: mask * operator.matvec(mask * v),
         operator.size,
         rtol=RTOL,
-        max_products=15,
+        max_products=8,
         seed=0,
         start=start,
     )

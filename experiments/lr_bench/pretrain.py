@@ -21,7 +21,6 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -52,23 +51,9 @@ def _gpt2(**common: Any) -> PreTrainedConfig:
     return GPT2Config(n_embd=160, n_layer=5, n_head=5, n_positions=1_024, **common)
 
 
-def _qwen2(**common: Any) -> PreTrainedConfig:
-    return Qwen2Config(
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=1_024,
-        tie_word_embeddings=True,
-        **common,
-    )
-
-
 CONFIGURATIONS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llama-3m": _llama,
     "gpt2-2m": _gpt2,
-    "qwen2-2m": _qwen2,
 }
 
 
@@ -145,6 +130,6 @@ def pretrain(name: str, steps: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=list(CONFIGURATIONS))
-    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--steps", type=int, default=1_500)
     asked = parser.parse_args()
     pretrain(asked.name, asked.steps)

@@ -94,13 +94,16 @@ class Calibration(Record):
     Attributes:
         schema: Format of the file, 1.
         version: Names the file in predictions made with it.
-        adam: η̂ from 38/λ_P (quantity ``lr_stability``).
+        combined: η̂ from all of the below.
+        adam: η̂ from 38/λ_P (quantity ``lr_stability``) and the critical learning rate at the start
+            (``lr_critical_start``), ``batch_size`` and ``steps``.
         eigenvalue: η̂ from λ at initialization over the spectral norm of the largest weight
             gradient (``lambda_ratio``), ``batch_size`` and ``steps``.
     """
 
     schema: int
     version: str
+    combined: PowerLaw
     adam: PowerLaw
     eigenvalue: PowerLaw
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from scipy.optimize import least_squares
 from ..errors import RequestError
 from ..records import digest
 from .calibration import COVERAGE, Calibration, PowerLaw
+from .rate import Quantities
 
 # In ln η: beyond this a setting's residual counts linearly (Huber 1964), and against this the priors weigh.
 SCATTER = 0.5
@@ -28,19 +30,16 @@ class Observation:
         source: Names the setting, for the record.
         method: The method's name.
         best_lr: η*, not censored.
-        lr_stability: 38/λ_P; None if it was not measured.
-        lambda_ratio: λ at initialization over the largest spectral norm of a weight's gradient, likewise.
-        batch_size: Samples in an optimizer step.
-        steps: Optimizer steps.
+        quantities: What was measured before the sweep.
     """
 
     source: str
     method: str
     best_lr: float
-    lr_stability: float | None
-    lambda_ratio: float | None
-    batch_size: int
-    steps: int
+    quantities: Quantities
+
+
+LAWS = ("combined", "adam", "eigenvalue")
 
 
 def fit(observations: Sequence[Observation], current: Calibration) -> Calibration:
@@ -56,31 +55,31 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
         current: The calibration to start from.
 
     Raises:
-        RequestError: no setting for the law of ``adam``, or a value is not positive.
+        RequestError: no setting has all quantities of any law, or a value is not positive.
     """
     for one in observations:
-        for value in (one.best_lr, one.lr_stability, one.lambda_ratio):
+        for value in (one.best_lr, *vars(one.quantities).values()):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise RequestError(f"{one.source}: a calibration needs positive numbers, not {value!r}")
-    by_adam = [o for o in observations if o.lr_stability is not None]
-    by_eigenvalue = [o for o in observations if o.lambda_ratio is not None]
-    if not by_adam:
+    laws, fitted = {}, False
+    for name in LAWS:
+        law = getattr(current, name)
+        known = [o for o in observations if None not in [getattr(o.quantities, key) for key in law.exponents]]
+        laws[name] = fit_law(known, law) if known else law
+        fitted |= bool(known)
+    if not fitted:
         raise RequestError(
             "a calibration needs at least one setting with a prediction and a best learning rate inside its "
             "sweep, but found none"
         )
-    return Calibration(
-        schema=current.schema,
-        version=f"fit-{digest([vars(o) for o in observations], 8)}",
-        adam=fit_law(by_adam, current.adam),
-        eigenvalue=fit_law(by_eigenvalue, current.eigenvalue) if by_eigenvalue else current.eigenvalue,
-    )
+    version = f"fit-{digest([dataclasses.asdict(o) for o in observations], 8)}"
+    return Calibration(schema=current.schema, version=version, **laws)
 
 
 def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
     """The law with its scale, and the exponents that have a spread, fitted to the observations."""
     loose = [name for name in law.exponents if law.spreads.get(name, 0.0) > 0]
-    quantities = [{name: getattr(o, name) for name in law.exponents} for o in observations]
+    quantities = [{name: getattr(o.quantities, name) for name in law.exponents} for o in observations]
     kept = replace(law, scale=1.0, exponents={n: 0.0 if n in loose else w for n, w in law.exponents.items()})
     y = np.log([o.best_lr / kept(**q) for o, q in zip(observations, quantities, strict=True)])
     x = np.array([[math.log(q[n] / law.references.get(n, 1.0)) for n in loose] for q in quantities])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,21 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..curvature.closed_form import closed_form
-from ..curvature.loss import Batch, trainable
-from ..curvature.weight_gradients import gradient_norms
+from ..curvature.loss import Batch
 from ..errors import HessianLRError, RequestError, unknown_name
-from ..measure import Curvature, peak_rss_bytes, sharpness
+from ..measure import Curvature, peak_rss_bytes
 from ..records import Record
 from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
-from .calibration import Calibration, PowerLaw, load_calibration
+from .calibration import Calibration, load_calibration
+from .rate import Quantities, rate
+from .start import Start, by_closed_form, by_lanczos
 from .warmup import MakeOptimizer, adamw
-
-# Gradients over the adapted weights instead of the adapter: half a backward pass more than θ's own.
-NORMS_COST = 1.5
-# Of the closed form. Enough where λ is mostly coupling; elsewhere more would cost more than Lanczos.
-FAST_PRODUCTS = 8
 
 
 @dataclass(frozen=True)
@@ -33,14 +27,15 @@ class Prediction(Record):
     """A learning rate for a run, before any tuning.
 
     Attributes:
-        predictor: ``"adam"`` or ``"eigenvalue"``.
+        predictor: ``"combined"``, ``"adam"`` or ``"eigenvalue"``.
         status: ``"converged"``, ``"budget"`` or ``"failed"`` (then no learning rate is given).
         lr: The learning rate η̂.
         lr_low, lr_high: Its range, which four of five settings of a method or model that had no part in
             the constants should lie in; wider outside the settings these were fitted to.
         calibration: Version of the constants used.
-        curvature: λ at initialization (predictor ``eigenvalue``).
-        adam: λ_P and its company after the warm-up (predictor ``adam``).
+        curvature: λ at initialization (predictors ``combined``, ``eigenvalue``).
+        gradient_norm: Largest spectral norm of the loss's gradient over an adapted weight (likewise).
+        adam: λ_P and its company after the warm-up (predictors ``combined``, ``adam``).
         matvecs, gradient_equivalents, seconds, peak_rss_bytes: What it cost, in all.
         notes: What a reader should know.
     """
@@ -52,12 +47,20 @@ class Prediction(Record):
     lr_high: float | None
     calibration: str
     curvature: Curvature | None
+    gradient_norm: float | None
     adam: AdamSharpness | None
     matvecs: int
     gradient_equivalents: float
     seconds: float
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def lambda_ratio(self) -> float | None:
+        """λ at initialization over ``gradient_norm``; None unless both are positive."""
+        if self.curvature is None or self.gradient_norm is None:
+            return None
+        return Start(self.curvature, self.gradient_norm).lambda_ratio
 
     @classmethod
     def failed(cls, predictor: str, calibration: str, reason: str) -> Prediction:
@@ -73,7 +76,7 @@ def predict_learning_rate(
     batches: Sequence[Batch],
     *,
     warmup_batches: Sequence[Batch] | None = None,
-    predictor: str = "adam",
+    predictor: str = "combined",
     steps: int = 60,
     batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
@@ -94,7 +97,8 @@ def predict_learning_rate(
             ``labels``, each (samples, tokens). Without ``warmup_batches``: training batches, at
             least two, of which the first half (ten at most) serve the warm-up, the rest the measurement.
         warmup_batches: Training batches of the run's batch size that ``batches`` does not contain.
-        predictor: ``"adam"``: 38/λ_P after a short warm-up. ``"eigenvalue"``: λ at initialization.
+        predictor: ``"adam"``: 38/λ_P after a short warm-up and the critical learning rate before it.
+            ``"eigenvalue"``: λ at initialization. ``"combined"``: all three.
         steps: Optimizer steps of the run.
         batch_size: Samples a step of the run; None: as in the warm-up batches.
         dtype: Precision of the products: float32 or bfloat16 (autocast).
@@ -170,10 +174,36 @@ class _Request:
 
 
 def _by_adam(request: _Request, constants: Calibration) -> Prediction:
-    """A power law in 38/λ_P after the warm-up, the critical learning rate before it, batch size, duration.
+    return _told("adam", request, constants, _adam(request), None)
 
-    The directional step is reported, but no part of it: see experiments/lr_bench.
-    """
+
+def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
+    if request.optimizer is not adamw:
+        raise HessianLRError(
+            "λ at initialization knows nothing of the optimizer, and this method has its own: use the "
+            "predictor 'adam', which warms up with it"
+        )
+    return _told("eigenvalue", request, constants, None, _start(request))
+
+
+def _by_both(request: _Request, constants: Calibration) -> Prediction:
+    """Both measurements; where one fails, the other's law has to do."""
+    failures: list[str] = []
+    adam, start = None, None
+    try:
+        start = _start(request)
+    except HessianLRError as error:
+        failures.append(f"λ at initialization: {error}")
+    try:
+        adam = _adam(request)
+    except HessianLRError as error:
+        failures.append(f"sharpness in Adam's geometry: {error}")
+    if adam is None and start is None:
+        raise HessianLRError("; ".join(failures))
+    return _told("combined", request, constants, adam, start, failures)
+
+
+def _adam(request: _Request) -> AdamSharpness:
     measured = adam_sharpness(
         request.model,
         request.batches,
@@ -186,96 +216,21 @@ def _by_adam(request: _Request, constants: Calibration) -> Prediction:
     )
     if measured.lambda_preconditioned <= 0:
         raise HessianLRError("no direction of positive curvature after the warm-up: λ_P says nothing here")
-    law, notes = constants.adam, list(measured.notes)
-    lr, factor = _rate(
-        law,
-        notes,
-        lr_stability=measured.lr_stability,
-        lr_critical_start=measured.lr_critical_start,
-        batch_size=request.batch_size,
-        steps=request.steps,
+    return measured
+
+
+def _start(request: _Request) -> Start:
+    start = (by_closed_form if request.fast else by_lanczos)(
+        request.model,
+        request.batches,
+        dtype=request.dtype,
+        memory_budget=request.memory_budget,
+        seed=request.seed,
+        progress=_shown(request.report, "closed form" if request.fast else "Lanczos"),
     )
-    factor *= measured.stability_slack
-    if request.optimizer is not adamw:
-        notes.append("the constants were fitted to runs with plain AdamW, none with this optimizer")
-    return _told("adam", constants, (lr, lr / factor, lr * factor), measured, notes)
-
-
-def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
-    """A power law in λ at initialization, over what plain LoRA would have, batch size and duration."""
-    if request.optimizer is not adamw:
-        raise HessianLRError(
-            "λ at initialization knows nothing of the optimizer, and this method has its own: use the "
-            "predictor 'adam', which warms up with it"
-        )
-    curvature, norm = (_fast_sharpness if request.fast else _sharpness)(request)
-    if curvature.lambda_max is None:
-        raise HessianLRError("; ".join(curvature.notes))
-    if curvature.lambda_max <= 0:
+    if start.lambda_ratio is None:
         raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
-    notes = list(curvature.notes)
-    lr, factor = _rate(
-        constants.eigenvalue,
-        notes,
-        lambda_ratio=curvature.lambda_max / norm,
-        batch_size=request.batch_size,
-        steps=request.steps,
-    )
-    told = _told("eigenvalue", constants, (lr, lr / factor, lr * factor), curvature, notes)
-    return (
-        told if request.fast else replace(told, gradient_equivalents=told.gradient_equivalents + NORMS_COST)
-    )
-
-
-def _sharpness(request: _Request) -> tuple[Curvature, float]:
-    """λ by Lanczos, and the largest spectral norm of a weight's gradient."""
-    curvature = sharpness(
-        request.model,
-        request.batches,
-        dtype=request.dtype,
-        memory_budget=request.memory_budget,
-        seed=request.seed,
-        progress=_shown(request.report, "Lanczos"),
-    )
-    if curvature.status == "failed":
-        return curvature, math.nan
-    return curvature, max(gradient_norms(request.model, request.batches, request.dtype).values())
-
-
-def _fast_sharpness(request: _Request) -> tuple[Curvature, float]:
-    """λ by the closed form at B = 0, and the largest spectral norm of a weight's gradient."""
-    found = closed_form(
-        request.model,
-        request.batches,
-        dtype=request.dtype,
-        max_products=FAST_PRODUCTS,
-        memory_budget=request.memory_budget,
-        seed=request.seed,
-        progress=_shown(request.report, "closed form"),
-    )
-    told = (
-        f"λ by the closed form at B = 0, {found.products} products: between {found.lower:.4g} and "
-        f"{found.upper:.4g} with {found.confidence:.0%} confidence; no sampling error was computed",
-    )
-    curvature = Curvature(
-        lambda_max=found.estimate,
-        lambda_lower=found.lower,
-        lambda_upper=found.upper,
-        confidence=found.confidence,
-        lambda_min=None,
-        residual=found.residual,
-        sampling_error=None,
-        status=found.status,
-        matvecs=found.products,
-        gradient_equivalents=found.gradient_equivalents,
-        seconds=found.seconds,
-        peak_rss_bytes=peak_rss_bytes(),
-        loss=found.loss,
-        tokens=found.tokens,
-        parameters=sum(p.numel() for p in trainable(request.model)),
-        notes=(*told, *found.notes),
-    )
-    return curvature, found.gradient_norm
+    return start
 
 
 def _shown(report: Report | None, stage: str) -> Progress | None:
@@ -289,40 +244,54 @@ def _shown(report: Report | None, stage: str) -> Progress | None:
 
 def _told(
     predictor: str,
+    request: _Request,
     constants: Calibration,
-    rates: tuple[float, float, float],
-    measured: AdamSharpness | Curvature,
-    notes: Sequence[str],
+    adam: AdamSharpness | None,
+    start: Start | None,
+    failures: Sequence[str] = (),
 ) -> Prediction:
-    lr, low, high = rates
+    """The prediction that the measurements make, with their cost."""
+    measured: list[AdamSharpness | Curvature] = [one for one in (start and start.curvature, adam) if one]
+    own = request.optimizer is not adamw
+    found = rate(
+        predictor,
+        constants,
+        Quantities(
+            batch_size=request.batch_size,
+            steps=request.steps,
+            lr_stability=adam.lr_stability if adam else None,
+            lr_critical_start=adam.lr_critical_start if adam else None,
+            # λ knows nothing of an optimizer of the method's own.
+            lambda_ratio=start.lambda_ratio if start and not own else None,
+            slack=adam.stability_slack if adam else 1.0,
+        ),
+    )
+    if found is None:
+        raise HessianLRError("; ".join(failures) or "nothing was measured that a learning rate follows from")
+    lr, low, high = found.ends
+    notes = [*failures, *found.notes, *(note for one in measured for note in one.notes)]
+    if own:
+        notes.append("the constants were fitted to runs with plain AdamW, none with this optimizer")
     return Prediction(
         predictor=predictor,
-        status=measured.status,
+        status="converged" if all(one.status == "converged" for one in measured) else "budget",
         lr=lr,
         lr_low=low,
         lr_high=high,
         calibration=constants.version,
-        curvature=measured if isinstance(measured, Curvature) else None,
-        adam=measured if isinstance(measured, AdamSharpness) else None,
-        matvecs=measured.matvecs,
-        gradient_equivalents=measured.gradient_equivalents,
-        seconds=measured.seconds,
-        peak_rss_bytes=measured.peak_rss_bytes,
-        notes=tuple(notes),
+        curvature=start.curvature if start else None,
+        gradient_norm=start.gradient_norm if start else None,
+        adam=adam,
+        matvecs=sum(one.matvecs for one in measured),
+        gradient_equivalents=round(sum(one.gradient_equivalents for one in measured), 3),
+        seconds=sum(one.seconds for one in measured),
+        peak_rss_bytes=peak_rss_bytes(),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
 PREDICTORS: dict[str, Callable[[_Request, Calibration], Prediction]] = {
+    "combined": _by_both,
     "adam": _by_adam,
     "eigenvalue": _by_eigenvalue,
 }
-
-
-def _rate(law: PowerLaw, notes: list[str], **quantities: float) -> tuple[float, float]:
-    """η̂ and the factor of its range; what the law was not fitted to is noted."""
-    known = {name: quantities[name] for name in law.exponents}
-    if outside := law.outside(**known):
-        notes.append(
-            f"outside the settings the constants were fitted to, so the range is wider: {', '.join(outside)}"
-        )
-    return law(**known), law.range_factor(**known)

@@ -1,0 +1,101 @@
+"""Fit the package's constants to the bench: `python -m experiments.lr_bench.calibrate`.
+
+Writes ``hessian_lr/predict/calibration.json``. The fit is to all settings; the range comes from settings
+whose method or model was left out, whichever is wider.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import hessian_lr.predict
+from hessian_lr.predict.calibration import Calibration, PowerLaw
+from hessian_lr.predict.fit import conformal
+
+from .held_out import fit, left_out, usable
+from .laws import AFTER, LAWS, Law, derived
+from .table import read
+
+VERSION = "2026.11-c"
+# The law of each predictor; the package's quantities that its terms are made of; their columns.
+PREDICTORS = {
+    "combined": "all three, invariant",
+    "adam": "critical at start and 38 / lambda_P, invariant",
+    "eigenvalue": "lambda over gradient",
+}
+COMPOSED = {
+    AFTER + "lr_stability": {"lr_stability": 1.0},
+    "stability_over_critical": {"lr_stability": 1.0, "lr_critical_start": -1.0},
+    "root_over_critical": {"lambda_ratio": -0.5, "lr_critical_start": -1.0},
+}
+COLUMNS = {"lr_stability": AFTER + "lr_stability"}
+REFERENCES = {"batch_size": 4.0, "steps": 60.0}
+# How far a user's own model may lie from these, in ln η: the spread of the models' mean errors, rounded up.
+SCALE_SPREAD = 0.3
+
+
+def calibration(table: pd.DataFrame) -> Calibration:
+    """The three predictors' laws."""
+    laws = {law.name: law for law in LAWS}
+    fitted = {predictor: power_law(laws[name], table) for predictor, name in PREDICTORS.items()}
+    return Calibration(schema=1, version=VERSION, **fitted)
+
+
+def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
+    rows = table[usable(law, table)]
+    weights = fit(law, rows)
+    exponents: dict[str, float] = {}
+    for term, weight in zip(law.terms, weights[1:], strict=True):
+        for name, power in COMPOSED.get(term, {term: 1.0}).items():
+            exponents[name] = exponents.get(name, 0.0) + power * float(weight)
+    references = {name: value for name, value in REFERENCES.items() if name in exponents}
+    columns = [(name, COLUMNS.get(name, name)) for name in exponents]
+    errors = {}
+    for kind in ("method", "model"):
+        predicted = left_out(law, rows, rows[kind])
+        errors[kind] = np.log(predicted / rows["best_lr"]).to_numpy()
+    half = {kind: conformal(np.abs(found)) for kind, found in errors.items()}
+    source = (
+        f"robust fit to {len(rows)} settings of {rows['model'].nunique()} models and "
+        f"{rows['method'].nunique()} methods (experiments/lr_bench)"
+    )
+    made = PowerLaw(
+        scale=1.0,
+        exponents=exponents,
+        references=references,
+        log_scatter=float(max(np.sqrt(np.mean(found**2)) for found in errors.values())),
+        settings=len(rows),
+        sources=dict.fromkeys(("scale", *exponents), source)
+        | {"log_scatter": "root mean square of the errors on a method or model left out, whichever is larger"}
+        | {"log_half_width": "80% quantile of those errors, likewise"},
+        spreads={"scale": SCALE_SPREAD},
+        log_half_width=max(half.values()),
+        domain={name: [float(rows[column].min()), float(rows[column].max())] for name, column in columns},
+    )
+    # The table's law has no references: η = e^c · Π quantity^w.
+    scale = weights[0] + sum(exponents[name] * np.log(value) for name, value in references.items())
+    return replace(made, scale=float(np.exp(scale)))
+
+
+def main() -> None:
+    table, _ = read()
+    table = derived(table[~table["censored"] & table["best_lr"].notna()])
+    file = Path(hessian_lr.predict.__file__).parent / "calibration.json"
+    found = calibration(table)
+    found.write(file)
+    for name in PREDICTORS:
+        law = getattr(found, name)
+        print(
+            name,
+            f"{law.scale:.4g}",
+            {k: round(v, 3) for k, v in law.exponents.items()},
+            f"×÷{law.range_factor():.2f}",
+        )
+
+
+if __name__ == "__main__":
+    main()

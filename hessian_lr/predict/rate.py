@@ -1,0 +1,68 @@
+"""From measured quantities to a learning rate and its range, by the law that has all it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .calibration import Calibration
+
+# Each predictor's law, and those that take its place where one of its quantities does not exist.
+FALLBACKS = {
+    "combined": ("combined", "adam", "eigenvalue"),
+    "adam": ("adam",),
+    "eigenvalue": ("eigenvalue",),
+}
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """What laws may be made of; None where it was not measured or does not exist.
+
+    Attributes:
+        batch_size: Samples in an optimizer step.
+        steps: Optimizer steps of the run.
+        lr_stability: 38/λ_P after the warm-up.
+        lr_critical_start: η_c along the first step, before the warm-up.
+        lambda_ratio: λ at initialization over the largest spectral norm of a weight's gradient.
+        slack: Factor within which ``lr_stability`` is known; it widens the range.
+    """
+
+    batch_size: int
+    steps: int
+    lr_stability: float | None = None
+    lr_critical_start: float | None = None
+    lambda_ratio: float | None = None
+    slack: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate η̂, the factor f of its range [η̂/f, η̂·f], and what a reader should know."""
+
+    lr: float
+    factor: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """η̂ and the lower and upper end of its range."""
+        return self.lr, self.lr / self.factor, self.lr * self.factor
+
+
+def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate | None:
+    """The predictor's learning rate, or None if no law of its has all it needs."""
+    for name in FALLBACKS[predictor]:
+        law = getattr(constants, name)
+        known = {key: getattr(quantities, key) for key in law.exponents}
+        if None in known.values():
+            continue
+        notes = []
+        if name != predictor:
+            notes.append(f"predicted by the law {name!r}: the law {predictor!r} lacks a quantity here")
+        if outside := law.outside(**known):
+            notes.append(
+                "outside the settings the constants were fitted to, so the range is wider: "
+                + ", ".join(outside)
+            )
+        return Rate(law(**known), law.range_factor(**known) * quantities.slack, tuple(notes))
+    return None
