@@ -16,10 +16,9 @@ import torch
 
 import hessian_lr as hlr
 from hessian_lr import data, models
-from hessian_lr.curvature.closed_form import ClosedForm, closed_form
+from hessian_lr.curvature.closed_form import FAST_PRODUCTS, ClosedForm, closed_form
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import Curvature
-from hessian_lr.predict.predictor import FAST_PRODUCTS
 from hessian_lr.prepare import prepare
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from hessian_lr.curvature import HessianOperator, closed_form
-from hessian_lr.curvature.closed_form import TOLERANCE
-from hessian_lr.predict.predictor import FAST_PRODUCTS
+from hessian_lr.curvature.closed_form import FAST_PRODUCTS, TOLERANCE
 from hessian_lr.records import write_json
 from hessian_lr.spectrum import lanczos
 

@@ -38,6 +38,8 @@ from .weight_gradients import adapted_layers
 from .zero_b import ZeroBSearch
 
 MAX_PRODUCTS = 16
+# What a fast prediction takes at most: enough where λ is mostly coupling; elsewhere Lanczos costs no more.
+FAST_PRODUCTS = 8
 # Relative error of λ aimed at.
 TOLERANCE = 0.1
 # The upper end is sharpest for a λ at or somewhat below the guess.
