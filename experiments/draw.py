@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.cost_curve.figure import cost_figure
+from experiments.lr_bench import evaluate, table
+from experiments.lr_bench.figure import bench_figure
 from experiments.peers.figure import peers_figure
 from experiments.peers.summary import read_rows
 from hessian_lr.figure_style import save
@@ -31,6 +33,11 @@ def main() -> None:
     if rows := read_rows(HERE / "peers" / "results"):
         for figure in peers_figure(rows, FIGURES / "peers.svg"):
             print(figure.relative_to(HERE.parent))
+    rows_of_laws = HERE / "lr_bench" / "results" / "evaluation.json"
+    if rows_of_laws.exists():
+        figure = bench_figure(evaluate.scored(table.read()[0]), read_json(rows_of_laws)["rows"])
+        for file in save(figure, FIGURES / "lr_bench.svg"):
+            print(file.relative_to(HERE.parent))
     points = HERE / "cost_curve" / "results.json"
     if points.exists():
         for figure in cost_figure(read_json(points)["points"], FIGURES / "cost_curve.svg", quick=False):

@@ -66,11 +66,20 @@ def predict(
             help="λ between two ends from the structure at B = 0 (eigenvalue; lora, rslora).",
         ),
     ] = False,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="From a setting of this model that `validate` swept, without measuring; may be repeated.",
+        ),
+    ] = None,
 ) -> int:
     """Predict a run's learning rate, with a range."""
     from . import results, session, terminal
     from .methods import method_of
     from .predict import Prediction, load_calibration, predict_learning_rate
+    from .predict.transfer import transfer
     from .spectra import BRACKETED
 
     _check_predictor(predictor)
@@ -85,6 +94,16 @@ def predict(
             "needs Lanczos: leave --fast out"
         )
     constants = load_calibration(calibration)
+    if source:
+        measured = results.best_learning_rates(results.read_validated(source))
+        rows = [
+            results.prediction_row(
+                setting.method,
+                Prediction.transferred(constants.version, transfer(constants.transfer, measured, setting)),
+            )
+            for setting in settings
+        ]
+        return session.tell(results.document(settings, rows, notes=[]), output, terminal.predict_table)
 
     def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
         prediction = predict_learning_rate(

@@ -242,6 +242,20 @@ def observation(one: Validated) -> Observation | None:
     )
 
 
+def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]]:
+    """Each row's setting with its best learning rate, of those where it lies inside the sweep.
+
+    Raises:
+        RequestError: a row's setting is not one.
+    """
+    found = []
+    for one in rows:
+        if one.score.best_lr is not None and not one.score.censored:
+            values = {name: value for name, value in one.setting.items() if name != "methods"}
+            found.append((Setting.from_dict(values | {"method": one.method}), one.score.best_lr))
+    return found
+
+
 def validated_row(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> Validated:
     """A row of ``file``, a ``validate.json``, with its scores.
 

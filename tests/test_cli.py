@@ -263,7 +263,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(capsys, without_pissas_runs, 
 
 
 def test_a_damaged_measurement_is_named_and_made_again(capsys, validated, options):
-    (kept,) = (path for path in validated.glob("prediction-*.json") if '"pissa"' in path.read_text())
+    (kept,) = (path for path in validated.glob("prediction-*.json") if '"method": "pissa"' in path.read_text())
     whole = json.loads(kept.read_text())
     kept.write_text(kept.read_text()[:100])
     arguments = ("--method", "pissa", "--lrs", "0.01,0.1,1", "--seeds", "0,1", "--out", validated)
@@ -272,6 +272,29 @@ def test_a_damaged_measurement_is_named_and_made_again(capsys, validated, option
     assert any(kept.name in note and "damaged" in note for note in row["notes"])
     assert row["lambda_max"] == pytest.approx(whole["prediction"]["curvature"]["lambda_max"])
     assert json.loads(kept.read_text())["identity"] == whole["identity"]
+
+
+def test_a_swept_setting_predicts_another_without_loading_the_model(capsys, validated, options, monkeypatch):
+    known = json.loads((validated / "validate.json").read_text())["results"]
+    settled = [row for row in known if row["best_lr"] and not row["censored"]]
+    assert settled
+
+    def refuse(*_arguments, **_options):
+        raise AssertionError("nothing is measured")
+
+    monkeypatch.setattr(session, "load", refuse)
+    name = settled[0]["method"]
+    _, same = run_json(capsys, "predict", *options, "--method", name, "--from", validated)
+    status, more = run_json(
+        capsys, "predict", *options, "--method", name, "--steps", "99", "--from", validated
+    )
+    assert status == 0
+    (row,), (longer,) = same["results"], more["results"]
+    assert row["predictor"] == "transfer" and row["lambda_max"] is None
+    assert row["lr"] == pytest.approx(settled[0]["best_lr"]) and row["lr_low"] < row["lr"] < row["lr_high"]
+    exponent = load_calibration().transfer.exponents["steps"]
+    steps = more["setting"]["steps"] / same["setting"]["steps"]
+    assert longer["lr"] == pytest.approx(row["lr"] * steps**exponent)
 
 
 def test_align_reads_folders_and_draws(capsys, validated, tmp_path):

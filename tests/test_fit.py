@@ -10,11 +10,13 @@ from hessian_lr.errors import RequestError
 from hessian_lr.predict.calibration import Calibration, PowerLaw
 from hessian_lr.predict.fit import SCATTER, Observation, conformal, fit
 from hessian_lr.predict.rate import Quantities, rate
+from hessian_lr.predict.transfer import Transfer
 
 CURRENT = Calibration(
     schema=1,
     version="before",
     combined=PowerLaw(1.0, {"lr_stability": 0.5, "lambda_ratio": -0.5}, {}, 0.3, 5, {}),
+    transfer=Transfer({"rank": -0.5}, {"lora": 0.0}, 0.5, 5, "elsewhere"),
     adam=PowerLaw(1.0, {"lr_stability": 1.0}, {}, 0.3, 5, {"scale": "elsewhere"}),
     eigenvalue=PowerLaw(
         1.0,

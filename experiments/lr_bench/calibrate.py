@@ -16,9 +16,11 @@ import hessian_lr.predict
 from hessian_lr.predict.calibration import Calibration, PowerLaw
 from hessian_lr.predict.fit import conformal
 
+from .evaluate import scored
 from .held_out import fit, left_out, usable
-from .laws import AFTER, LAWS, Law, derived
+from .laws import AFTER, LAWS, Law
 from .table import read
+from .transfer import transfer_law
 
 VERSION = "2026.11-c"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
@@ -42,7 +44,7 @@ def calibration(table: pd.DataFrame) -> Calibration:
     """The three predictors' laws."""
     laws = {law.name: law for law in LAWS}
     fitted = {predictor: power_law(laws[name], table) for predictor, name in PREDICTORS.items()}
-    return Calibration(schema=1, version=VERSION, **fitted)
+    return Calibration(schema=1, version=VERSION, **fitted, transfer=transfer_law(table))
 
 
 def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
@@ -83,7 +85,7 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
 
 def main() -> None:
     table, _ = read()
-    table = derived(table[~table["censored"] & table["best_lr"].notna()])
+    table = scored(table)
     file = Path(hessian_lr.predict.__file__).parent / "calibration.json"
     found = calibration(table)
     found.write(file)

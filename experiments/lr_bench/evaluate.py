@@ -110,9 +110,14 @@ def cost(name: str, table: pd.DataFrame) -> pd.Series | None:
     return total / table["sweep_cost"]
 
 
+def scored(table: pd.DataFrame) -> pd.DataFrame:
+    """The settings that count: those whose best learning rate lies inside their sweep."""
+    return derived(table[~table["censored"] & table["best_lr"].notna()].reset_index(drop=True))
+
+
 def evaluate(table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
     """A row for each law and kind of leaving out, and one for each baseline that has nothing to fit."""
-    table = derived(table[~table["censored"] & table["best_lr"].notna()].reset_index(drop=True))
+    table = scored(table)
     sweeps = curves(runs, table)
     rows = []
     for law in LAWS:

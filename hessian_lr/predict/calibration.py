@@ -10,6 +10,7 @@ from pathlib import Path
 from scipy.stats import t as student_t
 
 from ..records import Record, read_json
+from .transfer import Transfer
 
 COVERAGE = 0.8
 # Beyond the settings a law was fitted to, its exponents are a guess: their uncertainty, as a standard
@@ -99,6 +100,7 @@ class Calibration(Record):
             (``lr_critical_start``), ``batch_size`` and ``steps``.
         eigenvalue: η̂ from λ at initialization over the spectral norm of the largest weight
             gradient (``lambda_ratio``), ``batch_size`` and ``steps``.
+        transfer: From one setting's measured best learning rate to another's.
     """
 
     schema: int
@@ -106,6 +108,7 @@ class Calibration(Record):
     combined: PowerLaw
     adam: PowerLaw
     eigenvalue: PowerLaw
+    transfer: Transfer
 
 
 def load_calibration(path: str | Path | None = None) -> Calibration:

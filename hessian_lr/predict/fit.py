@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,8 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
         for value in (one.best_lr, *vars(one.quantities).values()):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise RequestError(f"{one.source}: a calibration needs positive numbers, not {value!r}")
-    laws, fitted = {}, False
+    laws: dict[str, Any] = {}
+    fitted = False
     for name in LAWS:
         law = getattr(current, name)
         known = [o for o in observations if None not in [getattr(o.quantities, key) for key in law.exponents]]
@@ -73,7 +75,7 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
             "sweep, but found none"
         )
     version = f"fit-{digest([dataclasses.asdict(o) for o in observations], 8)}"
-    return Calibration(schema=current.schema, version=version, **laws)
+    return replace(current, version=version, **laws)
 
 
 def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:

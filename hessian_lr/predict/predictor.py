@@ -17,7 +17,7 @@ from ..records import Record
 from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
-from .rate import Quantities, rate
+from .rate import Quantities, Rate, rate
 from .start import Start, by_closed_form, by_lanczos
 from .warmup import MakeOptimizer, adamw
 
@@ -27,7 +27,7 @@ class Prediction(Record):
     """A learning rate for a run, before any tuning.
 
     Attributes:
-        predictor: ``"combined"``, ``"adam"`` or ``"eigenvalue"``.
+        predictor: ``"combined"``, ``"adam"`` or ``"eigenvalue"``; ``"transfer"`` where nothing was measured.
         status: ``"converged"``, ``"budget"`` or ``"failed"`` (then no learning rate is given).
         lr: The learning rate η̂.
         lr_low, lr_high: Its range, which four of five settings of a method or model that had no part in
@@ -65,9 +65,19 @@ class Prediction(Record):
     @classmethod
     def failed(cls, predictor: str, calibration: str, reason: str) -> Prediction:
         """A result without a number, and why."""
+        return cls._unmeasured(predictor=predictor, calibration=calibration, status="failed", notes=(reason,))
+
+    @classmethod
+    def transferred(cls, calibration: str, found: Rate) -> Prediction:
+        """A result that took no measurement (see ``transfer``)."""
+        lr, low, high = found.ends
+        ends = {"lr": lr, "lr_low": low, "lr_high": high, "notes": found.notes}
+        return cls._unmeasured(predictor="transfer", calibration=calibration, status="converged", **ends)
+
+    @classmethod
+    def _unmeasured(cls, **told: Any) -> Prediction:
         unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(cls))
         nothing = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
-        told = {"predictor": predictor, "calibration": calibration, "status": "failed", "notes": (reason,)}
         return cls(**(unknown | nothing | told))
 
 

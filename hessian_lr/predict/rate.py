@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .calibration import Calibration
+if TYPE_CHECKING:
+    from .calibration import Calibration
+
 
 # Each predictor's law, and those that take its place where one of its quantities does not exist.
 FALLBACKS = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..curvature.closed_form import closed_form
+from ..curvature.closed_form import FAST_PRODUCTS, closed_form
 from ..curvature.loss import Batch, trainable
 from ..curvature.weight_gradients import gradient_norms
 from ..errors import HessianLRError
@@ -17,8 +17,6 @@ from ..spectrum.lanczos import Progress
 
 # Gradients over the adapted weights instead of the adapter: half a backward pass more than θ's own.
 NORMS_COST = 1.5
-# Of the closed form. Enough where λ is mostly coupling; elsewhere more would cost more than Lanczos.
-FAST_PRODUCTS = 8
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""How best learning rates move from setting to setting of one model, and how well that carries to another."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hessian_lr.predict.fit import conformal
+from hessian_lr.predict.transfer import Transfer, quantities
+from hessian_lr.setting import Setting
+
+NAMES = ("rank", "scaling", "batch_size", "steps")
+# Ridge: a priori an exponent or a method's offset is 0 ± SCATTER / √RIDGE = 0.6.
+RIDGE = 0.7
+
+
+def transfer_law(table: pd.DataFrame) -> Transfer:
+    """The law from all settings; its range from pairs of settings of a model that was left out."""
+    weights, names = _fit(table)
+    errors = np.concatenate([pair_errors(table, model) for model in table["model"].unique()])
+    return Transfer(
+        exponents=dict(zip(NAMES, weights[: len(NAMES)].tolist(), strict=True)),
+        methods=dict(zip(names, weights[len(NAMES) :].tolist(), strict=True)),
+        log_half_width=conformal(errors),
+        settings=len(table),
+        source=f"ridge regression over {len(table)} settings, a constant for each model, data and modules "
+        "(experiments/lr_bench)",
+    )
+
+
+def pair_errors(table: pd.DataFrame, model: str) -> np.ndarray:
+    """|ln(η̂ / η*)| of all pairs of ``model``'s settings with the same modules, from the other models' fit."""
+    weights, names = _fit(table[table["model"] != model])
+    mine = table[table["model"] == model]
+    rest = np.log(mine["best_lr"].to_numpy()) - _design(mine, names) @ weights
+    first, second = np.triu_indices(len(mine), 1)
+    alike = mine["target_modules"].to_numpy()
+    known = mine["method"].isin(names).to_numpy()
+    pairs = (alike[first] == alike[second]) & known[first] & known[second]
+    return np.abs(rest[first] - rest[second])[pairs]
+
+
+def copied_errors(table: pd.DataFrame, model: str) -> np.ndarray:
+    """The same pairs' errors of one who takes the other setting's learning rate as it is."""
+    mine = table[table["model"] == model]
+    logs, alike = np.log(mine["best_lr"].to_numpy()), mine["target_modules"].to_numpy()
+    first, second = np.triu_indices(len(mine), 1)
+    return np.abs(logs[first] - logs[second])[alike[first] == alike[second]]
+
+
+def _fit(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    names = sorted(table["method"].unique())
+    x, y = _design(table, names), np.log(table["best_lr"].to_numpy())
+    # What model, data and modules add is taken out of both sides.
+    groups = table.groupby(["model", "data", "target_modules"]).ngroup().to_numpy()
+    for group in np.unique(groups):
+        inside = groups == group
+        x[inside] -= x[inside].mean(axis=0)
+        y[inside] -= y[inside].mean()
+    return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y), names
+
+
+def _design(table: pd.DataFrame, names: list[str]) -> np.ndarray:
+    rows = []
+    for row in table.to_dict("records"):
+        known = quantities(_setting(row))
+        rows.append([math.log(known[name]) for name in NAMES] + [row["method"] == name for name in names])
+    return np.array(rows, dtype=float)
+
+
+def _setting(row: dict[str, Any]) -> Setting:
+    names = ("method", "rank", "alpha", "batch_size", "steps")
+    return Setting(**{name: row[name] for name in names})
+
+
+def told(table: pd.DataFrame) -> str:
+    """Median and 90% factor, by the law and by copying, each model left out."""
+    lines = [
+        "| model left out | pairs | transferred, median | p90 | copied, median | p90 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in table["model"].unique():
+        by_law, copied = np.exp(pair_errors(table, model)), np.exp(copied_errors(table, model))
+        lines.append(
+            f"| {model} | {len(by_law)} | {np.median(by_law):.2f} | {np.quantile(by_law, 0.9):.2f} "
+            f"| {np.median(copied):.2f} | {np.quantile(copied, 0.9):.2f} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,88 @@
+"""Transfer: exponents and offsets move a measured best learning rate as the law says, and no further."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from hessian_lr.errors import RequestError
+from hessian_lr.predict import load_calibration
+from hessian_lr.predict.transfer import Transfer, quantities, transfer
+from hessian_lr.setting import Setting
+
+LAW = Transfer(
+    exponents={"rank": -0.5, "scaling": -1.0, "batch_size": 0.5, "steps": -0.25},
+    methods={"lora": 0.0, "pissa": -1.0, "rslora": 0.2},
+    log_half_width=math.log(2),
+    settings=10,
+    source="here",
+)
+KNOWN = Setting(rank=16, alpha=16, batch_size=4, steps=60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [
+        ({}, 1),
+        ({"rank": 64, "alpha": 64}, 0.5),
+        ({"rank": 64, "alpha": 16}, 0.5 * 4),
+        ({"batch_size": 16}, 2),
+        ({"steps": 960}, 0.5),
+        ({"method": "pissa"}, math.exp(-1)),
+        # alpha / √r is four times plain LoRA's alpha / r at rank 16.
+        ({"method": "rslora"}, math.exp(0.2) / 4),
+    ],
+)
+def test_a_learning_rate_moves_as_the_law_says(changes, factor):
+    found = transfer(LAW, [(KNOWN, 1e-3)], replace(KNOWN, **changes))
+    assert found.lr == pytest.approx(1e-3 * factor)
+    assert found.ends == pytest.approx((found.lr, found.lr / 2, found.lr * 2))
+    assert "rank 16" in found.notes[0] and "0.001" in found.notes[0]
+
+
+def test_the_way_there_and_back_ends_where_it_began():
+    other = Setting(method="pissa", rank=4, alpha=8, batch_size=16, steps=200)
+    there = transfer(LAW, [(KNOWN, 1e-3)], other).lr
+    assert transfer(LAW, [(other, there)], KNOWN).lr == pytest.approx(1e-3)
+
+
+def test_of_several_runs_the_same_method_then_the_same_data_then_the_nearest_counts():
+    wanted = replace(KNOWN, method="pissa", rank=32)
+    far = (replace(wanted, rank=4), 1e-4)
+    near = (replace(wanted, rank=16), 2e-4)
+    other_data = (replace(wanted, data="code"), 3e-4)
+    other_method = (replace(wanted, method="lora"), 4e-4)
+    runs = [other_method, other_data, far, near]
+    for chosen in (near, far, other_data, other_method):
+        assert f"{chosen[1]:.3g}" in transfer(LAW, runs, wanted).notes[0]
+        runs.remove(chosen)
+
+
+def test_other_data_are_told():
+    assert "not code" in transfer(LAW, [(KNOWN, 1e-3)], replace(KNOWN, data="code")).notes[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "another"}, "model another"),
+        ({"target_modules": ("q_proj",)}, "target modules"),
+        ({"method": "olora"}, "'olora'"),
+    ],
+)
+def test_what_nothing_is_known_of_is_refused(changes, message):
+    with pytest.raises(RequestError, match=message):
+        transfer(LAW, [(KNOWN, 1e-3)], replace(KNOWN, **changes))
+
+
+def test_a_method_the_law_does_not_know_moves_to_itself():
+    olora = replace(KNOWN, method="olora")
+    assert transfer(LAW, [(olora, 1e-3)], replace(olora, batch_size=16)).lr == pytest.approx(2e-3)
+
+
+def test_the_shipped_law_has_what_settings_can_tell():
+    law = load_calibration().transfer
+    assert law.exponents.keys() <= quantities(KNOWN).keys()
+    assert "lora" in law.methods and law.log_half_width > 0
+    # What the study found for plain LoRA: the best learning rate falls with r where alpha = r.
+    assert law.exponents["rank"] < 0
