@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint demo figures peers
+.PHONY: setup test lint demo docs figures peers
 
 setup: $(STAMP)
 
@@ -35,6 +35,14 @@ demo: setup
 
 figures: setup
 	$(BIN)/python -m experiments.draw
+
+# Into site/, which opens from disk.
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[docs]"
+	@touch $@
 
 # Curvature tools side by side, hours at the default size; `make peers PEERS=--quick` takes minutes.
 peers: $(VENV)/.peers

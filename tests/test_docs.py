@@ -1,0 +1,118 @@
+"""The documentation: its code runs, its lists are whole, and it builds without a warning."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+import time
+
+import pages
+import pytest
+import torch
+
+import hessian_lr as hlr
+from hessian_lr import alias, integrations, results
+from hessian_lr.curvature import ClosedForm
+from hessian_lr.data import tasks
+from hessian_lr.grids import Plan
+from hessian_lr.measure import Curvature
+from hessian_lr.per_module import ModuleSharpness, ModuleSpectrum
+from hessian_lr.predict import Prediction
+from hessian_lr.records import read_json
+from hessian_lr.score import Alignment
+from hessian_lr.spectra import Request
+from hessian_lr.spectrum import SpectralDensity
+
+DOCS = pages.ROOT / "docs"
+PAGES = [pages.ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_tasks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "generate", pages.short(tasks.generate))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, short_tasks):
+    with torch.random.fork_rng(devices=[]):
+        return pages.build_world(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def namespace(tmp_path, model, monkeypatch):
+    """The tiny world; the built-in model is its model, and no file of the repository is written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(alias, "folder", lambda *_: model)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield pages.furnish(tmp_path, model)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
+def test_the_code_of_a_page_runs(page, namespace):
+    runs = [b for b in pages.blocks(page) if b.language in ("python", "console") and not b.reason]
+    assert pages.run(page, namespace) == len(runs)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
+def test_every_block_says_what_it_is(page):
+    assert {block.language for block in pages.blocks(page)} <= pages.LANGUAGES
+
+
+def test_every_field_that_a_command_writes_is_explained():
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`([a-z_0-9]+)`", text))
+    failed = Prediction.failed("adam", "some", "why")
+    validated = read_json(pages.ROOT / "experiments/first_light/results/validate.json")
+    rows = {
+        "predict": results.prediction_row("lora", failed),
+        "spectrum": results.spectrum_row("lora", Curvature.failed("why")),
+        "validate": validated["results"][0],
+        "a run": validated["results"][0]["runs"][0],
+        "validate.json": validated,
+        **{kind.__name__: vars_of(kind) for kind in (ClosedForm, SpectralDensity, ModuleSpectrum)},
+        **{kind.__name__: vars_of(kind) for kind in (ModuleSharpness, Request, Plan, Alignment)},
+    }
+    unexplained = {name: sorted(set(fields) - explained) for name, fields in rows.items()}
+    assert not any(unexplained.values()), unexplained
+
+
+def vars_of(kind):
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def test_every_public_name_has_its_place_in_the_reference():
+    text = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^::: hessian_lr\.(?:integrations\.)?(\w+)$", text, flags=re.MULTILINE))
+    assert named == {*hlr.__all__, *integrations.__all__} - {"__version__"}
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    pytest.importorskip("mkdocs")
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=pages.ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert time.perf_counter() - began < 60, "the build is to take seconds"
+    html = {
+        file.relative_to(tmp_path).as_posix(): file.read_text(encoding="utf-8")
+        for file in tmp_path.rglob("*.html")
+    }
+    for name, text in html.items():
+        fetched = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"(\w+:)?//", text)
+        fetched += re.findall(r"<link[^>]*rel=\"(?:stylesheet|preconnect|icon)\"[^>]*href=\"(\w+:)?//", text)
+        assert not fetched, name
+    commands = html["reference/commands.html"]
+    assert all(f"Usage: hessian-lr {name} " in commands for name in ("predict", "validate", "sweep", "list"))
+    assert "--target-modules" in commands
+    assert "found today by a sweep" in " ".join(html["index.html"].split()), "what the README begins with"
