@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Even in brightness and legible to the colour-blind; grey is none of its colours.
 _COLOURS, MISSING = "viridis", "#D9D9D9"
+_LONGEST = 24  # letters of a module's kind; of a longer one the end is shown, which tells it from others
 
 
 def heatmap_figure(
@@ -66,7 +67,8 @@ def heatmap_figure(
         image = axes.pcolormesh(grid, norm=norm, cmap=_COLOURS, edgecolors="white", linewidth=0.5)
         axes.invert_yaxis()
         place = {"rotation": 90} if narrow else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(np.arange(len(kinds)) + 0.5, kinds, **place)
+        names = [kind if len(kind) <= _LONGEST else f"…{kind[1 - _LONGEST :]}" for kind in kinds]
+        axes.set_xticks(np.arange(len(kinds)) + 0.5, names, **place)
         step = max(1, math.ceil(len(layers) / 16))
         axes.set_yticks(np.arange(0, len(layers), step) + 0.5, [str(layer) for layer in layers[::step]])
         axes.tick_params(length=0)
