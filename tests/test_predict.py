@@ -13,6 +13,7 @@ from tolerances import FAST_RATE
 import hessian_lr as hlr
 from hessian_lr.curvature import HessianOperator, mean_loss
 from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, stability_threshold
+from hessian_lr.curvature.closed_form import FAST_PRODUCTS
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.operator import flatten
 from hessian_lr.errors import RequestError
@@ -20,7 +21,6 @@ from hessian_lr.predict import load_calibration
 from hessian_lr.predict.adam import AdamSharpness, adam_sharpness
 from hessian_lr.predict.calibration import EXTRAPOLATION, PowerLaw
 from hessian_lr.predict.line_search import critical_learning_rate
-from hessian_lr.predict.start import FAST_PRODUCTS
 from hessian_lr.predict.warmup import warm_up
 
 
