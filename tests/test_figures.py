@@ -9,14 +9,18 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import scipy.integrate
+import torch
 from matplotlib.text import Annotation
 
 import hessian_lr
+from hessian_lr.density_figure import density_figure
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.figure_style import METHOD_STYLES, UNKNOWN_STYLE, method_style, save, short, styled
 from hessian_lr.figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure
 from hessian_lr.score import Score, align, score
 from hessian_lr.setting import Setting
+from hessian_lr.spectrum import spectral_density
 from hessian_lr.sweep import RunResult, Sweep
 
 MEASURED = {  # method: eigenvalue, best learning rate
@@ -268,3 +272,24 @@ def test_drawing_needs_neither_pyplot_nor_torch():
     root = Path(hessian_lr.__file__).parents[1]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def spectrum():
+    """Fifty eigenvalues around 0, and one far out."""
+    diagonal = torch.cat([torch.linspace(-0.5, 0.5, 50), torch.tensor([4.0])])
+    return spectral_density(lambda v: diagonal * v, 51, probes=4, steps=12)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_density_figure_is_readable(drawn, narrow):
+    drawn(density_figure(spectrum(), "lora", title="lora: spectral density", narrow=narrow))
+    assert_readable(drawn[0])
+
+
+def test_density_figure_counts_eigenvalues(drawn):
+    drawn(density_figure(spectrum(), "lora"))
+    line = next(line for line in drawn[0].axes[0].lines if line.get_label() == "estimated density")
+    x, y = line.get_data()
+    assert scipy.integrate.trapezoid(y, x) == pytest.approx(51, rel=0.02)
+    assert 0 < scipy.integrate.trapezoid(y[x > 2], x[x > 2]) < 5, "few, but not none"
+    assert line.get_color() == METHOD_STYLES["lora"][0]
