@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 LANGUAGES = {"python", "console", "text", "json", "jsonl", "yaml"}
 PRINTS = "prints"
 # Sizes that decide how long a command takes and nothing of what the pages are about.
-SMALL = {"--samples": 4, "--batch-size": 1, "--steps": 3, "--max-length": 320}
+SMALL = {"--samples": 2, "--batch-size": 1, "--steps": 3, "--max-length": 320}
 SIZED = {"predict", "spectrum", "validate"}
 
 _BLOCK = re.compile(
