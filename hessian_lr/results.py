@@ -22,6 +22,7 @@ from .per_module import ModuleSpectrum
 from .predict import Prediction
 from .predict.fit import Observation
 from .predict.rate import Quantities
+from .predict.start import lr_sharpness
 from .records import read_json
 from .score import Score
 from .setting import OPTIMIZERS, Setting
@@ -71,6 +72,7 @@ def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
         **{name: getattr(prediction, name) for name in COSTS},
         "lambda_preconditioned": getattr(adam, "lambda_preconditioned", None),
         "lr_stability": getattr(adam, "lr_stability", None),
+        "lr_sharpness": curvature and lr_sharpness(curvature),
         "lr_directional": getattr(adam, "lr_directional", None),
         "lr_critical": getattr(adam, "lr_critical", None),
         "lr_critical_start": getattr(adam, "lr_critical_start", None),
@@ -237,7 +239,7 @@ def observation(one: Validated) -> Observation | None:
             steps=steps,
             lr_stability=one.number("lr_stability"),
             lr_critical_start=one.number("lr_critical_start"),
-            lambda_ratio=one.number("lambda_ratio"),
+            lr_sharpness=one.number("lr_sharpness"),
         ),
     )
 

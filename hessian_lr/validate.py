@@ -17,6 +17,7 @@ from .methods import method_of
 from .models import LoadedModel
 from .predict import PREDICTORS, Calibration, Prediction, predict_learning_rate
 from .predict.rate import Quantities, rate
+from .predict.start import lr_sharpness
 from .prepare import prepare, split_rows
 from .progress import Progress
 from .records import digest, read_json, write_json
@@ -29,7 +30,7 @@ FALLBACK_LR = 3e-4
 
 # Of a prediction's row, what `calibrate`, `align` and the report read beside λ and the costs.
 _KNOWN = (
-    *("sampling_error", "lambda_preconditioned", "lr_stability"),
+    *("sampling_error", "lambda_preconditioned", "lr_stability", "lr_sharpness"),
     *("lr_directional", "lr_critical", "lr_critical_start"),
 )
 
@@ -168,7 +169,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
         steps=setting.steps,
         lr_stability=adam.lr_stability if adam else None,
         lr_critical_start=adam.lr_critical_start if adam else None,
-        lambda_ratio=prediction.lambda_ratio if optimizer is None else None,
+        lr_sharpness=lr_sharpness(prediction.curvature) if prediction.curvature and not optimizer else None,
         slack=adam.stability_slack if adam else 1.0,
     )
     return Measured(prediction, quantities, (*rows_notes, *notes))
@@ -208,8 +209,6 @@ def _row(
         "runs": [results.run_row(run) for run in found.runs] if found else [],
         **scored.to_dict(),
         **{name: known[name] for name in (*results.LAMBDAS, *_KNOWN, *results.COSTS)},
-        "gradient_norm": prediction.gradient_norm,
-        "lambda_ratio": measured.quantities.lambda_ratio,
         "sweep_seconds": sum(run.seconds for run in found.runs) if found else None,
         "predictor": job.predictor,
         "calibration": job.constants.version,

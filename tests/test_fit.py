@@ -15,12 +15,12 @@ from hessian_lr.predict.transfer import Transfer
 CURRENT = Calibration(
     schema=1,
     version="before",
-    combined=PowerLaw(1.0, {"lr_stability": 0.5, "lambda_ratio": -0.5}, {}, 0.3, 5, {}),
+    combined=PowerLaw(1.0, {"lr_stability": 0.5, "lr_sharpness": -0.5}, {}, 0.3, 5, {}),
     transfer=Transfer({"rank": -0.5}, {"lora": 0.0}, 0.5, 5, "elsewhere"),
     adam=PowerLaw(1.0, {"lr_stability": 1.0}, {}, 0.3, 5, {"scale": "elsewhere"}),
     eigenvalue=PowerLaw(
         1.0,
-        {"lambda_ratio": -0.4, "batch_size": 0.5, "steps": -0.26},
+        {"lr_sharpness": -0.4, "batch_size": 0.5, "steps": -0.26},
         {"batch_size": 4, "steps": 60},
         0.5,
         5,
@@ -30,7 +30,7 @@ CURRENT = Calibration(
 
 
 def observed(best_lr, **changes):
-    values = {"lr_stability": 1.0, "lambda_ratio": None, "batch_size": 4, "steps": 60} | changes
+    values = {"lr_stability": 1.0, "lr_sharpness": None, "batch_size": 4, "steps": 60} | changes
     return Observation(source="a run", method="lora", best_lr=best_lr, quantities=Quantities(**values))
 
 
@@ -74,26 +74,26 @@ def planted(ratio, batch_size, steps):
 
 
 def test_exponents_with_a_spread_are_fitted_and_the_others_stay():
-    spreads = {"lambda_ratio": 100.0, "batch_size": 100.0}
+    spreads = {"lr_sharpness": 100.0, "batch_size": 100.0}
     current = replace(CURRENT, eigenvalue=replace(CURRENT.eigenvalue, spreads=spreads))
     settings = [(1.0, 4, 60), (3.0, 8, 60), (10.0, 4, 200), (200.0, 16, 30)]
     rows = [
-        observed(planted(*setting), lambda_ratio=setting[0], batch_size=setting[1], steps=setting[2])
+        observed(planted(*setting), lr_sharpness=setting[0], batch_size=setting[1], steps=setting[2])
         for setting in settings
     ]
     law = fit(rows, current).eigenvalue
     assert law.scale == pytest.approx(0.002, rel=1e-3)
-    assert law.exponents == pytest.approx({"lambda_ratio": -0.7, "batch_size": 0.5, "steps": -0.26}, rel=1e-3)
+    assert law.exponents == pytest.approx({"lr_sharpness": -0.7, "batch_size": 0.5, "steps": -0.26}, rel=1e-3)
     assert law.log_scatter == pytest.approx(0, abs=1e-2)
     assert law.sources["steps"] == "a paper"
     for (ratio, batch_size, steps), row in zip(settings, rows, strict=True):
-        predicted = law(lambda_ratio=ratio, batch_size=batch_size, steps=steps)
+        predicted = law(lr_sharpness=ratio, batch_size=batch_size, steps=steps)
         assert predicted == pytest.approx(row.best_lr, rel=1e-3)
 
 
 def test_an_exponent_without_a_spread_stays():
-    rows = [observed(5 * ratio**-0.9, lambda_ratio=ratio) for ratio in (1.0, 1.0, 3.0, 9.0)]
-    assert fit(rows, CURRENT).eigenvalue.exponents["lambda_ratio"] == -0.4
+    rows = [observed(5 * ratio**-0.9, lr_sharpness=ratio) for ratio in (1.0, 1.0, 3.0, 9.0)]
+    assert fit(rows, CURRENT).eigenvalue.exponents["lr_sharpness"] == -0.4
 
 
 def test_without_ratios_the_law_of_the_eigenvalue_stays():
@@ -103,8 +103,8 @@ def test_without_ratios_the_law_of_the_eigenvalue_stays():
 def test_a_law_is_fitted_to_the_settings_that_have_all_its_quantities():
     rows = [
         observed(1.0),
-        observed(3.0, lambda_ratio=4.0),
-        observed(2.0, lr_stability=None, lambda_ratio=1.0),
+        observed(3.0, lr_sharpness=4.0),
+        observed(2.0, lr_stability=None, lr_sharpness=1.0),
     ]
     found = fit(rows, CURRENT)
     assert (found.combined.settings, found.adam.settings, found.eigenvalue.settings) == (1, 2, 2)
@@ -112,11 +112,11 @@ def test_a_law_is_fitted_to_the_settings_that_have_all_its_quantities():
 
 
 def test_a_predictor_falls_back_on_the_law_whose_quantities_are_there():
-    whole = rate("combined", CURRENT, Quantities(4, 60, lr_stability=4.0, lambda_ratio=4.0))
+    whole = rate("combined", CURRENT, Quantities(4, 60, lr_stability=4.0, lr_sharpness=4.0))
     assert whole.lr == pytest.approx(1.0) and not whole.notes
     part = rate("combined", CURRENT, Quantities(4, 60, lr_stability=4.0))
     assert part.lr == pytest.approx(4.0) and "law 'adam'" in part.notes[0]
-    assert rate("adam", CURRENT, Quantities(4, 60, lambda_ratio=4.0)) is None
+    assert rate("adam", CURRENT, Quantities(4, 60, lr_sharpness=4.0)) is None
     slack = rate("combined", CURRENT, Quantities(4, 60, lr_stability=4.0, slack=3.0))
     assert slack.factor == pytest.approx(3 * part.factor)
 
@@ -131,7 +131,7 @@ def test_other_sweeps_give_another_version():
     [
         ([], "at least one setting"),
         ([observed(1.0, lr_stability=None)], "found none"),
-        ([observed(1.0, lambda_ratio=math.inf)], "positive"),
+        ([observed(1.0, lr_sharpness=math.inf)], "positive"),
         ([observed(1.0), observed(-1.0)], "positive"),
     ],
 )

@@ -25,14 +25,14 @@ from .transfer import transfer_law
 VERSION = "2026.11-c"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
-    "combined": "all three, invariant",
-    "adam": "critical at start and 38 / lambda_P, invariant",
-    "eigenvalue": "lambda over gradient",
+    "combined": "combined",
+    "adam": "adam",
+    "eigenvalue": "sharpness",
 }
 COMPOSED = {
-    AFTER + "lr_stability": {"lr_stability": 1.0},
     "stability_over_critical": {"lr_stability": 1.0, "lr_critical_start": -1.0},
-    "root_over_critical": {"lambda_ratio": -0.5, "lr_critical_start": -1.0},
+    "stability_over_sharpness": {"lr_stability": 1.0, "lr_sharpness": -1.0},
+    "critical_over_sharpness": {"lr_critical_start": 1.0, "lr_sharpness": -1.0},
 }
 COLUMNS = {"lr_stability": AFTER + "lr_stability"}
 REFERENCES = {"batch_size": 4.0, "steps": 60.0}
@@ -91,12 +91,8 @@ def main() -> None:
     found.write(file)
     for name in PREDICTORS:
         law = getattr(found, name)
-        print(
-            name,
-            f"{law.scale:.4g}",
-            {k: round(v, 3) for k, v in law.exponents.items()},
-            f"×÷{law.range_factor():.2f}",
-        )
+        exponents = ", ".join(f"{key}^{value:.2f}" for key, value in law.exponents.items())
+        print(f"{name}: {law.scale:.3g}, {exponents}, range ×÷ {law.range_factor():.2f}")
 
 
 if __name__ == "__main__":

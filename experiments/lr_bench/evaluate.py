@@ -16,7 +16,8 @@ from hessian_lr.setting import Setting
 from hessian_lr.sweep import RunResult, Sweep
 
 from .held_out import left_out, widths
-from .laws import AFTER, GENTLE, LAWS, derived
+from .laws import AFTER, GENTLE, LAWS, Law, derived
+from .measure import PROBES
 from .table import HERE, read
 
 HIDDEN = {"llama-3m": 192, "gpt2-2m": 160, "smollm2-135m": 576}
@@ -83,31 +84,46 @@ def metrics(predicted: pd.Series, table: pd.DataFrame, sweeps: dict[str, Sweep])
     }
 
 
-def cost(name: str, table: pd.DataFrame) -> pd.Series | None:
-    """Rows' gradients a prediction takes, over those of the sweep it replaces."""
-    rows = table["rows"]
-    start = table["lr_critical_start_cost"]
-    near, gentle = (
-        table[p + "warmup_cost"] + table[p + "products_cost"] * table[p + "products"] for p in (AFTER, GENTLE)
-    )
-    parts = {
-        "lambda_start": table["lambda_start_cost"],
-        "gauss_newton_start": table["gauss_newton_start_cost"],
-        "lr_critical_start": start,
-        AFTER + "lr_stability": near + start,
-        GENTLE + "lr_stability": gentle,
-        "edge": near + gentle + start,
-        AFTER + "lr_directional": table[AFTER + "warmup_cost"] + start + 2 * rows,
-        AFTER + "lr_critical": table[AFTER + "warmup_cost"] + start + table[AFTER + "lr_critical_cost"],
-        "tenth_best_lr": table.get("tenth_cost"),
+# What has to be measured for a quantity; the warm-up's size follows from the critical learning rate.
+NEEDS = {
+    "lambda": ("lambda",),
+    "gauss_newton": ("gauss-newton",),
+    "sharpness": ("lambda",),
+    "root": ("lambda",),
+    "critical": ("critical",),
+    "polyak": ("gradient",),
+    "gradient": ("gradient",),
+    "stability": ("critical", "warm-up", "products"),
+    "trace": ("critical", "warm-up", "trace"),
+    "edge": ("critical", "warm-up", "products", "gentle"),
+    AFTER + "lr_critical": ("critical", "warm-up", "critical after"),
+    AFTER + "lr_directional": ("critical", "warm-up", "two products"),
+    GENTLE: ("critical", "gentle"),
+    "tenth": ("tenth",),
+}
+
+
+def cost(law: Law, table: pd.DataFrame) -> pd.Series | None:
+    """Rows' gradients a prediction takes over those of the sweep it replaces; None: nothing is measured."""
+    needed = {
+        part for key, parts in NEEDS.items() for part in parts if any(key in term for term in law.terms)
     }
-    law = next((one for one in LAWS if one.name == name), None)
-    if law is None:
-        return table["range_test_cost"] if "range" in name and "range_test_cost" in table else None
-    total = sum(
-        (parts[term] for term in law.terms if parts.get(term) is not None), pd.Series(0.0, table.index)
-    )
-    return total / table["sweep_cost"]
+    rows = table["rows"]
+    prices = {
+        "lambda": table["lambda_start_cost"],
+        "gauss-newton": table["gauss_newton_start_cost"],
+        "gradient": rows,
+        "critical": table["lr_critical_start_cost"],
+        "warm-up": table[AFTER + "warmup_cost"],
+        "products": table[AFTER + "products_cost"] * table[AFTER + "products"],
+        "two products": 2 * table[AFTER + "products_cost"],
+        "trace": PROBES * table[AFTER + "products_cost"],
+        "critical after": table[AFTER + "lr_critical_cost"],
+        "gentle": table[GENTLE + "warmup_cost"]
+        + table[GENTLE + "products_cost"] * table[GENTLE + "products"],
+        "tenth": table["tenth_cost"] if "tenth_cost" in table else rows * np.nan,
+    }
+    return sum(prices[part] for part in needed) / table["sweep_cost"] if needed else None
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
@@ -128,7 +144,7 @@ def evaluate(table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
             half = widths(predicted, table, table[kind])
             errors = np.exp(np.abs(np.log(predicted / table["best_lr"])))
             covered = (errors <= half)[predicted.notna()]
-            share = cost(law.name, table)
+            share = cost(law, table)
             rows.append(
                 {
                     "law": law.name,

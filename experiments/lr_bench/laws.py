@@ -18,6 +18,7 @@ SETTING = {"steps": (0.0, 0.3), "batch_size": (0.0, 0.3)}
 THEORY = (1.0, 0.0)  # a learning rate of theory's, or a threshold for one
 HALF = (-0.5, 0.0)
 FREE = (-0.5, 0.5)
+SHARE = (1 / 3, 0.5)
 
 
 @dataclass(frozen=True)
@@ -96,25 +97,49 @@ LAWS = (
         (AFTER + "lr_stability", (0.5, 0.5)),
         setting=True,
     ),
-    # The same, held to the invariance that theory demands: parameters × k, learning rate × k.
-    _law(
-        "critical at start and 38 / lambda_P, invariant",
-        ("lr_critical_start", THEORY),
-        ("stability_over_critical", (0.5, 0.5)),
-        setting=True,
-    ),
+    # Held to what theory demands: parameters × k, learning rate × k; the loss × c, nothing.
     _law(
         "critical at start and lambda ratio, invariant",
         ("lr_critical_start", THEORY),
-        ("root_over_critical", (0.5, 0.5)),
+        ("root_over_critical", SHARE),
         setting=True,
     ),
-    _law("lambda ratio, invariant", ("lambda_ratio", HALF), setting=True),
     _law(
-        "all three, invariant",
+        "38 / lambda_P, critical, lambda ratio, invariant",
         ("lr_critical_start", THEORY),
-        ("stability_over_critical", (1 / 3, 0.5)),
-        ("root_over_critical", (1 / 3, 0.5)),
+        ("stability_over_critical", SHARE),
+        ("root_over_critical", SHARE),
+        setting=True,
+    ),
+    _law("Polyak", ("lr_polyak", THEORY), setting=True),
+    _law("Polyak and 38 / lambda_P", ("lr_polyak", THEORY), ("stability_over_polyak", SHARE), setting=True),
+    _law("sharpness", ("lr_sharpness", THEORY), setting=True),
+    _law("adam", ("lr_critical_start", THEORY), ("stability_over_critical", SHARE), setting=True),
+    _law(
+        "sharpness and 38 / lambda_P",
+        ("lr_sharpness", THEORY),
+        ("stability_over_sharpness", SHARE),
+        setting=True,
+    ),
+    _law(
+        "sharpness and critical at start",
+        ("lr_sharpness", THEORY),
+        ("critical_over_sharpness", SHARE),
+        setting=True,
+    ),
+    _law(
+        "combined",
+        ("lr_sharpness", THEORY),
+        ("critical_over_sharpness", SHARE),
+        ("stability_over_sharpness", SHARE),
+        setting=True,
+    ),
+    _law(
+        "combined and Polyak",
+        ("lr_sharpness", THEORY),
+        ("critical_over_sharpness", SHARE),
+        ("stability_over_sharpness", SHARE),
+        ("polyak_over_sharpness", SHARE),
         setting=True,
     ),
     # The rival: the same sweep at a tenth of the steps.
@@ -134,8 +159,20 @@ def derived(table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     table["lambda_ratio"] = table["lambda_start"] / table["weight_gradient_norm"]
     table["edge"] = _edge(table)
-    table["stability_over_critical"] = table[AFTER + "lr_stability"] / table["lr_critical_start"]
-    table["root_over_critical"] = table["lambda_ratio"] ** -0.5 / table["lr_critical_start"]
+    stability, critical = table[AFTER + "lr_stability"], table["lr_critical_start"]
+    # The sign-like step that would take a loss that fell in a straight line to zero (Polyak 1987).
+    table["lr_polyak"] = table["loss_start"] / table["gradient_l1"]
+    own = np.sqrt(table["loss_start"] / (table["lambda_start"] * table["parameters"]))
+    table["lr_sharpness"] = own.fillna(table["lr_sharpness"]) if "lr_sharpness" in table else own
+    for name, base in (
+        ("critical", critical),
+        ("polyak", table["lr_polyak"]),
+        ("sharpness", table["lr_sharpness"]),
+    ):
+        table[f"stability_over_{name}"] = stability / base
+        table[f"critical_over_{name}"] = critical / base
+        table[f"polyak_over_{name}"] = table["lr_polyak"] / base
+        table[f"root_over_{name}"] = table["lambda_ratio"] ** -0.5 / base
     return table
 
 

@@ -13,9 +13,12 @@ import pandas as pd
 
 from hessian_lr.records import read_json
 
+from .laws import AFTER
 from .run import OUT
 
 HERE = Path(__file__).parent / "results"
+# What `hessian-lr validate` measured on the real model, which is too slow here for every quantity.
+VALIDATED = "validated"
 SETTING = (
     *("model", "data", "method", "rank", "alpha", "target_modules", "batch_size", "steps"),
     *("max_length", "dtype", "samples"),
@@ -35,7 +38,33 @@ def collect() -> tuple[pd.DataFrame, pd.DataFrame]:
         for kind in ("sweep_0_1" if "sweep_0_1" in found else "sweep_0", "tenth"):
             told = found.get(kind, {"runs": []})["runs"]
             runs += [{"key": file.stem, "kind": kind.split("_")[0], **run} for run in told]
+    for file in sorted((HERE / VALIDATED).glob("*.json")):
+        document = read_json(file)
+        for found in document["results"]:
+            key = f"{file.stem}-{found['method']}"
+            rows.append({"key": key, **_validated(document["setting"], found)})
+            runs += [{"key": key, "kind": "sweep", **run} for run in found["runs"]]
     return pd.DataFrame(rows), pd.DataFrame(runs)
+
+
+def _validated(setting: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A row of ``validate.json`` under the names of this table."""
+    row: dict[str, Any] = {name: setting[name] for name in SETTING if name != "method"}
+    row |= {"method": found["method"], **{name: found[name] for name in ANSWER}}
+    return row | {
+        "seeds": len({run["seed"] for run in found["runs"]}),
+        "sweep_cost": sum(run["steps"] for run in found["runs"]) * setting["batch_size"],
+        "sweep_seconds": round(found["sweep_seconds"], 1),
+        "rows": setting["samples"],
+        "lambda_start": found["lambda_max"],
+        "lr_sharpness": found["lr_sharpness"],
+        "lr_critical_start": found["lr_critical_start"],
+        AFTER + "lambda_preconditioned": found["lambda_preconditioned"],
+        AFTER + "lr_stability": found["lr_stability"],
+        AFTER + "lr_directional": found["lr_directional"],
+        "combined_cost": found["gradient_equivalents"] * setting["samples"],
+        "measure_seconds": found["seconds"],
+    }
 
 
 def _row(found: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:

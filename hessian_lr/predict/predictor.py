@@ -18,7 +18,7 @@ from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
 from .rate import Quantities, Rate, rate
-from .start import Start, by_closed_form, by_lanczos
+from .start import by_closed_form, by_lanczos, lr_sharpness
 from .warmup import MakeOptimizer, adamw
 
 
@@ -34,7 +34,6 @@ class Prediction(Record):
             the constants should lie in; wider outside the settings these were fitted to.
         calibration: Version of the constants used.
         curvature: λ at initialization (predictors ``combined``, ``eigenvalue``).
-        gradient_norm: Largest spectral norm of the loss's gradient over an adapted weight (likewise).
         adam: λ_P and its company after the warm-up (predictors ``combined``, ``adam``).
         matvecs, gradient_equivalents, seconds, peak_rss_bytes: What it cost, in all.
         notes: What a reader should know.
@@ -47,20 +46,12 @@ class Prediction(Record):
     lr_high: float | None
     calibration: str
     curvature: Curvature | None
-    gradient_norm: float | None
     adam: AdamSharpness | None
     matvecs: int
     gradient_equivalents: float
     seconds: float
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()
-
-    @property
-    def lambda_ratio(self) -> float | None:
-        """λ at initialization over ``gradient_norm``; None unless both are positive."""
-        if self.curvature is None or self.gradient_norm is None:
-            return None
-        return Start(self.curvature, self.gradient_norm).lambda_ratio
 
     @classmethod
     def failed(cls, predictor: str, calibration: str, reason: str) -> Prediction:
@@ -229,7 +220,7 @@ def _adam(request: _Request) -> AdamSharpness:
     return measured
 
 
-def _start(request: _Request) -> Start:
+def _start(request: _Request) -> Curvature:
     start = (by_closed_form if request.fast else by_lanczos)(
         request.model,
         request.batches,
@@ -238,7 +229,7 @@ def _start(request: _Request) -> Start:
         seed=request.seed,
         progress=_shown(request.report, "closed form" if request.fast else "Lanczos"),
     )
-    if start.lambda_ratio is None:
+    if lr_sharpness(start) is None:
         raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
     return start
 
@@ -257,11 +248,11 @@ def _told(
     request: _Request,
     constants: Calibration,
     adam: AdamSharpness | None,
-    start: Start | None,
+    start: Curvature | None,
     failures: Sequence[str] = (),
 ) -> Prediction:
     """The prediction that the measurements make, with their cost."""
-    measured: list[AdamSharpness | Curvature] = [one for one in (start and start.curvature, adam) if one]
+    measured: list[AdamSharpness | Curvature] = [one for one in (start, adam) if one]
     own = request.optimizer is not adamw
     found = rate(
         predictor,
@@ -272,14 +263,14 @@ def _told(
             lr_stability=adam.lr_stability if adam else None,
             lr_critical_start=adam.lr_critical_start if adam else None,
             # λ knows nothing of an optimizer of the method's own.
-            lambda_ratio=start.lambda_ratio if start and not own else None,
+            lr_sharpness=lr_sharpness(start) if start and not own else None,
             slack=adam.stability_slack if adam else 1.0,
         ),
     )
     if found is None:
         raise HessianLRError("; ".join(failures) or "nothing was measured that a learning rate follows from")
     lr, low, high = found.ends
-    notes = [*failures, *found.notes, *(note for one in measured for note in one.notes)]
+    notes = [*failures, *(note for one in measured for note in one.notes), *found.notes]
     if own:
         notes.append("the constants were fitted to runs with plain AdamW, none with this optimizer")
     return Prediction(
@@ -289,8 +280,7 @@ def _told(
         lr_low=low,
         lr_high=high,
         calibration=constants.version,
-        curvature=start.curvature if start else None,
-        gradient_norm=start.gradient_norm if start else None,
+        curvature=start,
         adam=adam,
         matvecs=sum(one.matvecs for one in measured),
         gradient_equivalents=round(sum(one.gradient_equivalents for one in measured), 3),

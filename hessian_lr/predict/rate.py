@@ -26,7 +26,7 @@ class Quantities:
         steps: Optimizer steps of the run.
         lr_stability: 38/λ_P after the warm-up.
         lr_critical_start: η_c along the first step, before the warm-up.
-        lambda_ratio: λ at initialization over the largest spectral norm of a weight's gradient.
+        lr_sharpness: √(L / (λ·n)) at initialization (see ``start.lr_sharpness``).
         slack: Factor within which ``lr_stability`` is known; it widens the range.
     """
 
@@ -34,7 +34,7 @@ class Quantities:
     steps: int
     lr_stability: float | None = None
     lr_critical_start: float | None = None
-    lambda_ratio: float | None = None
+    lr_sharpness: float | None = None
     slack: float = 1.0
 
 

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..curvature.closed_form import FAST_PRODUCTS, closed_form
 from ..curvature.loss import Batch, trainable
-from ..curvature.weight_gradients import gradient_norms
 from ..errors import HessianLRError
 from ..measure import Curvature, peak_rss_bytes, sharpness
 from ..spectrum.lanczos import Progress
 
-# Gradients over the adapted weights instead of the adapter: half a backward pass more than θ's own.
-NORMS_COST = 1.5
 
+def lr_sharpness(curvature: Curvature) -> float | None:
+    """√(L / (λ·n)), a learning rate that λ at initialization speaks for; None unless λ > 0.
 
-@dataclass(frozen=True)
-class Start:
-    """λ at initialization, and the largest spectral norm of the loss's gradient over an adapted weight."""
-
-    curvature: Curvature
-    gradient_norm: float
-
-    @property
-    def lambda_ratio(self) -> float | None:
-        """λ over the norm: what is left of λ when the loss's scale is taken out; None unless λ > 0."""
-        value = self.curvature.lambda_max
-        return value / self.gradient_norm if value and value > 0 and self.gradient_norm > 0 else None
+    A step of Adam's first kind, η in every one of n parameters, is η·√n long. In the sharpest direction the
+    quadratic λ·x²/2 has the size of the loss L where x = √(2·L/λ): η·√n is held to that length, and the 2
+    is left to the constant. Multiplying the loss leaves it as it is; parameters × k make it × k.
+    """
+    value, loss = curvature.lambda_max, curvature.loss
+    if value is None or value <= 0 or not loss:
+        return None
+    return math.sqrt(loss / (value * curvature.parameters))
 
 
 def by_lanczos(
@@ -41,7 +36,7 @@ def by_lanczos(
     memory_budget: int | None,
     seed: int,
     progress: Progress | None,
-) -> Start:
+) -> Curvature:
     """λ by Lanczos on the Hessian's products.
 
     Raises:
@@ -52,9 +47,7 @@ def by_lanczos(
     )
     if curvature.lambda_max is None:
         raise HessianLRError("; ".join(curvature.notes))
-    norm = max(gradient_norms(model, batches, dtype).values())
-    cost = curvature.gradient_equivalents + NORMS_COST
-    return Start(replace(curvature, gradient_equivalents=cost), norm)
+    return curvature
 
 
 def by_closed_form(
@@ -65,7 +58,7 @@ def by_closed_form(
     memory_budget: int | None,
     seed: int,
     progress: Progress | None,
-) -> Start:
+) -> Curvature:
     """λ of plain LoRA and rsLoRA from a gradient and a few products (``closed_form``).
 
     Raises:
@@ -84,7 +77,7 @@ def by_closed_form(
         f"λ by the closed form at B = 0, {found.products} products: between {found.lower:.4g} and "
         f"{found.upper:.4g} with {found.confidence:.0%} confidence; no sampling error was computed"
     )
-    curvature = Curvature(
+    return Curvature(
         lambda_max=found.estimate,
         lambda_lower=found.lower,
         lambda_upper=found.upper,
@@ -102,4 +95,3 @@ def by_closed_form(
         parameters=sum(p.numel() for p in trainable(model)),
         notes=(told, *found.notes),
     )
-    return Start(curvature, found.gradient_norm)

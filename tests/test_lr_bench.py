@@ -1,0 +1,84 @@
+"""The learning-rate bench: what is held out stays out; the shipped constants are its tables'."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.lr_bench.calibrate import calibration
+from experiments.lr_bench.evaluate import scored
+from experiments.lr_bench.held_out import left_out, widths
+from experiments.lr_bench.laws import LAWS
+from experiments.lr_bench.settings import LARGE, METHODS, all_settings
+from experiments.lr_bench.table import read
+from experiments.lr_bench.transfer import pair_errors
+from hessian_lr.predict import load_calibration
+
+BY_NAME = {law.name: law for law in LAWS}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return scored(read()[0])
+
+
+def test_the_settings_are_a_fixed_draw_over_methods_models_and_everything_else():
+    settings = all_settings()
+    assert [one.key for one in settings] == [one.key for one in all_settings()]
+    assert len({one.key for one in settings}) >= 120
+    assert {one.method for one in settings} == set(METHODS)
+    small = [one for one in settings if one.model != LARGE]
+    for name, least in (("rank", 5), ("batch_size", 4), ("steps", 4), ("data", 4), ("model", 2)):
+        assert len({getattr(one, name) for one in small}) >= least, name
+
+
+@pytest.mark.parametrize("kind", ["method", "model"])
+@pytest.mark.parametrize("name", ["combined", "sharpness", "constant fitted"])
+def test_no_answer_of_a_group_takes_part_in_its_own_prediction_or_range(table, kind, name):
+    law, groups = BY_NAME[name], table[kind]
+    group = groups.value_counts().index[0]
+    inside = groups == group
+    changed = table.copy()
+    changed.loc[inside, "best_lr"] *= np.geomspace(0.01, 100, inside.sum())
+    before, after = left_out(law, table, groups), left_out(law, changed, groups)
+    pd.testing.assert_series_equal(before[inside], after[inside])
+    assert not np.allclose(before[~inside].dropna(), after[~inside].dropna()), "the others' fits do use it"
+    # The range of the group comes from the others' errors, as they are whatever its own answers are.
+    held = widths(before, table, groups)
+    own = table.copy()
+    own.loc[inside, "best_lr"] *= 7.0
+    pd.testing.assert_series_equal(held[inside], widths(before, own, groups)[inside])
+
+
+def test_transfer_to_a_model_takes_nothing_of_that_model_but_the_setting_it_starts_from(table):
+    model = table["model"].unique()[0]
+    scaled = table.copy()
+    scaled.loc[table["model"] == model, "best_lr"] *= 5.0
+    assert pair_errors(scaled, model) == pytest.approx(pair_errors(table, model))
+
+
+def test_the_shipped_constants_are_what_the_committed_tables_give(table):
+    made, shipped = calibration(table), load_calibration()
+    assert made.version == shipped.version
+    for name in ("combined", "adam", "eigenvalue"):
+        one, other = getattr(made, name), getattr(shipped, name)
+        assert one.exponents == pytest.approx(other.exponents, rel=1e-3, abs=1e-4)
+        assert one.scale == pytest.approx(other.scale, rel=1e-3)
+        assert one.log_half_width == pytest.approx(other.log_half_width, rel=1e-3)
+        assert one.settings == other.settings and one.domain == other.domain
+    assert made.transfer.exponents == pytest.approx(shipped.transfer.exponents, rel=1e-6)
+
+
+def test_parameters_times_k_move_the_combined_law_and_adams_by_k():
+    """λ × k^-2 and so √(L / (λ·n)) × k, 38/λ_P × k, critical rate × k, and Adam's best learning rate × k."""
+    k = 3.0
+    for law in (load_calibration().combined, load_calibration().adam):
+        plain = {
+            "batch_size": 4,
+            "steps": 60,
+            "lr_stability": 0.01,
+            "lr_critical_start": 0.1,
+            "lr_sharpness": 9.0,
+        }
+        scaled = plain | {"lr_stability": 0.01 * k, "lr_critical_start": 0.1 * k, "lr_sharpness": 9.0 * k}
+        both = [law(**{name: values[name] for name in law.exponents}) for values in (plain, scaled)]
+        assert both[1] / both[0] == pytest.approx(k)
