@@ -16,7 +16,7 @@ CURRENT = Calibration(
     schema=1,
     version="before",
     combined=PowerLaw(1.0, {"lr_stability": 0.5, "lr_sharpness": -0.5}, {}, 0.3, 5, {}),
-    transfer=Transfer({"rank": -0.5}, {"lora": 0.0}, 0.5, 5, "elsewhere"),
+    transfer=Transfer({"rank": -0.5}, {"lora": 0.0}, 0.5, 0.9, 5, "elsewhere"),
     adam=PowerLaw(1.0, {"lr_stability": 1.0}, {}, 0.3, 5, {"scale": "elsewhere"}),
     eigenvalue=PowerLaw(
         1.0,

@@ -1,4 +1,4 @@
-"""How best learning rates move from setting to setting of one model, and how well that carries to another."""
+"""How best learning rates move from one setting to another: `python -m experiments.lr_bench.transfer`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from hessian_lr.predict.fit import conformal
 from hessian_lr.predict.transfer import Transfer, quantities
 from hessian_lr.setting import Setting
 
+from .evaluate import scored
+from .table import read
+
 NAMES = ("rank", "scaling", "batch_size", "steps")
 # Ridge: a priori an exponent or a method's offset is 0 ± SCATTER / √RIDGE = 0.6.
 RIDGE = 0.7
@@ -20,35 +23,47 @@ RIDGE = 0.7
 def transfer_law(table: pd.DataFrame) -> Transfer:
     """The law from all settings; its range from pairs of settings of a model that was left out."""
     weights, names = _fit(table)
-    errors = np.concatenate([pair_errors(table, model) for model in table["model"].unique()])
+    models = table["model"].unique()
+    same = np.concatenate([pair_errors(table, model, same_method=True) for model in models])
+    other = [conformal(pair_errors(table, model, same_method=False)) for model in models]
     return Transfer(
         exponents=dict(zip(NAMES, weights[: len(NAMES)].tolist(), strict=True)),
         methods=dict(zip(names, weights[len(NAMES) :].tolist(), strict=True)),
-        log_half_width=conformal(errors),
+        log_half_width=conformal(same),
+        log_half_width_method=max(other),
         settings=len(table),
         source=f"ridge regression over {len(table)} settings, a constant for each model, data and modules "
         "(experiments/lr_bench)",
     )
 
 
-def pair_errors(table: pd.DataFrame, model: str) -> np.ndarray:
-    """|ln(η̂ / η*)| of all pairs of ``model``'s settings with the same modules, from the other models' fit."""
+def pair_errors(table: pd.DataFrame, model: str, same_method: bool | None = None) -> np.ndarray:
+    """|ln(η̂ / η*)| of pairs of ``model``'s settings with the same modules, from the other models' fit.
+
+    Args:
+        table: All settings.
+        model: The one that is left out.
+        same_method: Only pairs of one method, or only of two; None: both.
+    """
     weights, names = _fit(table[table["model"] != model])
     mine = table[table["model"] == model]
     rest = np.log(mine["best_lr"].to_numpy()) - _design(mine, names) @ weights
     first, second = np.triu_indices(len(mine), 1)
     alike = mine["target_modules"].to_numpy()
-    known = mine["method"].isin(names).to_numpy()
+    method, known = mine["method"].to_numpy(), mine["method"].isin(names).to_numpy()
     pairs = (alike[first] == alike[second]) & known[first] & known[second]
+    if same_method is not None:
+        pairs &= (method[first] == method[second]) == same_method
     return np.abs(rest[first] - rest[second])[pairs]
 
 
-def copied_errors(table: pd.DataFrame, model: str) -> np.ndarray:
+def copied_errors(table: pd.DataFrame, model: str, same_method: bool) -> np.ndarray:
     """The same pairs' errors of one who takes the other setting's learning rate as it is."""
     mine = table[table["model"] == model]
-    logs, alike = np.log(mine["best_lr"].to_numpy()), mine["target_modules"].to_numpy()
+    logs, alike, method = (mine[name].to_numpy() for name in ("best_lr", "target_modules", "method"))
     first, second = np.triu_indices(len(mine), 1)
-    return np.abs(logs[first] - logs[second])[alike[first] == alike[second]]
+    pairs = (alike[first] == alike[second]) & ((method[first] == method[second]) == same_method)
+    return np.abs(np.log(logs[first]) - np.log(logs[second]))[pairs]
 
 
 def _fit(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
@@ -79,13 +94,20 @@ def _setting(row: dict[str, Any]) -> Setting:
 def told(table: pd.DataFrame) -> str:
     """Median and 90% factor, by the law and by copying, each model left out."""
     lines = [
-        "| model left out | pairs | transferred, median | p90 | copied, median | p90 |",
-        "|---|---|---|---|---|---|",
+        "| model left out | to | pairs | transferred, median | p90 | copied, median | p90 |",
+        "|---|---|---|---|---|---|---|",
     ]
     for model in table["model"].unique():
-        by_law, copied = np.exp(pair_errors(table, model)), np.exp(copied_errors(table, model))
-        lines.append(
-            f"| {model} | {len(by_law)} | {np.median(by_law):.2f} | {np.quantile(by_law, 0.9):.2f} "
-            f"| {np.median(copied):.2f} | {np.quantile(copied, 0.9):.2f} |"
-        )
+        for same, word in ((True, "the same method"), (False, "another method")):
+            by_law = np.exp(pair_errors(table, model, same))
+            copied = np.exp(copied_errors(table, model, same))
+            lines.append(
+                f"| {model} | {word} | {len(by_law)} "
+                f"| {np.median(by_law):.2f} | {np.quantile(by_law, 0.9):.2f} "
+                f"| {np.median(copied):.2f} | {np.quantile(copied, 0.9):.2f} |"
+            )
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(told(scored(read()[0])))

@@ -25,8 +25,9 @@ class Transfer(Record):
     Attributes:
         exponents: Each quantity's exponent, by name.
         methods: Each method's offset in ln η, by name.
-        log_half_width: ln f of the 80% range [η̂/f, η̂·f], from pairs of settings of a model that had no part
-            in the fit.
+        log_half_width: ln f of the 80% range [η̂/f, η̂·f] to another setting of the same method, from pairs of
+            settings of a model that had no part in the fit.
+        log_half_width_method: The same to another method, of the model where it is widest.
         settings: How many settings it was fitted to.
         source: Where it came from.
     """
@@ -34,6 +35,7 @@ class Transfer(Record):
     exponents: dict[str, float]
     methods: dict[str, float]
     log_half_width: float
+    log_half_width_method: float
     settings: int
     source: str
 
@@ -96,7 +98,8 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
     ]
     if near.data != wanted.data:
         notes.append(f"measured on {near.data}, not {wanted.data}: what the data change is not known here")
-    return Rate(best_lr * math.exp(shift), math.exp(law.log_half_width), tuple(notes))
+    width = law.log_half_width if same else law.log_half_width_method
+    return Rate(best_lr * math.exp(shift), math.exp(width), tuple(notes))
 
 
 def _same(name: str, one: Setting, other: Setting) -> bool:
