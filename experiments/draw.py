@@ -10,6 +10,8 @@ from pathlib import Path
 from experiments.cost_curve.figure import cost_figure
 from experiments.lr_bench import evaluate, table
 from experiments.lr_bench.figure import bench_figure
+from experiments.paper.figure import paper_figure
+from experiments.paper.findings import groups
 from experiments.peers.figure import peers_figure
 from experiments.peers.summary import read_rows
 from hessian_lr.figure_style import save
@@ -38,6 +40,8 @@ def main() -> None:
         figure = bench_figure(evaluate.scored(table.read()[0]), read_json(rows_of_laws)["rows"])
         for file in save(figure, FIGURES / "lr_bench.svg"):
             print(file.relative_to(HERE.parent))
+    for file in save(paper_figure(groups(*table.read())), FIGURES / "paper.svg"):
+        print(file.relative_to(HERE.parent))
     points = HERE / "cost_curve" / "results.json"
     if points.exists():
         for figure in cost_figure(read_json(points)["points"], FIGURES / "cost_curve.svg", quick=False):
