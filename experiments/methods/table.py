@@ -51,7 +51,9 @@ def _cells(row: dict[str, Any], lrs: list[float], reasons: list[str]) -> list[st
     if row["losses"] is None:
         return [*cells, f"no {_footnote(row['refused'], reasons)}"]
     loss, lr = min((loss, lr) for loss, lr in zip(row["losses"], lrs, strict=True) if loss is not None)
-    return [*cells, f"{lr:.0e}, {row['initial_loss']:.3f} → {loss:.3f}"]
+    diverged = sum(loss is None for loss in row["losses"])
+    tail = f" ({diverged} diverged)" if diverged else ""
+    return [*cells, f"{lr:.0e}, {row['initial_loss']:.3f} → {loss:.3f}{tail}"]
 
 
 def _distance(logits: float) -> str:
