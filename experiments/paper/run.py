@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hessian_lr.records import read_json, write_bytes, write_json
-from hessian_lr.score import Alignment
 
 from ..lr_bench.table import read
 from .findings import (
@@ -20,6 +19,7 @@ from .findings import (
 )
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
 
 
@@ -49,7 +49,11 @@ def found() -> dict[str, Any]:
 
 
 def tables(told: dict[str, Any]) -> str:
-    """The four tables of the README."""
+    """The four tables of the README.
+
+    Args:
+        told: What ``found`` gives, as ``results.json`` holds it.
+    """
     return "\n".join([_distinct(told), _gaps(told), _exponents(told), _alignments(told)])
 
 
@@ -127,18 +131,17 @@ def _alignments(told: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _slope(one: Alignment) -> str:
-    if one.slope is None:
-        return f"({one.points})"
-    return f"{one.slope:+.2f} ({one.slope_low:+.2f} … {one.slope_high:+.2f}; {one.points})"
+def _slope(one: dict[str, Any]) -> str:
+    if one["slope"] is None:
+        return f"({one['points']})"
+    return f"{one['slope']:+.2f} ({one['slope_low']:+.2f} … {one['slope_high']:+.2f}; {one['points']})"
 
 
 def main() -> None:
-    told = found()
-    write_json(HERE / "results.json", told)
+    write_json(RESULTS, found())
     readme = HERE / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-    text = tables(told)
+    text = tables(read_json(RESULTS))
     write_bytes(readme, (before + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1]).encode())
     print(text)
 
