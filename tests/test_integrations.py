@@ -194,7 +194,7 @@ def test_sharpness_is_followed_through_the_reporters(rows, tmp_path):
     # Followed values come from below; the vector turns between updates.
     for key, matrix in (("sharpness", hessian), ("sharpness_preconditioned", scaled)):
         truth = float(torch.linalg.eigvalsh(matrix)[-1])
-        assert 0.7 * truth < logs[-1][key] <= truth * (1 + 1e-3)
+        assert 0.5 * truth < logs[-1][key] <= truth * (1 + 1e-3)
     assert logs[-1]["sharpness_times_lr"] == 0  # the cosine has ended
     lr = entries(made, "learning_rate")[4]["learning_rate"]  # of the step after the fourth
     assert logs[1]["sharpness_times_lr"] == pytest.approx(logs[1]["sharpness_preconditioned"] * lr)
@@ -320,7 +320,7 @@ def test_wrong_arguments_and_sharded_models_are_refused():
     with pytest.raises(RequestError, match="track_every must be at least 1 step, or None, not 0"):
         PredictedLearningRate(SimpleNamespace(), track_every=0)
     sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
-    with pytest.raises(RequestError, match=r"sharded \(FSDP or DeepSpeed\).*on one device first"):
+    with pytest.raises(RequestError, match=r"sharded \(FSDP or DeepSpeed\).*predict on one first"):
         PredictedLearningRate(sharded).on_train_begin(None, None, None)
 
 

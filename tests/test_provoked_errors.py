@@ -91,7 +91,7 @@ def test_out_of_memory_tells_the_options_with_figures(work, dtype):
     found = work(2, dtype)
     (said,) = found.notes
     assert found.status == "failed"
-    assert said.startswith("out of memory on cpu (") and " GB free) at " in said and " tokens" in said
+    assert "out of memory on cpu (" in said and " GB free) at " in said and " tokens" in said
     assert "What helps: shorter rows (--max-length" in said
     assert ("--dtype bfloat16 (about half)" in said) == (dtype is torch.float32)
     assert "Tried to allocate" not in said
@@ -119,7 +119,7 @@ def unlabelled():
 )
 def test_batches_without_a_label_name_rows_and_field(work):
     with pytest.raises(
-        RequestError, match=r"labelled: the field 'labels' is -100 throughout their (16|4) rows"
+        RequestError, match=r"labelled: the field 'labels' is -100 throughout their (16|8) rows"
     ):
         work()
 

@@ -18,7 +18,7 @@ from hessian_lr.predict.fit import conformal
 
 from .evaluate import scored
 from .held_out import fit, left_out, usable
-from .laws import AFTER, LAWS, Law
+from .laws import LAWS, Law
 from .table import read
 from .transfer import transfer_law
 
@@ -34,7 +34,6 @@ COMPOSED = {
     "stability_over_sharpness": {"lr_stability": 1.0, "lr_sharpness": -1.0},
     "critical_over_sharpness": {"lr_critical_start": 1.0, "lr_sharpness": -1.0},
 }
-COLUMNS = {"lr_stability": AFTER + "lr_stability"}
 REFERENCES = {"batch_size": 4.0, "steps": 60.0}
 # How far a user's own model may lie from these, in ln η: the spread of the models' mean errors, rounded up.
 SCALE_SPREAD = 0.3
@@ -55,7 +54,6 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
         for name, power in COMPOSED.get(term, {term: 1.0}).items():
             exponents[name] = exponents.get(name, 0.0) + power * float(weight)
     references = {name: value for name, value in REFERENCES.items() if name in exponents}
-    columns = [(name, COLUMNS.get(name, name)) for name in exponents]
     errors = {}
     for kind in ("method", "model"):
         predicted = left_out(law, rows, rows[kind])
@@ -76,7 +74,8 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
         | {"log_half_width": "80% quantile of those errors, likewise"},
         spreads={"scale": SCALE_SPREAD},
         log_half_width=max(half.values()),
-        domain={name: [float(rows[column].min()), float(rows[column].max())] for name, column in columns},
+        # Not of the learning rates: where they lie depends on the parameters' units.
+        domain={name: [float(rows[name].min()), float(rows[name].max())] for name in references},
     )
     # The table's law has no references: η = e^c · Π quantity^w.
     scale = weights[0] + sum(exponents[name] * np.log(value) for name, value in references.items())

@@ -193,10 +193,14 @@ def _by_both(request: _Request, constants: Calibration) -> Prediction:
     adam, start = None, None
     try:
         start = _start(request)
+    except RequestError:
+        raise
     except HessianLRError as error:
         failures.append(f"λ at initialization: {error}")
     try:
         adam = _adam(request)
+    except RequestError:
+        raise
     except HessianLRError as error:
         failures.append(f"sharpness in Adam's geometry: {error}")
     if adam is None and start is None:
