@@ -46,7 +46,7 @@ class Row:
         joint: λ over all adapter parameters, and ``joint_upper`` its 95% upper end.
         modules: How many modules were measured, of which ``modules_converged``.
         module_least: Smallest λ of a module by itself; ``module_most`` the largest.
-        predicted: Learning rate, lower and upper end.
+        predicted: Learning rate, lower and upper end, by the constants of version ``calibration``.
         initial_loss: Held-out loss before training.
         losses: Held-out loss after a run at each of ``LRS``; None where it diverged.
         notes: The prediction's.
@@ -66,6 +66,7 @@ class Row:
     module_most: float | None = None
     predicted: tuple[float, float, float] | None = None
     predicted_status: str | None = None
+    calibration: str | None = None
     initial_loss: float | None = None
     losses: tuple[float | None, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -107,6 +108,7 @@ def _measure(row: Row, setting: Setting, loaded: LoadedModel, ready: Prepared) -
         optimizer=method_of(setting).optimizer,
     )
     row.predicted_status, row.notes = prediction.status, prediction.notes
+    row.calibration = prediction.calibration
     if prediction.lr is not None and prediction.lr_low is not None and prediction.lr_high is not None:
         row.predicted = (prediction.lr, prediction.lr_low, prediction.lr_high)
 
