@@ -36,7 +36,7 @@ def _example(arguments: str) -> str:
     return f"\b\nExample:\n  {NAME} {arguments}"
 
 
-app = typer.Typer(name=NAME, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(name=NAME, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)

@@ -110,6 +110,20 @@ def test_the_eigenvalue_predictor_reports_what_spectrum_measures(capsys, options
         assert row[name] == curvature[name] is not None
 
 
+@pytest.mark.parametrize(
+    ("line", "word", "completed"), [("pre", 1, "predict"), ("predict --meth", 2, "--method")]
+)
+def test_a_shell_completes_commands_and_options(line, word, completed):
+    asked = {
+        "_HESSIAN_LR_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"hessian-lr {line}",
+        "COMP_CWORD": str(word),
+    }
+    command = [sys.executable, "-c", "from hessian_lr.cli import main; main([])"]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [completed]
+
+
 def test_spectrum_brackets_plain_lora_only(capsys, options):
     status, found = run_json(
         capsys, "spectrum", *options, "--bracket", "--rtol", "0.01", "--method", "lora", "--method", "olora"
