@@ -110,9 +110,10 @@ def robust_fit(
     means: NDArray[np.float64],
     spreads: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Coefficients by Huber's loss with Gaussian priors, shape (k,).
+    """Coefficients by Huber's loss, on settings and priors alike, shape (k,).
 
-    Minimises Σ huber((y − design·w) / SCATTER) + Σ ((w − means) / spreads)².
+    Minimises Σ huber((y − design·w) / SCATTER) + Σ huber((w − means) / spreads): a prior is Gaussian within
+    its spread, and gives way beyond where many settings contradict it.
 
     Args:
         design: Shape (settings, k).
@@ -124,7 +125,6 @@ def robust_fit(
     def residuals(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([(y - design @ weights) / SCATTER, (weights - means) / spreads])
 
-    # The prior's residuals pass through the same loss; they stay in its quadratic part.
     return np.asarray(least_squares(residuals, means, loss="huber", f_scale=1.0).x)
 
 
