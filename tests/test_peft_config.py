@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from tiny_models import adapted, base_model
 from tiny_text import byte_tokenizer, tiny_llama
 
@@ -164,7 +165,10 @@ def test_pickles_are_not_opened(tmp_path, monkeypatch):
     trained(tmp_path / "a")
     (tmp_path / "a" / "adapter_model.bin").write_bytes(b"not a pickle at all")
     monkeypatch.setattr("torch.load", lambda *a, **k: pytest.fail("a pickle was read"))
-    methods.build(base_model("llama"), Setting(peft_config=str(tmp_path / "a")))
+    built = methods.build(base_model("llama"), Setting(peft_config=str(tmp_path / "a")))
+    stored = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    held = get_peft_model_state_dict(built)
+    assert stored.keys() == held.keys() and all(torch.equal(held[key], stored[key]) for key in stored)
 
 
 @pytest.fixture(scope="module")
