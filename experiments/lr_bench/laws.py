@@ -13,7 +13,7 @@ import pandas as pd
 
 AFTER = "after_10_0.125_"
 GENTLE = "after_10_0.03125_"
-# Quantities of the setting that any law may take: their prior is no influence.
+# Quantities of the setting that any law may take; a priori they have no influence.
 SETTING = {"steps": (0.0, 0.3), "batch_size": (0.0, 0.3)}
 THEORY = (1.0, 0.0)  # a learning rate of theory's, or a threshold for one
 HALF = (-0.5, 0.0)
@@ -164,15 +164,12 @@ def derived(table: pd.DataFrame) -> pd.DataFrame:
     table["lr_polyak"] = table["loss_start"] / table["gradient_l1"]
     own = np.sqrt(table["loss_start"] / (table["lambda_start"] * table["parameters"]))
     table["lr_sharpness"] = own.fillna(table["lr_sharpness"]) if "lr_sharpness" in table else own
-    for name, base in (
-        ("critical", critical),
-        ("polyak", table["lr_polyak"]),
-        ("sharpness", table["lr_sharpness"]),
-    ):
-        table[f"stability_over_{name}"] = stability / base
-        table[f"critical_over_{name}"] = critical / base
-        table[f"polyak_over_{name}"] = table["lr_polyak"] / base
-        table[f"root_over_{name}"] = table["lambda_ratio"] ** -0.5 / base
+    table["root_over_critical"] = table["lambda_ratio"] ** -0.5 / critical
+    table["stability_over_critical"] = stability / critical
+    table["stability_over_polyak"] = stability / table["lr_polyak"]
+    table["stability_over_sharpness"] = stability / table["lr_sharpness"]
+    table["critical_over_sharpness"] = critical / table["lr_sharpness"]
+    table["polyak_over_sharpness"] = table["lr_polyak"] / table["lr_sharpness"]
     return table
 
 

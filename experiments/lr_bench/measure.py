@@ -67,8 +67,8 @@ def _at_start(prepared: Prepared) -> tuple[Figures, Tensor]:
     gradient = operator.gradient()
     slope, bend = _along(operator, gradient.sign())
     of_b = _lambda_of_b(model, operator)
-    # Of the whole sample: one batch of two rows would make it a matter of luck. After the products,
-    # whose graphs do not outlive a change of the weights.
+    # Of the whole sample: one batch of two rows would make it a matter of luck. After the products, whose
+    # graphs would have to be built anew once the weights have moved.
     critical, forwards = _critical(model, batches, gradient.sign())
     figures: Figures = {
         "loss_start": curvature.loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -24,17 +25,11 @@ def range_test(setting: Setting, loaded: LoadedModel, data: TaskData) -> dict[st
     """Learning rates by the three usual readings of the curve, and the rows trained on."""
     pad_id = loaded.tokenizer.pad_token_id
     start = methods.initial_batches(setting, data.train, pad_id)
-    model = methods.build(_copy(loaded), setting, start)
+    model = methods.build(copy.deepcopy(loaded.model), setting, start)
     needed = data.train[: STEPS * setting.batch_size]
     batches = make_batches(needed, setting.batch_size, pad_id)
     rates, losses = _run(model, batches)
     return {**_readings(rates, losses), "range_test_cost": float(len(rates) * setting.batch_size)}
-
-
-def _copy(loaded: LoadedModel) -> Any:
-    import copy
-
-    return copy.deepcopy(loaded.model)
 
 
 def _run(model: Any, batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:

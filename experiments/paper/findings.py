@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from experiments.lr_bench.evaluate import curves
 from hessian_lr.score import Alignment, align, score
-from hessian_lr.setting import Setting
-from hessian_lr.sweep import RunResult, Sweep
+from hessian_lr.sweep import Sweep
 
 # What two methods must share to be compared.
 SHARED = ["model", "data", "rank", "alpha", "target_modules", "batch_size", "steps", "max_length"]
@@ -65,7 +65,8 @@ def groups(settings: pd.DataFrame, runs: pd.DataFrame) -> list[Group]:
         usable = rows[~rows["censored"] & rows["best_lr"].notna()].sort_values("best_lr")
         if usable["method"].nunique() < LEAST_METHODS:
             continue
-        sweeps = {row.method: _sweep(runs, row.key) for row in usable.itertuples()}
+        by_key = curves(runs, usable)
+        sweeps = {row.method: by_key[row.key] for row in usable.itertuples()}
         first = usable.iloc[0]
         initial = np.mean([run.initial_loss for sweep in sweeps.values() for run in sweep.runs])
         found.append(
@@ -78,25 +79,6 @@ def groups(settings: pd.DataFrame, runs: pd.DataFrame) -> list[Group]:
             )
         )
     return sorted(found, key=lambda group: -len(group.settings))
-
-
-def _sweep(runs: pd.DataFrame, key: str) -> Sweep:
-    mine = runs[(runs["key"] == key) & (runs["kind"] == "sweep")].sort_values(["lr", "seed"])
-    results = tuple(
-        RunResult(
-            key="",
-            setting=Setting(seed=int(run.seed)),
-            lr=float(run.lr),
-            initial_loss=float(run.initial_loss),
-            final_loss=None if pd.isna(run.final_loss) else float(run.final_loss),
-            steps=int(run.steps),
-            diverged=bool(run.diverged),
-            seconds=float(run.seconds),
-            train_tokens=0,
-        )
-        for run in mine.itertuples()
-    )
-    return Sweep(Setting(), results, False)
 
 
 def distinct(group: Group, published: dict[str, float]) -> dict[str, Any]:
