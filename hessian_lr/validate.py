@@ -16,8 +16,8 @@ from .figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figur
 from .methods import method_of
 from .models import LoadedModel
 from .predict import PREDICTORS, Calibration, Prediction, predict_learning_rate
+from .predict.predictor import quantities
 from .predict.rate import Quantities, rate
-from .predict.start import lr_sharpness
 from .prepare import prepare, split_rows
 from .progress import Progress
 from .records import digest, read_json, write_json
@@ -163,16 +163,14 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
         del prepared
         gc.collect()  # the sweep needs the room of this copy of the model
     *_, rows_notes = split_rows(setting, job.data.train)
-    adam = prediction.adam
-    quantities = Quantities(
+    known = quantities(
+        prediction.adam,
+        prediction.curvature,
+        optimizer is not None,
         batch_size=setting.batch_size,
         steps=setting.steps,
-        lr_stability=adam.lr_stability if adam else None,
-        lr_critical_start=adam.lr_critical_start if adam else None,
-        lr_sharpness=lr_sharpness(prediction.curvature) if prediction.curvature and not optimizer else None,
-        slack=adam.stability_slack if adam else 1.0,
     )
-    return Measured(prediction, quantities, (*rows_notes, *notes))
+    return Measured(prediction, known, (*rows_notes, *notes))
 
 
 def _read(path: Path, identity: list[Any], notes: list[str]) -> Prediction | None:

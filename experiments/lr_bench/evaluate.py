@@ -141,7 +141,7 @@ def evaluate(table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
             continue
         for kind in ("method", "model"):
             predicted = left_out(law, table, table[kind])
-            half = widths(predicted, table, table[kind])
+            half = widths(law, table, table[kind])
             errors = np.exp(np.abs(np.log(predicted / table["best_lr"])))
             covered = (errors <= half)[predicted.notna()]
             share = cost(law, table)

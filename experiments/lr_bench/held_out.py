@@ -43,16 +43,16 @@ def left_out(law: Law, table: pd.DataFrame, groups: pd.Series) -> pd.Series:
     return out
 
 
-def widths(predicted: pd.Series, table: pd.DataFrame, groups: pd.Series) -> pd.Series:
+def widths(law: Law, table: pd.DataFrame, groups: pd.Series) -> pd.Series:
     """Half-width f of each row's 80% interval [η̂/f, η̂·f], from the other groups' held-out errors.
 
-    No error of the row's own group takes part in its width.
+    No answer of the row's own group takes part in its width: those errors are of fits without both groups.
     """
-    errors = np.abs(np.log(predicted / table["best_lr"]))
     out = pd.Series(np.nan, index=table.index)
     for group in groups.unique():
-        others = errors[(groups != group) & errors.notna()].to_numpy()
-        out[groups == group] = np.exp(conformal(others))
+        others = table[groups != group]
+        errors = np.abs(np.log(left_out(law, others, groups[groups != group]) / others["best_lr"]))
+        out[groups == group] = np.exp(conformal(errors.dropna().to_numpy()))
     return out
 
 

@@ -258,19 +258,8 @@ def _told(
     """The prediction that the measurements make, with their cost."""
     measured: list[AdamSharpness | Curvature] = [one for one in (start, adam) if one]
     own = request.optimizer is not adamw
-    found = rate(
-        predictor,
-        constants,
-        Quantities(
-            batch_size=request.batch_size,
-            steps=request.steps,
-            lr_stability=adam.lr_stability if adam else None,
-            lr_critical_start=adam.lr_critical_start if adam else None,
-            # λ knows nothing of an optimizer of the method's own.
-            lr_sharpness=lr_sharpness(start) if start and not own else None,
-            slack=adam.stability_slack if adam else 1.0,
-        ),
-    )
+    known = quantities(adam, start, own, batch_size=request.batch_size, steps=request.steps)
+    found = rate(predictor, constants, known)
     if found is None:
         raise HessianLRError("; ".join(failures) or "nothing was measured that a learning rate follows from")
     lr, low, high = found.ends
@@ -291,6 +280,21 @@ def _told(
         seconds=sum(one.seconds for one in measured),
         peak_rss_bytes=peak_rss_bytes(),
         notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def quantities(
+    adam: AdamSharpness | None, start: Curvature | None, own: bool, *, batch_size: int, steps: int
+) -> Quantities:
+    """What laws take from the two measurements; ``own``: the method has an optimizer of its own."""
+    return Quantities(
+        batch_size=batch_size,
+        steps=steps,
+        lr_stability=adam.lr_stability if adam else None,
+        lr_critical_start=adam.lr_critical_start if adam else None,
+        # λ knows nothing of another optimizer than AdamW.
+        lr_sharpness=lr_sharpness(start) if start and not own else None,
+        slack=adam.stability_slack if adam else 1.0,
     )
 
 
