@@ -24,27 +24,28 @@ def rows() -> TaskRows:
     other one's description or code has half its words in common with it: a held-out loss tells
     whether the adapter learned to write functions, not whether it has seen this one.
     """
-    problems = _problems()
-    described = [_words(row.prompt) for row in problems]
-    coded = [_words(row.response) for row in problems]
+    found = problems()
+    described = [words(row.prompt) for row in found]
+    coded = [words(row.response) for row in found]
 
     def alone(index: int) -> bool:
         return not any(
-            other != index and max(_alike(described, index, other), _alike(coded, index, other)) >= ALIKE
-            for other in range(len(problems))
+            other != index and alike(texts[index], texts[other]) >= ALIKE
+            for texts in (described, coded)
+            for other in range(len(found))
         )
 
     held: set[int] = set()
-    for index in sorted(range(len(problems)), key=lambda i: hash_of(problems[i].prompt)):
+    for index in sorted(range(len(found)), key=lambda i: hash_of(found[i].prompt)):
         if len(held) == HELDOUT_ROWS:
             break
         if alone(index):
             held.add(index)
-    train = [row for index, row in enumerate(problems) if index not in held]
-    return as_task(train[:TRAIN_ROWS], [problems[index] for index in sorted(held)])
+    train = [row for index, row in enumerate(found) if index not in held]
+    return as_task(train[:TRAIN_ROWS], [found[index] for index in sorted(held)])
 
 
-def _problems() -> list[Row]:
+def problems() -> list[Row]:
     """The problems that are short enough, each once, numbered in the order of the files."""
     from reasoning_gym.data import get_data_file_path
 
@@ -69,9 +70,11 @@ def _problems() -> list[Row]:
     return list(found.values())
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a description or of code, without regard to case, order or number."""
     return frozenset(re.findall(r"\w+", text.lower()))
 
 
-def _alike(words: list[frozenset[str]], first: int, second: int) -> float:
-    return len(words[first] & words[second]) / max(1, len(words[first] | words[second]))
+def alike(first: frozenset[str], second: frozenset[str]) -> float:
+    """Share of words in common (Jaccard)."""
+    return len(first & second) / max(1, len(first | second))
