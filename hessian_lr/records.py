@@ -6,16 +6,19 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import tempfile
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from .errors import HessianLRError, RequestError
+from .atomic import write_bytes
+from .errors import RequestError
+
+__all__ = ["Record", "digest", "dump_json", "read_json", "write_bytes", "write_json", "write_sealed"]
 
 R = TypeVar("R", bound="Record")
+# The member of a file's JSON that holds the digest of all others.
+_SEAL = "sha256"
 
 
 class Record:
@@ -76,48 +79,34 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, dump_json(value).encode())
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file atomically: a temporary file beside it, flushed to disk, then renamed.
-
-    Raises:
-        HessianLRError: the folder cannot be written, or the disk is full.
-    """
-    path = Path(path)
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-            temporary = handle.name
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise HessianLRError(f"cannot write {path}: {error.strerror or error}") from error
+def write_sealed(path: str | Path, values: dict[str, Any]) -> None:
+    """Write an object that is read back later, with a checksum that ``read_json`` holds it against."""
+    plain = _plain(values)
+    write_json(path, {**plain, _SEAL: digest(plain, 64)})
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file.
+    """Parse a JSON file; where it was sealed, its checksum is tested and taken out.
 
     Raises:
-        RequestError: the file is missing, unreadable, or not JSON.
+        RequestError: the file is missing, unreadable, not JSON, or not as it was sealed.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
+    if isinstance(value, dict) and (seal := value.pop(_SEAL, None)) is not None and seal != digest(value, 64):
+        raise RequestError(
+            f"{path} is not as it was written: its checksum does not fit; delete it or restore it (or, where "
+            f"it was changed on purpose, take {_SEAL!r} out of it)"
+        )
+    return value
 
 
-def _umask() -> int:
-    # The process's umask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
 
 
 def _plain(value: Any) -> Any:

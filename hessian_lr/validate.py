@@ -20,7 +20,7 @@ from .predict.predictor import quantities
 from .predict.rate import Quantities, rate
 from .prepare import prepare, split_rows
 from .progress import Progress
-from .records import digest, read_json, write_json
+from .records import digest, read_json, write_sealed
 from .score import Score, score
 from .setting import Setting
 from .sweep import Sweep, sweep
@@ -121,7 +121,7 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
             model_fingerprint=job.loaded.fingerprint,
             notes=list(job.data.notes),
         )
-        write_json(job.out / results.VALIDATE_FILE, document)
+        write_sealed(job.out / results.VALIDATE_FILE, document)
     _draw(drawn, job.out)
     return document
 
@@ -159,7 +159,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
             report=progress.report,
         )
         if prediction.status != "failed":
-            write_json(path, {"schema": 1, "identity": identity, "prediction": prediction})
+            write_sealed(path, {"schema": 1, "identity": identity, "prediction": prediction})
         del prepared
         gc.collect()  # the sweep needs the room of this copy of the model
     *_, rows_notes = split_rows(setting, job.data.train)

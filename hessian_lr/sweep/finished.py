@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import HessianLRError, RequestError
+from ..records import write_sealed
 from ..setting import Setting
 from .run import RunResult, run_key
 
@@ -51,7 +52,7 @@ class Finished:
         Raises:
             HessianLRError: the folder cannot be written.
         """
-        run.write(self.folder / f"{run.key}.json")
+        write_sealed(self.folder / f"{run.key}.json", run.to_dict())
         self._read[run.key] = run
 
     def _note(self, text: str) -> None:
