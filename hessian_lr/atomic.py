@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import HessianLRError
@@ -17,7 +18,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EACCES, errno.EBADF}
 
 
-def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
+def write_bytes(path: str | Path, *parts: bytes | memoryview) -> None:
     """Write a file atomically: a temporary file beside it, flushed to disk, then renamed.
 
     At every moment ``path`` holds all of one writer's content, or what was there before. Any number of
@@ -34,20 +35,20 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
     target = Path(os.path.realpath(path))
     try:
         if os.path.lexists(target) and not target.is_file() and not target.is_dir():
-            target.write_bytes(content)
+            target.write_bytes(b"".join(parts))
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
-        _replace(target, content)
+        _replace(target, parts)
     except OSError as error:
-        raise HessianLRError(_told(path, target, len(content), error)) from error
+        raise HessianLRError(_told(path, target, sum(map(len, parts)), error)) from error
 
 
-def _replace(target: Path, content: bytes | memoryview) -> None:
+def _replace(target: Path, parts: Iterable[bytes | memoryview]) -> None:
     temporary, handle = _begin(target)
     try:
         with open(handle, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(handle)
             # Its lock is held until it has the name under which nobody removes it.

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from .checkpoints import Checkpoints
 from .curvature.loss import Batch
 from .errors import RequestError
 from .measure import Curvature, sharpness
@@ -27,6 +28,7 @@ def grown_sharpness(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Curvature:
     """λ on a sample that doubles until its sampling error is at most rtol·λ, or the rows run out.
 
@@ -38,7 +40,7 @@ def grown_sharpness(
         model: As for ``sharpness``.
         rows: The rows there are, one batch each, in random order; the first 8 are the first sample.
         rtol: The relative error aimed at, numerical and sampling.
-        max_products, algorithm, operator, dtype, seed, progress: As for ``sharpness``.
+        max_products, algorithm, operator, dtype, seed, progress, checkpoints: As for ``sharpness``.
 
     Returns:
         The last round's ``Curvature``, with the cost of all of them, in gradients over its sample.
@@ -63,6 +65,7 @@ def grown_sharpness(
             dtype=dtype,
             seed=seed,
             progress=progress,
+            checkpoints=checkpoints,
         )
         spent += found.gradient_equivalents * found.tokens
         matvecs, seconds = matvecs + found.matvecs, seconds + found.seconds

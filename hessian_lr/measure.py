@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import Checkpoints
 from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, trainable
 from .curvature.operator import HessianOperator
@@ -110,6 +111,7 @@ def sharpness(
     memory_budget: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Curvature:
     """The largest eigenvalue of the loss Hessian over the model's trainable parameters.
 
@@ -132,6 +134,7 @@ def sharpness(
         memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide here).
         seed: Seed of the random start vector.
         progress: Called after each product with (products, max_products, θ, ρ).
+        checkpoints: Where Lanczos's state is kept, so that the same call goes on after a kill.
 
     Returns:
         A ``Curvature``. A failure of the work (a non-finite loss, no memory) is a result with
@@ -154,13 +157,16 @@ def sharpness(
     rounding, unseen, unseen_error = None, None, None
 
     def search(on: HessianOperator) -> Eigenvalue:
+        # A little tighter than asked, so that the residual measured afresh still meets rtol.
+        asked: dict[str, Any] = {"rtol": 0.8 * rtol, "max_products": max_products, "seed": seed}
+        kept: dict[str, Any] = {}
+        if checkpoints is not None and algorithm == "lanczos":
+            kept["checkpoint"] = checkpoints.of(on, stage="start", **asked)
         return ALGORITHMS[algorithm](
             on.matvec,
             on.size,
-            # A little tighter than asked, so that the residual measured afresh still meets rtol.
-            rtol=0.8 * rtol,
-            max_products=max_products,
-            seed=seed,
+            **asked,
+            **kept,
             device=on.device,
             dtype=torch.float64 if on.parameters[0].dtype is torch.float64 else torch.float32,
             progress=progress,

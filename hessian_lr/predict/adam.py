@@ -12,10 +12,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import Checkpoints
 from ..curvature.adam import Geometry, geometry, stability_threshold
 from ..curvature.loss import Batch, count_tokens
 from ..curvature.operator import HessianOperator, flatten, unflatten
@@ -90,6 +92,7 @@ def adam_sharpness(
     seed: int = 0,
     optimizer: MakeOptimizer = adamw,
     report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> AdamSharpness:
     """Warm up, measure λ_P, the directional step and the critical learning rate, and put all back.
 
@@ -102,6 +105,7 @@ def adam_sharpness(
             enough here: the eigenvalue's error is ρ²/δ with δ the gap to the rest of the spectrum.
         optimizer: The run's optimizer, if it is not AdamW with one learning rate.
         report: Called with (stage, done, total, detail).
+        checkpoints: Where Lanczos's state is kept. The warm-up, which is short, is made again.
 
     Raises:
         HessianLRError: no learning rate leads downhill from the start, or a value is not finite.
@@ -137,7 +141,7 @@ def adam_sharpness(
                 trouble = None if bend > 0 else "the loss bends down along Adam's step, as at B = 0"
                 last = attempt == ATTEMPTS
                 if trouble is None or last:
-                    found = _preconditioned(operator, metric, rtol, max_products, seed, tell)
+                    found = _preconditioned(operator, metric, rtol, max_products, seed, tell, checkpoints)
                     scatter = sampling_error(operator.batch_forms, operator.weights)
                     trouble = trouble or _decided_by_epsilon(found, metric)
                 work += operator.cost.gradient_equivalents * operator.tokens
@@ -214,7 +218,13 @@ def _along(operator: HessianOperator, direction: Tensor) -> tuple[float, float]:
 
 
 def _preconditioned(
-    operator: HessianOperator, metric: Geometry, rtol: float, max_products: int, seed: int, tell: Report
+    operator: HessianOperator,
+    metric: Geometry,
+    rtol: float,
+    max_products: int,
+    seed: int,
+    tell: Report,
+    checkpoints: Checkpoints | None,
 ) -> Eigenvalue:
     preconditioned = metric.precondition(operator)
 
@@ -223,15 +233,18 @@ def _preconditioned(
             "preconditioned Lanczos", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
         )
 
+    asked: dict[str, Any] = {"rtol": 0.8 * rtol, "max_products": max_products, "seed": seed}
     found = lanczos(
         preconditioned.matvec,
         operator.size,
-        rtol=0.8 * rtol,
-        max_products=max_products,
-        seed=seed,
+        **asked,
         device=operator.device,
         dtype=operator.parameters[0].dtype,
         progress=show,
+        # Adam's step tells P and the moments apart, as the weights tell the warm-up.
+        checkpoint=None
+        if checkpoints is None
+        else checkpoints.of(operator, metric.direction, stage="adam", **asked),
     )
     return verified(found, preconditioned, rtol)
 

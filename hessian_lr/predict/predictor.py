@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoints import Checkpoints
 from ..curvature.loss import Batch
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..measure import Curvature, peak_rss_bytes
@@ -87,6 +88,7 @@ def predict_learning_rate(
     fast: bool = False,
     optimizer: MakeOptimizer | None = None,
     report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Prediction:
     """Predict the learning rate of a fine-tuning run of ``model`` on data like ``batches``.
 
@@ -112,6 +114,8 @@ def predict_learning_rate(
         optimizer: The run's optimizer where it is not plain AdamW: ``optimizer(model, lr, betas=…, eps=…)``
             makes it for a learning rate ``lr``, which is what is predicted (``adam`` only).
         report: Called with (stage, done, total, detail).
+        checkpoints: Where the state of the measurements is kept, so that the same call goes on after a
+            kill (not with ``fast``).
 
     Returns:
         A ``Prediction``; a failure of the work is one with status ``"failed"``, its reason in ``notes``.
@@ -148,6 +152,7 @@ def predict_learning_rate(
         fast=fast,
         optimizer=optimizer or adamw,
         report=report,
+        checkpoints=checkpoints,
     )
     try:
         prediction = PREDICTORS[predictor](request, constants)
@@ -172,6 +177,7 @@ class _Request:
     fast: bool
     optimizer: MakeOptimizer
     report: Report | None
+    checkpoints: Checkpoints | None
 
 
 def _by_adam(request: _Request, constants: Calibration) -> Prediction:
@@ -218,6 +224,7 @@ def _adam(request: _Request) -> AdamSharpness:
         seed=request.seed,
         optimizer=request.optimizer,
         report=request.report,
+        checkpoints=request.checkpoints,
     )
     if measured.lambda_preconditioned <= 0:
         raise HessianLRError("no direction of positive curvature after the warm-up: λ_P says nothing here")
@@ -225,14 +232,16 @@ def _adam(request: _Request) -> AdamSharpness:
 
 
 def _start(request: _Request) -> Curvature:
-    start = (by_closed_form if request.fast else by_lanczos)(
-        request.model,
-        request.batches,
-        dtype=request.dtype,
-        memory_budget=request.memory_budget,
-        seed=request.seed,
-        progress=_shown(request.report, "closed form" if request.fast else "Lanczos"),
-    )
+    common: dict[str, Any] = {
+        "dtype": request.dtype,
+        "memory_budget": request.memory_budget,
+        "seed": request.seed,
+        "progress": _shown(request.report, "closed form" if request.fast else "Lanczos"),
+    }
+    if request.fast:
+        start = by_closed_form(request.model, request.batches, **common)
+    else:
+        start = by_lanczos(request.model, request.batches, checkpoints=request.checkpoints, **common)
     if lr_sharpness(start) is None:
         raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
     return start

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..checkpoints import Checkpoints
 from ..curvature.closed_form import FAST_PRODUCTS, closed_form
 from ..curvature.loss import Batch, trainable
 from ..errors import HessianLRError
@@ -36,6 +37,7 @@ def by_lanczos(
     memory_budget: int | None,
     seed: int,
     progress: Progress | None,
+    checkpoints: Checkpoints | None,
 ) -> Curvature:
     """λ by Lanczos on the Hessian's products.
 
@@ -43,7 +45,13 @@ def by_lanczos(
         HessianLRError: the measurement failed; its reason is the message.
     """
     curvature = sharpness(
-        model, batches, dtype=dtype, memory_budget=memory_budget, seed=seed, progress=progress
+        model,
+        batches,
+        dtype=dtype,
+        memory_budget=memory_budget,
+        seed=seed,
+        progress=progress,
+        checkpoints=checkpoints,
     )
     if curvature.lambda_max is None:
         raise HessianLRError("; ".join(curvature.notes))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import RequestError
 from .basis import Basis
 from .certificate import CONFIDENCE, hidden_probability, upper_bound
+from .checkpoint import Checkpoint
 
 Matvec = Callable[[Tensor], Tensor]
 Status = Literal["converged", "budget"]
@@ -77,11 +78,13 @@ class Tridiagonal:
         alphas: Its diagonal, m numbers.
         betas: Its off-diagonal, and last the length of what H·q_m has outside the basis.
         exhausted: The Krylov space is invariant: T's eigenvalues are H's, up to rounding.
+        following: q_{m+1}, shape (n,), from which the next step starts; None where there is none.
     """
 
     alphas: list[float] = field(default_factory=list)
     betas: list[float] = field(default_factory=list)
     exhausted: bool = False
+    following: Tensor | None = None
 
     def eigh(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ritz values in ascending order, shape (m,), and T's eigenvectors, shape (m, m)."""
@@ -105,6 +108,7 @@ def lanczos(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Eigenvalue:
     """The algebraically largest eigenvalue of a symmetric n × n matrix.
 
@@ -130,6 +134,8 @@ def lanczos(
         device: Where the basis lives.
         dtype: Type of the basis, float32 or float64.
         progress: Called after each step with (products, max_products, θ, ρ).
+        checkpoint: Where the iteration's state is kept, and gone on from; the same call gives the same
+            numbers to the last bit, whether it was interrupted or not.
 
     Raises:
         RequestError: rtol or max_products out of range, or a zero start vector.
@@ -138,7 +144,11 @@ def lanczos(
     basis = Basis(size, device, dtype)
     steps = min(max_products, size)
     converged = False
-    for t in tridiagonalise(matvec, basis, start_vector(size, seed, start, device, dtype)):
+    t = Tridiagonal()
+    vector = None if checkpoint is None else checkpoint.restore(basis, t)
+    if vector is None:
+        vector = start_vector(size, seed, start, device, dtype)
+    for _ in tridiagonalise(matvec, basis, vector, t):
         values, vectors = t.eigh()
         residuals = t.residuals(vectors)
         theta, residual = float(values[-1]), float(residuals[-1])
@@ -152,6 +162,8 @@ def lanczos(
             converged = hidden <= MAX_HIDDEN
         if converged or len(basis) == steps:
             break
+        if checkpoint is not None and t.following is not None:
+            checkpoint.save(basis, t, t.following)
 
     ritz = basis.combine(torch.from_numpy(vectors[:, -1:].copy()).to(device))[0]
     upper: float | None = None
@@ -171,12 +183,14 @@ def lanczos(
     )
 
 
-def tridiagonalise(matvec: Matvec, basis: Basis, vector: Tensor) -> Iterator[Tridiagonal]:
-    """Lanczos steps from a unit vector, one product each, into an empty basis.
+def tridiagonalise(
+    matvec: Matvec, basis: Basis, vector: Tensor, t: Tridiagonal | None = None
+) -> Iterator[Tridiagonal]:
+    """Lanczos steps from a unit vector, one product each, into an empty basis, or on from one and its T.
 
     Yields the same, growing ``Tridiagonal`` after each step, and ends when the space is exhausted.
     """
-    t = Tridiagonal()
+    t = Tridiagonal() if t is None else t
     while True:
         basis.append(vector)
         # A copy: the matrix may hand back the very vector it was given.
@@ -189,10 +203,11 @@ def tridiagonalise(matvec: Matvec, basis: Basis, vector: Tensor) -> Iterator[Tri
         scale = max(abs(values[0]), abs(values[-1]), beta)
         floor = BREAKDOWN * torch.finfo(vector.dtype).eps * scale
         t.exhausted = beta <= floor or len(basis) == len(vector)
+        t.following = None if t.exhausted else (image[0] / beta).to(vector.dtype)
         yield t
-        if t.exhausted:
+        if t.following is None:
             return
-        vector = (image[0] / beta).to(vector.dtype)
+        vector = t.following
 
 
 def error_estimate(residual: float, gap: float) -> float:

@@ -1,0 +1,128 @@
+"""Where a measurement keeps the state of its iterations, and what that state belongs to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .curvature.operator import HessianOperator
+from .errors import RequestError
+from .records import digest, read_json
+from .setting import Setting
+from .spectrum.checkpoint import STATE, Checkpoint
+
+_PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
+
+
+class Checkpoints:
+    """The states of one measurement's iterations, in a folder: one folder each, named by what it belongs to.
+
+    Each is kept until the measurement is done, also after its own iteration has ended.
+
+    Args:
+        folder: Of all of them; other measurements may keep theirs there too.
+        setting: What is measured. Where its model and data lie does not matter: their contents do.
+    """
+
+    def __init__(self, folder: str | Path, setting: Setting) -> None:
+        self.folder = Path(folder)
+        identity = setting.training_identity()
+        for name in ("model", "data", "fields", "max_length", "dtype"):
+            del identity[name]
+        self._setting = {**identity, "samples": setting.samples}
+        self._open: list[Checkpoint] = []
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know: which iterations went on, and which states were not used, and why."""
+        return tuple(dict.fromkeys([*self._notes, *(note for one in self._open for note in one.notes)]))
+
+    def of(self, operator: HessianOperator, *more: Tensor, stage: str, **asked: Any) -> Checkpoint:
+        """The state of one iteration.
+
+        Args:
+            operator: Its products, at the weights where they are taken.
+            more: Tensors beside the weights and the sample that decide the products.
+            stage: Which of the measurement's iterations it is.
+            asked: Its own arguments.
+        """
+        from .models import fingerprint
+
+        identity = {
+            "stage": stage,
+            "setting": self._setting,
+            "model": fingerprint(operator.model),
+            "point": _hash([*operator.parameters, *more]),
+            "sample": _hash([batch[name] for batch in operator.batches for name in sorted(batch)]),
+            "matrix": type(operator).__name__,
+            "dtype": str(operator.dtype),
+            "asked": asked,
+            "versions": {"hessian-lr": __version__, "python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "machine": _machine(operator.device),
+        }
+        folder = self.folder / f"lanczos-{stage}-{digest(identity, 12)}"
+        self._name_foreign(folder, identity)
+        self._open.append(Checkpoint(folder, identity))
+        return self._open[-1]
+
+    def clear(self) -> None:
+        """Remove the states of this measurement, which is done; and their folder, if that leaves it empty."""
+        for one in self._open:
+            one.clear()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _name_foreign(self, own: Path, identity: dict[str, Any]) -> None:
+        """Note states of the same stage and method that belong to something else, and in what they differ."""
+        for path in sorted(self.folder.glob(f"lanczos-{identity['stage']}-*/{STATE}")):
+            if path.parent == own or any(path.parent == one.folder for one in self._open):
+                continue
+            try:
+                other = read_json(path)["identity"]
+                theirs, ours = dict(_flat(other)), dict(_flat(identity))
+            except (RequestError, KeyError, TypeError, AttributeError) as error:
+                self._notes.append(f"{path} was not used: it is damaged ({error})")
+                continue
+            if theirs.get("setting.method") != ours["setting.method"]:
+                continue  # of another row of the same command
+            differing = [name for name in ours if ours[name] != theirs.get(name)]
+            self._notes.append(
+                f"{path.parent} was not used: it is the state of another measurement, which differs in "
+                f"{', '.join(differing)}; delete it unless that is to go on"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _hash(tensors: Sequence[Tensor]) -> str:
+    """Of every byte, and of the shapes and types."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a product depend on beside the software."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    kind = torch.backends.cpu.get_cpu_capability()
+    return {"device": f"{platform.machine()} {kind}", "threads": torch.get_num_threads()}
