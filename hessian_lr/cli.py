@@ -74,9 +74,11 @@ def predict(
             help="From a setting of this model that `validate` swept, without measuring; may be repeated.",
         ),
     ] = None,
+    checkpoint: options.Checkpoint = None,
 ) -> int:
     """Predict a run's learning rate, with a range."""
     from . import results, session, terminal
+    from .checkpoints import Checkpoints
     from .methods import method_of
     from .predict import Prediction, load_calibration, predict_learning_rate
     from .predict.transfer import transfer
@@ -93,6 +95,13 @@ def predict(
             f"--fast is for {' and '.join(BRACKETED)}, whose λ has a closed form; {', '.join(others)} "
             "needs Lanczos: leave --fast out"
         )
+    if checkpoint is not None and (fast or source):
+        raise RequestError(
+            f"--checkpoint keeps the state of Lanczos, which {'--fast' if fast else '--from'} does without: "
+            "leave one of them out"
+        )
+    if checkpoint is not None:
+        options.check_writable(checkpoint, "--checkpoint", folder=True)
     constants = load_calibration(calibration)
     if source:
         measured = results.best_learning_rates(results.read_validated(source))
@@ -105,7 +114,11 @@ def predict(
         ]
         return session.tell(results.document(settings, rows, notes=[]), output, terminal.predict_table)
 
+    # Until the results are written: a kill while another method is measured costs none of them.
+    kept: list[Checkpoints] = []
+
     def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
+        here = None if checkpoint is None else Checkpoints(checkpoint, setting)
         prediction = predict_learning_rate(
             prepared.model,
             prepared.batches,
@@ -119,14 +132,22 @@ def predict(
             fast=fast,
             optimizer=method_of(setting).optimizer,
             report=progress.report,
+            checkpoints=here,
         )
-        return results.prediction_row(setting.method, prediction) | {"fast": fast}
+        row = results.prediction_row(setting.method, prediction) | {"fast": fast}
+        if here is not None:
+            kept.append(here)
+            row["notes"] += here.notes
+        return row
 
     def failed(setting: Setting, reason: str) -> Row:
         prediction = Prediction.failed(predictor, constants.version, reason)
         return results.prediction_row(setting.method, prediction) | {"fast": fast}
 
-    return session.each_method(settings, output, work, failed, terminal.predict_table)
+    status = session.each_method(settings, output, work, failed, terminal.predict_table)
+    for one in kept if status == 0 else ():
+        one.clear()
+    return status
 
 
 @app.command(epilog=_example("spectrum --method lora --bracket --samples 8"))
@@ -149,9 +170,11 @@ def spectrum(
     per_module: Annotated[
         bool, typer.Option("--per-module", help="λ of each adapted module by itself too (takes long).")
     ] = False,
+    checkpoint: options.Checkpoint = None,
 ) -> int:
     """Measure the loss Hessian's largest eigenvalue."""
     from . import results, session, spectra, terminal
+    from .checkpoints import Checkpoints
     from .measure import ALGORITHMS, OPERATORS, Curvature
     from .spectrum.lanczos import check_stopping
 
@@ -160,16 +183,30 @@ def spectrum(
     if operator not in OPERATORS:
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
+    if checkpoint is not None and algorithm != "lanczos":
+        raise RequestError(f"--checkpoint keeps the state of Lanczos, not of {algorithm!r}: leave one out")
+    if checkpoint is not None:
+        options.check_writable(checkpoint, "--checkpoint", folder=True)
     request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
     asked = {"request": dataclasses.asdict(request)}
+    # Until the results are written: a kill while another method is measured costs none of them.
+    kept: list[Checkpoints] = []
 
     def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
-        return spectra.measure(setting, prepared, request, progress) | asked
+        here = None if checkpoint is None else Checkpoints(checkpoint, setting)
+        row = spectra.measure(setting, prepared, request, progress, here) | asked
+        if here is not None:
+            kept.append(here)
+            row["notes"] += here.notes
+        return row
 
     def failed(setting: Setting, reason: str) -> Row:
         return results.spectrum_row(setting.method, Curvature.failed(reason)) | asked
 
-    return session.each_method(settings, output, work, failed, terminal.spectrum_table)
+    status = session.each_method(settings, output, work, failed, terminal.spectrum_table)
+    for one in kept if status == 0 else ():
+        one.clear()
+    return status
 
 
 @app.command(epilog=_example("validate --method lora --method pissa --steps 40 --out runs/two"))

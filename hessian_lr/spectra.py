@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from .checkpoints import Checkpoints
 from .curvature.closed_form import closed_form
+from .distributed import require_shared
 from .errors import HessianLRError
 from .grow import grown_sharpness
 from .measure import OPERATORS, sharpness
@@ -37,8 +39,14 @@ class Request:
     per_module: bool
 
 
-def measure(setting: Setting, prepared: Prepared, request: Request, progress: Progress) -> dict[str, Any]:
-    """A row of the command's results."""
+def measure(
+    setting: Setting,
+    prepared: Prepared,
+    request: Request,
+    progress: Progress,
+    checkpoints: Checkpoints | None = None,
+) -> dict[str, Any]:
+    """A row of the command's results; λ's iteration can go on from ``checkpoints``."""
     model, dtype, seed = prepared.model, prepared.dtype, setting.seed
     common: dict[str, Any] = {
         "rtol": request.rtol,
@@ -48,6 +56,7 @@ def measure(setting: Setting, prepared: Prepared, request: Request, progress: Pr
         "dtype": dtype,
         "seed": seed,
         "progress": progress.lanczos,
+        "checkpoints": checkpoints,
     }
     if setting.samples == AUTO:
         curvature = grown_sharpness(model, prepared.batches, **common)
@@ -108,5 +117,6 @@ def _try(work: Any, what: str, notes: list[str]) -> Any:
     try:
         return work()
     except HessianLRError as error:
+        require_shared(error)
         notes.append(f"no {what}: {error}")
         return None

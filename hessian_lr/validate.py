@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import results
+from .checkpoints import Checkpoints
 from .data import TaskData
 from .errors import HessianLRError, RequestError
 from .figure_style import save
@@ -145,6 +146,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     prediction = _read(path, identity, notes)
     if prediction is None:
         prepared = prepare(setting, job.loaded, job.data)
+        checkpoints = Checkpoints(job.out / "checkpoints", setting)
         prediction = predict_learning_rate(
             prepared.model,
             prepared.batches,
@@ -157,9 +159,12 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
             seed=setting.seed,
             optimizer=optimizer,
             report=progress.report,
+            checkpoints=checkpoints,
         )
+        notes += checkpoints.notes
         if prediction.status != "failed":
             write_sealed(path, {"schema": 1, "identity": identity, "prediction": prediction})
+            checkpoints.clear()
         del prepared
         gc.collect()  # the sweep needs the room of this copy of the model
     *_, rows_notes = split_rows(setting, job.data.train)
