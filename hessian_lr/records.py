@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import types
 import typing
 from pathlib import Path
@@ -92,7 +93,8 @@ def read_json(path: str | Path) -> Any:
         RequestError: the file is missing, unreadable, not JSON, or not as it was sealed.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -107,6 +109,12 @@ def read_json(path: str | Path) -> Any:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"JSON has no {name}")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:20]} is more than a number can be")
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -152,9 +160,19 @@ def _shaped(hint: Any, value: Any) -> Any:
             raise TypeError(f"{value!r} where a list belongs")
         inner = arguments[0] if arguments else Any
         return tuple(_shaped(inner, item) for item in value)
+    if origin is list:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} where a list belongs")
+        return [_shaped(arguments[0], item) for item in value]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f"{value!r} where an object belongs")
+        return {name: _shaped(arguments[1], item) for name, item in value.items()}
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise TypeError("more than a number can be")
         return float(value)
     if hint in (bool, int, float, str) and type(value) is not hint:
         raise TypeError(f"{value!r} where {_called(hint)} belongs")
