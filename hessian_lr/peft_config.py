@@ -11,6 +11,7 @@ from typing import Any
 from .errors import RequestError
 from .records import Record, read_json
 
+MOST = 2**31  # no rank, and no alpha that anyone trains with
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What results call the method of a setting with such an adapter.
 METHOD = "peft-config"
@@ -148,7 +149,7 @@ def _lora(config: Path) -> dict[str, Any]:
         )
     for name in ("r", "lora_alpha"):
         value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < MOST:
             raise RequestError(f"{config} must give {name} as a number, not {value!r}")
     targets = values.get("target_modules")
     if not (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +16,8 @@ OPTIMIZERS = ("adamw",)
 DTYPES = ("auto", "float32", "bfloat16")
 # A sample that grows: by doubling, from the default to at most so many rows.
 AUTO, MOST_SAMPLES = "auto", 64
+# Of a whole number: what random generators take as a seed, and far more than there is room for.
+MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,10 @@ class Setting(Record):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            if value > MOST:
+                raise RequestError(f"{name} must be at most {MOST:,}, not {reprlib.repr(value)}")
         alpha = self.alpha
-        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha <= 0:
+        if not isinstance(alpha, (int, float)) or not 0 < alpha <= sys.float_info.max:
             raise RequestError(f"alpha must be a positive number, not {alpha!r}")
         # 16 and 16.0 are one alpha, and must give one key.
         object.__setattr__(self, "alpha", float(alpha))
