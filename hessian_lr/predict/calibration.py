@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 
 from scipy.stats import t as student_t
 
+from ..errors import RequestError, unknown_name
 from ..records import Record, read_json
-from .transfer import Transfer
+from .transfer import Transfer, check_numbers
 
 COVERAGE = 0.8
 # Beyond the settings a law was fitted to, its exponents are a guess: their uncertainty, as a standard
@@ -46,6 +47,15 @@ class PowerLaw(Record):
     spreads: dict[str, float] = field(default_factory=dict)
     log_half_width: float | None = None
     domain: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ends = [end for pair in self.domain.values() for end in pair]
+        check_numbers(*self.exponents.values(), *self.spreads.values(), self.log_scatter)
+        check_numbers(self.scale, self.settings, *self.references.values(), *ends, positive=True)
+        if self.log_half_width is not None:
+            check_numbers(self.log_half_width)
+        if not all(len(pair) == 2 and pair[0] <= pair[1] for pair in self.domain.values()):
+            raise RequestError("each quantity of a law's domain must have a smallest and a largest value")
 
     def __call__(self, **quantities: float) -> float:
         """η̂ for the given quantities; each named exponent needs its quantity.
@@ -117,6 +127,14 @@ def load_calibration(path: str | Path | None = None) -> Calibration:
         RequestError: the file is missing or is not a calibration.
     """
     if path is not None:
-        return Calibration.read(path)
+        found = Calibration.read(path)
+        # After the class, for the quantities' module takes it as its constants.
+        from .rate import Quantities
+
+        known = [one.name for one in fields(Quantities)]
+        for name in (*found.combined.exponents, *found.adam.exponents, *found.eigenvalue.exponents):
+            if name not in known:
+                raise unknown_name("quantity", name, known)
+        return found
     with resources.as_file(resources.files(__package__) / "calibration.json") as built_in:
         return Calibration.from_dict(read_json(built_in))

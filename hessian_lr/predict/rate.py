@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from ..errors import HessianLRError
 
 if TYPE_CHECKING:
     from .calibration import Calibration
@@ -59,6 +62,15 @@ def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate
         known = {key: getattr(quantities, key) for key in law.exponents}
         if None in known.values():
             continue
+        try:
+            lr, factor = law(**known), law.range_factor(**known) * quantities.slack
+        except OverflowError:
+            lr, factor = math.inf, math.inf
+        if not (0 < lr < math.inf and lr / factor > 0 and lr * factor < math.inf):
+            raise HessianLRError(
+                f"the law {name!r} of calibration {constants.version!r} gives no learning rate here: {lr:g}, "
+                f"within a factor of {factor:g}; are its exponents right?"
+            )
         notes = []
         if name != predictor:
             notes.append(f"predicted by the law {name!r}: the law {predictor!r} lacks a quantity here")
@@ -67,5 +79,5 @@ def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate
                 "outside the settings the constants were fitted to, so the range is wider: "
                 + ", ".join(outside)
             )
-        return Rate(law(**known), law.range_factor(**known) * quantities.slack, tuple(notes))
+        return Rate(lr, factor, tuple(notes))
     return None

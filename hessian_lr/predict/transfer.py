@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import RequestError
+from ..errors import RequestError, unknown_name
 from ..records import Record
 from ..setting import Setting
 from .rate import Rate
@@ -39,6 +39,13 @@ class Transfer(Record):
     settings: int
     source: str
 
+    def __post_init__(self) -> None:
+        check_numbers(*self.exponents.values(), *self.methods.values())
+        check_numbers(self.log_half_width, self.log_half_width_method)
+        for name in self.exponents:
+            if name not in (known := quantities(Setting())):
+                raise unknown_name("quantity", name, known)
+
     def log_rate(self, setting: Setting) -> float:
         """ln η* of a setting, up to what only a measurement on its model tells."""
         known = quantities(setting)
@@ -58,6 +65,18 @@ def quantities(setting: Setting) -> dict[str, float]:
         "batch_size": setting.batch_size,
         "steps": setting.steps,
     }
+
+
+def check_numbers(*values: float | None, positive: bool = False) -> None:
+    """Refuse constants of a file that are no finite numbers.
+
+    Raises:
+        RequestError: names the first.
+    """
+    for value in values:
+        if value is None or not math.isfinite(value) or (positive and value <= 0):
+            wanted = "a positive" if positive else "a finite"
+            raise RequestError(f"a constant is {value}; expected {wanted} number")
 
 
 def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: Setting) -> Rate:
@@ -99,7 +118,10 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
     if near.data != wanted.data:
         notes.append(f"measured on {near.data}, not {wanted.data}: what the data change is not known here")
     width = law.log_half_width if same else law.log_half_width_method
-    return Rate(best_lr * math.exp(shift), math.exp(width), tuple(notes))
+    try:
+        return Rate(best_lr * math.exp(shift), math.exp(width), tuple(notes))
+    except OverflowError as error:
+        raise RequestError("the calibration's transfer gives no finite learning rate here") from error
 
 
 def _same(name: str, one: Setting, other: Setting) -> bool:
