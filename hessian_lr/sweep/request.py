@@ -219,7 +219,8 @@ class _Reader:
         """A scalar's value; None for everything else, which no field takes."""
         try:
             return self.loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else None
-        except ValueError:  # such as a date that the calendar does not have
+        except (ArithmeticError, AttributeError, LookupError, ValueError):
+            # A value that is not what its tag or form says, such as a date that the calendar does not have.
             return None
 
     def rates(self, node: yaml.Node) -> tuple[tuple[float, ...] | None, float | None]:
