@@ -56,8 +56,11 @@ def check(name: str, *, fields: tuple[str, ...] | None = None) -> None:
     elif not sources.is_hub_id(name):
         rows, _ = sources.read(name, ROWS_MOST)
         _check_rows(name, rows)
-        if objects := [(number, row) for number, row in rows if isinstance(row, dict)]:
-            sources.find_columns(objects, fields, name)
+        objects = [(number, row) for number, row in rows if isinstance(row, dict)]
+        if not objects:
+            number, reason = rows[0]
+            raise RequestError(f"{name} has no object among its rows; row {number} is {reason}")
+        sources.find_columns(objects, fields, name)
 
 
 def load(
