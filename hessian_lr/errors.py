@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
+
+# What is secret: the name and password in an address, tokens by their form or by their parameter's name.
+_SECRETS = (
+    (re.compile(r"(\w://)[^/\s@]+@"), r"\1…@"),
+    (re.compile(r"\bhf_\w{8,}"), "hf_…"),
+    (re.compile(r"(?i)(bearer\s+|(?:token|secret|password|signature|api_?key)=)[^\s&'\"]+"), r"\1…"),
+)
+_LONGEST = 4_000  # that is still a message
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # the environment's, whatever form they have
+
+
+def shown(text: str) -> str:
+    """``text`` as it may be shown: in one line, without secrets, and with nothing that a terminal obeys."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}… ({len(text):,} characters)"
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    for name in _TOKENS:
+        if token := os.environ.get(name, "").strip():
+            text = text.replace(token, "…")
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 class HessianLRError(Exception):
     """The request was sound but the work failed: exit status 1."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class RequestError(HessianLRError, ValueError):
