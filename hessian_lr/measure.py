@@ -18,6 +18,7 @@ from .checkpoints import Checkpoints
 from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, trainable
 from .curvature.operator import HessianOperator
+from .distributed import require_shared
 from .errors import HessianLRError, unknown_name
 from .records import Record
 from .spectrum import Eigenvalue, Status, lanczos, power_iteration
@@ -201,6 +202,7 @@ def sharpness(
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
         if getattr(error, "exit_status", 1) == 2:
             raise
+        require_shared(error)
         return Curvature.failed(str(error) or type(error).__name__, **_spent(used, began))
     return Curvature(
         lambda_max=found.value,

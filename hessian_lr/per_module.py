@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .adapter_modules import cost_shares, owned_parameters, places
 from .curvature.loss import Batch
 from .curvature.operator import HessianOperator, flatten, unflatten
+from .distributed import require_shared
 from .errors import HessianLRError, RequestError
 from .measure import peak_rss_bytes
 from .records import Record, digest
@@ -146,6 +147,7 @@ def module_sharpness(
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
         if getattr(error, "exit_status", 1) == 2:
             raise
+        require_shared(error)
         notes.append(str(error) or type(error).__name__)
     if bad := [block.name for block in blocks if block.failed]:
         notes.append(f"products with the blocks of {len(bad)} modules are not finite, first {bad[0]}")
@@ -294,7 +296,7 @@ def _multiply(
 ) -> list[Tensor]:
     """Hᵢᵢ·vᵢ of each block, from one pass over the microbatches' graphs."""
     images = [torch.zeros_like(block.vector) for block in blocks]
-    with operator.scope():
+    with operator.over_ranks(*images), operator.scope():
         for _, gradient in operator.graphs():
             for block, image in zip(blocks, images, strict=True):
                 image += block.product(gradient)

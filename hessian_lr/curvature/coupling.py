@@ -8,7 +8,7 @@ nothing, and G itself, for all modules together as large as the model, is never 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import team
 from ..spectrum import lanczos
 from .operator import flatten, unflatten
 
@@ -99,14 +100,26 @@ class Coupling:
     def to_a(self, over_b: Tensor) -> Tensor:
         """C·v, over all A, for v over all B."""
         pieces = unflatten(over_b, [m.b for m in self._modules])
-        return flatten(
-            [m.scaling * m.transposed_product(p) for m, p in zip(self._modules, pieces, strict=True)]
-        )
+        products = self._transposed_products(pieces)
+        return flatten([m.scaling * p for m, p in zip(self._modules, products, strict=True)])
 
     def to_b(self, over_a: Tensor) -> Tensor:
         """Cᵀ·v, over all B, for v over all A."""
         pieces = unflatten(over_a, [m.a for m in self._modules])
-        return flatten([m.scaling * m.product(p) for m, p in zip(self._modules, pieces, strict=True)])
+        products = self._products(pieces)
+        return flatten([m.scaling * p for m, p in zip(self._modules, products, strict=True)])
+
+    def _transposed_products(self, lefts: Sequence[Tensor]) -> list[Tensor]:
+        """leftᵀ·G of each module; of several ranks each has the factors of its own tokens."""
+        products = [m.transposed_product(left) for m, left in zip(self._modules, lefts, strict=True)]
+        with team().summing(*products):
+            return products
+
+    def _products(self, rights: Sequence[Tensor]) -> list[Tensor]:
+        """G·rightᵀ of each module, likewise."""
+        products = [m.product(right) for m, right in zip(self._modules, rights, strict=True)]
+        with team().summing(*products):
+            return products
 
     def top(self) -> TopCoupling:
         """σ and where it is attained.
@@ -120,8 +133,8 @@ class Coupling:
         one_scaling = len(set(scalings)) == 1
         lengths = [float(u.norm()) for u in columns]
         directions = []
-        for module, u in zip(self._modules, columns, strict=True):
-            e = module.transposed_product(u) @ module.a.to(u.dtype).T
+        for module, u, row in zip(self._modules, columns, self._transposed_products(columns), strict=True):
+            e = row @ module.a.to(u.dtype).T
             directions.append(u @ e / e.norm().clamp_min(torch.finfo(e.dtype).tiny))
         direction = flatten(directions)
         return TopCoupling(
@@ -140,12 +153,8 @@ class Coupling:
 
         def square(vector: Tensor) -> Tensor:
             pieces = unflatten(vector, like)
-            return flatten(
-                [
-                    s * s * m.product(m.transposed_product(u))
-                    for s, m, u in zip(scalings, self._modules, pieces, strict=True)
-                ]
-            )
+            products = self._products(self._transposed_products(pieces))
+            return flatten([s * s * p for s, p in zip(scalings, products, strict=True)])
 
         found = lanczos(
             square,

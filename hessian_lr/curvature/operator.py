@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..distributed import team
 from ..errors import RequestError
 from .loss import (
     Batch,
@@ -50,6 +51,9 @@ class HessianOperator:
     many microbatches as the memory budget allows, so that their products cost one backward
     pass through it; for the others it is rebuilt each time.
 
+    Within ``distributed.across_ranks`` each rank works on its own of the microbatches, and whatever
+    comes out here, costs included, is of all of them: one all-reduce a product.
+
     Args:
         model: The model; only parameters with ``requires_grad`` count.
         batches: The sample; any split into batches gives the same H. Rows are sorted by length and
@@ -59,7 +63,7 @@ class HessianOperator:
             what is free now.
 
     Raises:
-        RequestError: no trainable parameter, or no labelled token.
+        RequestError: no trainable parameter, no labelled token, or another rank has another sample.
     """
 
     def __init__(
@@ -85,12 +89,20 @@ class HessianOperator:
         self.tokens = count_tokens(self.batches)
         self.size = sum(p.numel() for p in self.parameters)
         self.cost = Cost()
-        self.plan = Plan(self.device, [count_tokens([batch]) for batch in self.batches], memory_budget)
+        tokens = [count_tokens([batch]) for batch in self.batches]
+        self._team = team()
+        self._mine = self._team.share(tokens)
+        self.plan = Plan(self.device, {index: tokens[index] for index in self._mine}, memory_budget)
         self.batch_forms: list[float] = []
         self._graphs: dict[int, list[Tensor]] = {}
         self._seen = self._versions()
         self._losses: dict[int, float] = {}
         self._cast_weights: dict[int, tuple[Tensor, Tensor]] = {}
+        if self._team.size > 1:
+            # Once, before anything is built on it: ranks that cut different samples would sum nonsense.
+            sample = [batch[name] for batch in self.batches for name in sorted(batch)]
+            with self.over_ranks(alike=sample, of="sample"):
+                pass
 
     @property
     def kept(self) -> int:
@@ -105,7 +117,7 @@ class HessianOperator:
     def gradient(self) -> Tensor:
         """g = ∇L, shape (n,), in the parameters' type."""
         total = self._zeros(1)
-        with self.scope():
+        with self.over_ranks(total, alike=self.parameters, of="adapter"), self.scope():
             for _, share in self.graphs(twice=not self.plan.rebuilds_all):
                 _accumulate(total[0], share)
         return total[0]
@@ -145,8 +157,8 @@ class HessianOperator:
         columns = [c.contiguous() for c in block.to(self.device, self.parameters[0].dtype).unbind(1)]
         pieces = [unflatten(column, self.parameters) for column in columns]
         total = self._zeros(len(columns))
-        forms: list[float] = []
-        with self.scope():
+        forms = torch.zeros(len(self.batches), dtype=torch.float64, device=self.device)
+        with self.over_ranks(total, forms, alike=columns), self.scope():
             for index, share in self.graphs():
                 labels = self.weights[index]
                 for column, piece in enumerate(pieces):
@@ -154,25 +166,48 @@ class HessianOperator:
                     product = self._product(share, piece, keep)
                     _accumulate(total[column], product)
                     self.cost.gradient_equivalents += labels / self.labels
-                forms.append(_form(product, piece) * self.labels / labels)
+                forms[index] = _form(product, piece) * self.labels / labels
                 del share, product
-        self.batch_forms = forms
+        self.batch_forms = forms.tolist()
         self.cost.matvecs += len(columns)
         require_finite(total, "a Hessian-vector product")
         return total.t()
 
     def graphs(self, twice: bool = True) -> Iterator[tuple[int, list[Tensor]]]:
-        """Each microbatch's index and its share of g, one tensor a parameter; the shares sum to g.
+        """The index of each of this rank's microbatches and its share of g, which all sum to g.
 
-        To be used within ``scope``. With ``twice`` the shares can be differentiated; a kept one must
-        then be differentiated with ``retain_graph=True``, like any that is used more than once.
+        A share is one tensor a parameter. To be used within ``scope``. With ``twice`` the shares can be
+        differentiated; a kept one must then be differentiated with ``retain_graph=True``, like any that is
+        used more than once.
         """
         if self._versions() != self._seen:
             # The parameters were written to: kept graphs are of a point that is no more.
             self.release()
             self._seen = self._versions()
-        for index in range(len(self.batches)):
+        for index in self._mine:
             yield index, self._graphs.get(index) or self._build(index, twice)
+
+    @contextmanager
+    def over_ranks(
+        self, *tensors: Tensor, alike: Sequence[Tensor] = (), of: str = "vector"
+    ) -> Iterator[None]:
+        """On leaving, the tensors are summed over the ranks, and loss and cost are of all of them.
+
+        Arguments and errors are those of ``Team.summing``. Does nothing where this process is alone.
+        """
+        if self._team.size == 1:
+            yield
+            return
+        before = self.cost.gradient_equivalents
+        told = torch.zeros(1 + len(self.batches), dtype=torch.float64, device=self.device)
+        with self._team.summing(told, *tensors, alike=alike, of=of):
+            yield
+            told[0] = self.cost.gradient_equivalents - before
+            for index in self._mine:
+                told[1 + index] = self._losses.get(index, 0.0)
+        work, *losses = told.tolist()
+        self.cost.gradient_equivalents = before + work
+        self._losses = dict(enumerate(losses))
 
     def release(self) -> None:
         """Give the kept graphs' memory back; the next product builds them anew."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -23,12 +23,13 @@ class Plan:
 
     Args:
         device: Where the graphs live.
-        tokens: Of each microbatch.
+        tokens: Of each microbatch that this process works on, by its index.
         budget: Bytes that graphs may fill; 0 rebuilds all, None takes a share of what is free now.
     """
 
-    def __init__(self, device: torch.device, tokens: Sequence[int], budget: int | None) -> None:
+    def __init__(self, device: torch.device, tokens: Mapping[int, int], budget: int | None) -> None:
         self._device, self._tokens = device, tokens
+        self._most = max(tokens.values(), default=0)
         self.budget = _free_memory(device) * MEMORY_SHARE if budget is None else float(budget)
         self.bytes_per_token = 0.0
         self._kept: set[int] = set()
@@ -52,7 +53,7 @@ class Plan:
         if self.rebuilds_all:
             return False
         in_use = _used_memory(self._device) - self._at_start
-        if in_use + self.bytes_per_token * max(self._tokens) > self.budget:
+        if in_use + self.bytes_per_token * self._most > self.budget:
             return False
         self._kept.add(index)
         return True
@@ -70,7 +71,7 @@ class Plan:
             raise HessianLRError(self._exhausted(dtype)) from error
 
     def _exhausted(self, dtype: torch.dtype) -> str:
-        most = max(self._tokens)
+        most = self._most
         free = _free_memory(self._device) / 1e9
         said = f"out of memory on {self._device} ({free:.1f} GB free) at {most:,} tokens"
         if self.bytes_per_token:
@@ -92,7 +93,7 @@ class Plan:
         if self.rebuilds_all:
             why = "as asked"
         else:
-            need = self.bytes_per_token * sum(self._tokens)
+            need = self.bytes_per_token * sum(self._tokens.values())
             why = (
                 f"memory: all would take {need / 1e9:.1f} GB, {self.bytes_per_token / 1e6:.1f} MB a token, "
                 f"and {self.budget / 1e9:.1f} GB were allowed"

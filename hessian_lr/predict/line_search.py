@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..curvature.loss import Batch, mean_loss, trainable
+from ..curvature.loss import Batch, count_labels, count_tokens, mean_loss, trainable
 from ..curvature.operator import unflatten
+from ..distributed import team
 
 # An increase below this share of the loss is taken for rounding: float32 sums over a few
 # thousand tokens scatter by about 1e-6, and a step too short to change the loss by 1e-5 of it is
@@ -40,14 +41,14 @@ def critical_learning_rate(
         leads uphill at every scale, or nowhere within 1e-9 … 1e3.
     """
     forwards = 1
-    base = mean_loss(model, batches)
+    base = _loss(model, batches)
 
     def change(rate: float) -> int:
         """+1 uphill, −1 downhill, 0 where the difference is rounding."""
         nonlocal forwards
         forwards += 1
         with displaced(model, direction, rate):
-            loss = mean_loss(model, batches)
+            loss = _loss(model, batches)
         if not math.isfinite(loss) or loss - base > NOISE * abs(base):
             return 1
         return -1 if base - loss > NOISE * abs(base) else 0
@@ -80,6 +81,21 @@ def critical_learning_rate(
         else:
             low = middle
     return high, forwards
+
+
+def _loss(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """``mean_loss`` in float32, each rank's batches by itself."""
+    ranks = team()
+    if ranks.size == 1:
+        return mean_loss(model, batches)
+    mine = [batches[i] for i in ranks.share([count_tokens([batch]) for batch in batches])]
+    sums = torch.zeros(2, dtype=torch.float64, device=trainable(model)[0].device)
+    with ranks.summing(sums):
+        labels = sum(map(count_labels, mine))
+        sums[0] = labels * mean_loss(model, mine) if labels else 0.0
+        sums[1] = labels
+    total, labels = sums.tolist()
+    return total / labels
 
 
 @contextmanager

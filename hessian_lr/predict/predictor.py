@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checkpoints import Checkpoints
 from ..curvature.loss import Batch
+from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..measure import Curvature, peak_rss_bytes
 from ..records import Record
@@ -159,6 +160,7 @@ def predict_learning_rate(
     except RequestError:
         raise
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
+        require_shared(error)
         reason = str(error) or type(error).__name__
         prediction = Prediction.failed(predictor, constants.version, reason)
     return replace(prediction, seconds=round(time.perf_counter() - began, 3), peak_rss_bytes=peak_rss_bytes())
@@ -202,12 +204,14 @@ def _by_both(request: _Request, constants: Calibration) -> Prediction:
     except RequestError:
         raise
     except HessianLRError as error:
+        require_shared(error)
         failures.append(f"λ at initialization: {error}")
     try:
         adam = _adam(request)
     except RequestError:
         raise
     except HessianLRError as error:
+        require_shared(error)
         failures.append(f"sharpness in Adam's geometry: {error}")
     if adam is None and start is None:
         raise HessianLRError("; ".join(failures))

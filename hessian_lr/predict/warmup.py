@@ -20,6 +20,7 @@ from ..curvature.loss import (
 )
 from ..curvature.nonfinite import nonfinite_loss
 from ..curvature.plan import Plan
+from ..distributed import Team, team
 
 # Tokens whose graph is there at once, as in a microbatch of a GPU's.
 PART_TOKENS = 8192
@@ -47,7 +48,9 @@ def warm_up(
     """Train for ``steps`` steps while the learning rate rises linearly to ``top_lr``.
 
     The model is changed; dropout is off, weight decay 0. Batches are used in order, one a step,
-    and again from the first if there are fewer than ``steps``.
+    and again from the first if there are fewer than ``steps``. Within ``distributed.across_ranks``
+    each rank takes its share of a batch's rows and makes the same step, from the sum of all gradients: this
+    is much of a prediction's work, and ranks that stepped by gradients of their own would drift apart.
 
     Returns:
         The optimizer with its moments.
@@ -62,32 +65,40 @@ def warm_up(
         group["initial_lr"] = group["lr"]
     device = parameters[0].device
     usable = [batch for batch in batches if count_labels(batch)]
+    ranks = team()
     with quiet_model(model), torch.enable_grad():
         for step in range(steps):
             batch = to_device(usable[step % len(usable)], device)
             for group in made.param_groups:
                 group["lr"] = group["initial_lr"] * (step + 1) / steps
             made.zero_grad(set_to_none=True)
-            with Plan(device, [count_tokens([batch])], 0).explained(dtype):
-                for part in _parts(batch):
+            sums = [torch.zeros_like(parameter) for parameter in parameters]
+            plan = Plan(device, {0: count_tokens([batch])}, 0)
+            with ranks.summing(*sums), plan.explained(dtype):
+                for part in _parts(batch, ranks):
                     with compute_in(device, dtype):
                         loss = summed_loss(model, part) / count_labels(batch)
                     if not bool(torch.isfinite(loss)):
                         raise nonfinite_loss(model, part, dtype, f"the loss at warm-up step {step + 1}")
-                    for parameter, gradient in zip(
-                        parameters, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True
-                    ):
-                        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+                    for total, gradient in zip(sums, gradients, strict=True):
+                        total.add_(gradient)
+            for parameter, total in zip(parameters, sums, strict=True):
+                parameter.grad = total
             made.step()
     return made
 
 
-def _parts(batch: Batch) -> Iterator[Batch]:
-    """A batch in parts of whole rows: who accumulates gradients does so because it does not fit at once."""
+def _parts(batch: Batch, ranks: Team) -> Iterator[Batch]:
+    """A rank's rows in parts: who accumulates gradients does so because a batch does not fit at once."""
     count, width = batch["input_ids"].shape
     if any(len(value) != count for value in batch.values()):
-        yield batch
+        if ranks.share([1]):
+            yield batch
         return
+    if ranks.size > 1:
+        mine = ranks.share([1] * count)
+        batch, count = {name: value[mine] for name, value in batch.items()}, len(mine)
     rows = max(1, PART_TOKENS // width)
     for start in range(0, count, rows):
         part = {name: value[start : start + rows] for name, value in batch.items()}

@@ -1,0 +1,215 @@
+"""One sample over several processes: each takes its share, and one sum a product makes it whole.
+
+Every rank is given the same model and the same whole sample, cuts it alike, works on its own pieces and
+learns the sums. All else (Lanczos, optimizer steps, decisions) every rank does by itself from these sums,
+which are the same to the last bit on all of them, so that the ranks stay in step without further talk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import HessianLRError, NonFiniteError, RequestError
+
+# Bits of a stamp: what a float32 holds exactly.
+_STAMP = 1 << 24
+# The kinds of failure that a rank may be told of, most particular first.
+_KINDS = (RequestError, NonFiniteError, HessianLRError)
+
+
+class RankError(RuntimeError):
+    """The ranks can no longer work together: one is gone, or has failed where the others have not."""
+
+
+class Board(Protocol):
+    """Where ranks leave word beside their sums: who has come to the present one, and who is missing."""
+
+    def arrive(self) -> None:
+        """This rank has come to the next sum."""
+
+    def missing(self) -> str:
+        """Which ranks have not, in words."""
+
+
+class Team:
+    """The processes that share a sample; alone unless it is given a group.
+
+    Attributes:
+        rank: This one's place in the group.
+        size: How many there are.
+
+    Args:
+        group: A process group of torch.distributed that this process belongs to.
+        board: Names the ranks that are missing; without it a loss is told without names.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, board: Board | None = None) -> None:
+        self._group, self._board = group, board
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+
+    def share(self, loads: Sequence[int]) -> list[int]:
+        """Which of some pieces of work are this rank's, in order: the largest first to whoever has least."""
+        if self.size == 1:
+            return list(range(len(loads)))
+        taken = [0] * self.size
+        mine = []
+        for index in sorted(range(len(loads)), key=lambda i: (-loads[i], i)):
+            rank = taken.index(min(taken))
+            taken[rank] += loads[index]
+            if rank == self.rank:
+                mine.append(index)
+        return sorted(mine)
+
+    @contextmanager
+    def summing(self, *tensors: Tensor, alike: Sequence[Tensor] = (), of: str = "vector") -> Iterator[None]:
+        """On leaving, the tensors are their sums over all ranks, by one all-reduce.
+
+        What fails inside on one rank fails on all of them with its message; they stay in step.
+
+        Args:
+            tensors: Changed in place; the same shapes, types and number on every rank, on one device. They
+                travel in float64 if the largest is that, else in float32.
+            alike: What must be the same on every rank, to the last bit, such as what all of them multiply.
+            of: What to call it.
+
+        Raises:
+            HessianLRError: another rank failed (of the same kind as there).
+            RequestError: something is not alike.
+            RankError: a rank is gone.
+        """
+        if self.size == 1:
+            yield
+            return
+        failure = None
+        try:
+            yield
+        except RankError:
+            raise
+        except Exception as error:
+            failure = error
+        self._sum(tensors, failure, alike, of)
+
+    def _sum(
+        self, tensors: Sequence[Tensor], failure: Exception | None, alike: Sequence[Tensor], of: str
+    ) -> None:
+        head = torch.zeros(1 + self.size, dtype=torch.float32, device=tensors[0].device)
+        head[0] = failure is not None
+        head[1 + self.rank] = _stamp(alike)
+        largest = max(tensors, key=torch.numel)
+        wide = torch.float64 if largest.dtype is torch.float64 else torch.float32
+        buffer = torch.cat([head.to(wide), *(t.detach().reshape(-1).to(wide) for t in tensors)])
+        with self._whole():
+            dist.all_reduce(buffer, group=self._group)
+            failed, *stamps = buffer[: len(head)].tolist()
+        if failed:
+            self._fail(failure)
+        if odd := [rank for rank, other in enumerate(stamps) if other != stamps[0]]:
+            raise RequestError(
+                f"rank {odd[0]} has another {of} than rank 0: every rank needs the same model, the same "
+                "whole sample in the same order, the same arguments, and a machine of the same kind with as "
+                "many threads (OMP_NUM_THREADS)"
+            )
+        sizes = [t.numel() for t in tensors]
+        for tensor, total in zip(tensors, buffer[len(head) :].split(sizes), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def _fail(self, failure: Exception | None) -> None:
+        """Tell all ranks which failed, and raise the first one's failure on each."""
+        kind = next((i for i, one in enumerate(_KINDS) if isinstance(failure, one)), len(_KINDS) - 1)
+        known = isinstance(failure, (HessianLRError, MemoryError, torch.OutOfMemoryError))
+        said = f"{failure}" if known and f"{failure}" else f"{type(failure).__name__}: {failure}"
+        told: list[tuple[int, str] | None] = [None] * self.size
+        with self._whole():
+            dist.all_gather_object(told, None if failure is None else (kind, said), group=self._group)
+        first = next(rank for rank, one in enumerate(told) if one is not None)
+        entry = told[first]
+        assert entry is not None
+        error = _KINDS[entry[0]](f"rank {first}: {entry[1]}")
+        error.__context__ = failure
+        raise error
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Within it, a group that is no longer whole is an error that says so."""
+        if self._board is not None:
+            self._board.arrive()
+        try:
+            yield
+        except RuntimeError as error:
+            who = "another rank is" if self._board is None else self._board.missing()
+            raise RankError(
+                f"{who} gone (killed, out of memory, its machine lost or stopped): the ranks cannot go on "
+                "without it, and no result was made"
+            ) from error
+
+
+_ALONE = Team()
+_current: ContextVar[Team] = ContextVar("team", default=_ALONE)
+
+
+def team() -> Team:
+    """The processes that share the work here: this one alone, outside ``across_ranks``."""
+    return _current.get()
+
+
+@contextmanager
+def across_ranks(group: dist.ProcessGroup | None = None, board: Board | None = None) -> Iterator[Team]:
+    """Inside it, what is measured is measured once by all processes of a group, each on its share.
+
+    Every process of the group must enter it, hold the same model, make the same calls and give each the
+    *same whole sample*: nobody cuts the batches beforehand, as a data loader of distributed training does.
+    Each gets the same result. Outside it every process measures what it is given, by itself, also where
+    torch.distributed has been initialised.
+
+    Args:
+        group: A process group; None: the default one.
+        board: See ``Team``.
+
+    Raises:
+        RequestError: torch.distributed has not been initialised, or this process is not in the group.
+    """
+    if not dist.is_initialized():
+        raise RequestError(
+            "across_ranks() needs a process group: call torch.distributed.init_process_group() first, in a "
+            "program started by torchrun"
+        )
+    joined = dist.group.WORLD if group is None else group
+    if joined is None or dist.get_rank(joined) < 0:
+        raise RequestError("this process does not belong to the group that was given to across_ranks()")
+    token = _current.set(Team(joined, board))
+    try:
+        yield team()
+    finally:
+        _current.reset(token)
+
+
+def _stamp(tensors: Sequence[Tensor]) -> int:
+    """A number that a change of any bit changes."""
+    total = 0
+    for index, tensor in enumerate(tensors, 1):
+        raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        words = raw.view(torch.int32) if raw.numel() % 4 == 0 else raw
+        total += index * int(words.sum(dtype=torch.int64))
+    return total % _STAMP
+
+
+def require_shared(error: BaseException) -> None:
+    """Let an error pass that every rank has, and end the work at one that may be this rank's alone.
+
+    What a rank computes follows from what all of them know, and failures inside ``Team.summing`` are told to
+    all; only a rank's own memory may fail it elsewhere. The others would then wait for it in vain.
+
+    Raises:
+        RankError: the error may be this rank's alone.
+    """
+    memory = (MemoryError, torch.OutOfMemoryError)
+    if team().size > 1 and (isinstance(error, memory) or isinstance(error.__cause__, memory)):
+        raise RankError(str(error) or f"out of memory ({type(error).__name__})") from error
