@@ -265,5 +265,7 @@ def validated_row(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> V
         RequestError: a score is of the wrong kind.
         KeyError: one is missing.
     """
+    if not isinstance(setting, dict):
+        raise RequestError(f"the setting of {file} is not an object")
     score = Score.from_dict({field.name: row[field.name] for field in dataclasses.fields(Score)})
     return Validated(file, dict(setting), {"method": row["method"], **row}, score)
