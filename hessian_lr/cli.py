@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 NAME = "hessian-lr"
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGTERM))
 # The base of all complaints about a command line; which package has it depends on typer's version.
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 _CATALOGUE = ("methods", "tasks", "models", "optimizers")
@@ -366,8 +369,8 @@ def catalogue(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status.
 
-    0 done; 1 the work failed; 2 the request was wrong; 130 interrupted. Errors are one line on
-    standard error; ``--debug`` adds the traceback.
+    0 done; 1 the work failed; 2 the request was wrong; 130 interrupted; 143 terminated. Errors are one
+    line on standard error; ``--debug`` adds the traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # A terminal that cannot show λ shows a question mark; the work is not lost over it.
@@ -375,7 +378,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        return app(arguments, prog_name=NAME, standalone_mode=False) or 0
+        with _termination_as_interrupt():
+            return app(arguments, prog_name=NAME, standalone_mode=False) or 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -384,10 +388,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a cluster sends it to a job whose time is up: what Ctrl-C cleans up, this does."""
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _Terminated("terminated")
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _explained(error: BaseException) -> tuple[int, str]:
     """The exit status that belongs to an error, and what to say about it."""
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
-        return INTERRUPTED, str(error) or "interrupted"
+        # What a command tells of an interruption is raised while that is handled.
+        by_signal = isinstance(error, _Terminated) or isinstance(error.__context__, _Terminated)
+        return TERMINATED if by_signal else INTERRUPTED, str(error) or "interrupted"
     if isinstance(error, HessianLRError):
         return error.exit_status, f"error: {error}"
     if isinstance(error, _USAGE):
