@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__, options, report_command, sweep_command
-from .errors import HessianLRError, RequestError, unknown_name
+from .errors import HessianLRError, RequestError, shown, unknown_name
 from .options import Interrupted, Output, takes
 from .setting import AUTO, Setting
 
@@ -382,7 +382,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return app(arguments, prog_name=NAME, standalone_mode=False) or 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                print(shown(line), file=sys.stderr)
         status, message = _explained(error)
         print(f"{NAME}: {message}", file=sys.stderr)
         return status
@@ -417,7 +418,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return error.exit_status, f"error: {error}"
     if isinstance(error, _USAGE):
         return 2, f"error: {_usage(error)}"
-    told = " ".join(f"{type(error).__name__}: {error}".split())
+    told = shown(f"{type(error).__name__}: {error}")
     return 1, f"error: unexpected {told} (--debug shows the traceback)"
 
 
