@@ -13,6 +13,7 @@ import torch
 
 from . import alias, gguf, hub
 from .errors import HessianLRError, RequestError, unknown_name
+from .job import launched, local_rank
 from .package import cache_folder
 from .setting import DTYPES
 
@@ -101,6 +102,10 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         RequestError: there is no such device on this machine.
     """
+    if launched() and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local_rank()}"
+    elif launched() and name.startswith("cuda:"):
+        raise RequestError(f"device {name!r} is one GPU for all ranks; with cuda each takes its own")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -204,6 +209,11 @@ def _read(source: str, ref: str, *, local: bool) -> tuple[PreTrainedModel, PreTr
 def _unreadable(source: str, ref: str, local: bool, part: str, error: Exception) -> HessianLRError:
     """What to tell about an exception of ``from_pretrained``; its kinds share no useful type."""
     why = hub.first_line(error)
+    if "trust_remote_code" in str(error):
+        return RequestError(
+            f"{ref} needs code of its own, which is never run here; give a model whose architecture "
+            "transformers has, or convert it to one"
+        )
     if Path(source).is_dir():
         sizes = ", ".join(
             f"{p.name} {p.stat().st_size:,} bytes" for p in sorted(Path(source).glob("*.safetensors"))[:4]
