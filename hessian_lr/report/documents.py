@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import RequestError, shown
 from ..figures import SweepPanel
 from ..per_module import ModuleSpectrum
 from ..records import read_json
@@ -25,6 +25,7 @@ _NUMBERS = {
     "spectrum": ("residual", *_LAMBDAS, *_COSTS),
 }
 _MARKS = {"validate": {"runs", "best_lr"}, "predict": {"lr", "predictor"}, "spectrum": {"confidence"}}
+_DEEPEST = 30  # ours have 8 levels
 _MAYBE = ("held_out", "held_out_error", "confidence", "samples")
 
 
@@ -102,7 +103,7 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
 
 
 def _document(file: Path) -> Document:
-    whole = read_json(file)
+    whole = _presentable(read_json(file))
     expected = f"{file} is not what `hessian-lr validate`, `predict` or `spectrum` writes"
     if not isinstance(whole, dict) or whole.get("schema") != SCHEMA:
         raise RequestError(f"{expected}: it is not a JSON object of schema {SCHEMA}")
@@ -122,6 +123,19 @@ def _document(file: Path) -> Document:
         raise RequestError(f"{expected}: {error}") from error
     except KeyError as error:
         raise RequestError(f"{expected}: {error} is missing") from error
+
+
+def _presentable(value: Any, depth: int = 0) -> Any:
+    """The same JSON with every text as it may be shown: a page or a figure may not hold every character."""
+    if depth > _DEEPEST:
+        raise RequestError("a report cannot be made of JSON that is nested so deeply")
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, list):
+        return [_presentable(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {shown(name): _presentable(item, depth + 1) for name, item in value.items()}
+    return value
 
 
 def _entry(file: Path, command: str, common: dict[str, Any], row: dict[str, Any]) -> Entry:
