@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import torch
@@ -82,3 +83,38 @@ def written(path, document):
 
 def first_light():
     return json.loads((FIRST_LIGHT / "validate.json").read_text(encoding="utf-8"))
+
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it: its elements with their attributes, and its text outside of styles."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.elements, self.open, self.texts, self.styles = [], [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == [], "unclosed elements"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        (self.styles if self.open and self.open[-1] == "style" else self.texts).append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.texts).split())
+
+    def tags(self, name):
+        return [attributes for tag, attributes in self.elements if tag == name]

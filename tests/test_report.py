@@ -4,13 +4,13 @@ import importlib.metadata
 import json
 import re
 import shlex
-from html.parser import HTMLParser
 
 import pytest
 from matplotlib.figure import Figure
 from report_files import (
     FIRST_LIGHT,
     SETTING,
+    Page,
     curvature,
     first_light,
     predict_document,
@@ -32,40 +32,6 @@ from hessian_lr.report.numbers import count, duration, measured, share
 from hessian_lr.report.svg import inline
 from hessian_lr.setting import Setting
 from hessian_lr.terminal import rate
-
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """A page as a browser reads it: its elements with their attributes, and its text outside of styles."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.elements, self.open, self.texts, self.styles = [], [], [], []
-        self.feed(source)
-        self.close()
-        assert self.open == [], "unclosed elements"
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        (self.styles if self.open and self.open[-1] == "style" else self.texts).append(data)
-
-    @property
-    def text(self):
-        return " ".join("".join(self.texts).split())
-
-    def tags(self, name):
-        return [attributes for tag, attributes in self.elements if tag == name]
 
 
 def page_of(tmp_path, *runs):
