@@ -12,6 +12,7 @@ import torch
 from . import methods
 from .data import Batch, TaskData, make_batches
 from .errors import HessianLRError, RequestError
+from .exhausted import memory_errors
 from .models import resolve_device, resolve_dtype
 from .setting import Setting
 
@@ -57,8 +58,9 @@ def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
     spare = data.train[len(warmup) : len(data.train) - len(sample)][-len(sample) :]
     pad_id = loaded.tokenizer.pad_token_id
     try:
-        start = methods.initial_batches(setting, data.train, pad_id)
-        model = methods.build(copy.deepcopy(loaded.model), setting, start)
+        with memory_errors():
+            start = methods.initial_batches(setting, data.train, pad_id)
+            model = methods.build(copy.deepcopy(loaded.model), setting, start)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise HessianLRError(
             f"out of memory while building the {setting.method!r} adapter on a copy of {setting.model}; "

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from ..errors import HessianLRError
+from ..exhausted import memory_errors
 
 # Of the memory that is free when an operator is made, the share that kept graphs may fill. The
 # rest is for the Lanczos basis and for what a product needs while it runs.
@@ -66,7 +67,8 @@ class Plan:
             HessianLRError: in the place of torch's and Python's own.
         """
         try:
-            yield
+            with memory_errors():
+                yield
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise HessianLRError(self._exhausted(dtype)) from error
 

@@ -14,6 +14,7 @@ from ..checkpoints import Checkpoints
 from ..curvature.loss import Batch
 from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError, unknown_name
+from ..exhausted import memory_errors
 from ..measure import Curvature, peak_rss_bytes
 from ..records import Record
 from ..spectrum.lanczos import Progress
@@ -156,7 +157,8 @@ def predict_learning_rate(
         checkpoints=checkpoints,
     )
     try:
-        prediction = PREDICTORS[predictor](request, constants)
+        with memory_errors():
+            prediction = PREDICTORS[predictor](request, constants)
     except RequestError:
         raise
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:

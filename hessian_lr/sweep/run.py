@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HessianLRError, RequestError
+from ..exhausted import memory_errors
 from ..records import Record, digest
 from ..setting import Setting
 
@@ -122,8 +123,9 @@ def train_once(
 
     started = time.perf_counter()
     try:
-        initial, final, done = _train(setting, lr, loaded, data, initial_loss)
-    except torch.OutOfMemoryError as error:
+        with memory_errors():
+            initial, final, done = _train(setting, lr, loaded, data, initial_loss)
+    except (MemoryError, torch.OutOfMemoryError) as error:
         raise HessianLRError(
             f"out of memory training {setting.method!r} with batch size {setting.batch_size} and samples of "
             f"up to {setting.max_length} tokens; lower either, or use --dtype bfloat16"
