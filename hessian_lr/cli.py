@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import __version__, options, report_command, sweep_command
+from . import __version__, job, options, report_command, sweep_command
 from .errors import HessianLRError, RequestError, shown, unknown_name
 from .options import Interrupted, Output, takes
 from .setting import AUTO, Setting
@@ -53,6 +53,8 @@ def start(
         raise typer.Exit()
     if context.invoked_subcommand is None:
         print(context.get_help())
+    elif context.obj is not None:
+        context.with_resource(context.obj.joined(context.invoked_subcommand))
 
 
 @app.command(epilog=_example("predict --method lora --method pissa --rank 8 --json -"))
@@ -377,16 +379,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    try:
-        with _termination_as_interrupt():
-            return app(arguments, prog_name=NAME, standalone_mode=False) or 0
-    except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in arguments:
-            for line in traceback.format_exc().splitlines():
-                print(shown(line), file=sys.stderr)
-        status, message = _explained(error)
+    ranks = job.Job() if job.launched() else None
+
+    def run() -> tuple[int, str]:
+        try:
+            with _termination_as_interrupt():
+                return app(arguments, prog_name=NAME, standalone_mode=False, obj=ranks) or 0, ""
+        except (Exception, KeyboardInterrupt) as error:
+            if "--debug" in arguments:
+                for line in traceback.format_exc().splitlines():
+                    print(shown(line), file=sys.stderr)
+            return _explained(error)
+
+    status, message = run() if ranks is None else ranks.run(run)
+    if message:
         print(f"{NAME}: {message}", file=sys.stderr)
-        return status
+    return status
 
 
 class _Terminated(KeyboardInterrupt):
@@ -416,6 +424,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return TERMINATED if by_signal else INTERRUPTED, str(error) or "interrupted"
     if isinstance(error, HessianLRError):
         return error.exit_status, f"error: {error}"
+    if type(error).__name__ == "RankError":  # its module loads torch
+        return 1, f"error: {error}"
     if isinstance(error, _USAGE):
         return 2, f"error: {_usage(error)}"
     told = shown(f"{type(error).__name__}: {error}")

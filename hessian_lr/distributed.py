@@ -8,7 +8,7 @@ which are the same to the last bit on all of them, so that the ranks stay in ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -37,6 +37,9 @@ class Board(Protocol):
     def missing(self) -> str:
         """Which ranks have not, in words."""
 
+    def first_here(self) -> AbstractContextManager[None]:
+        """What is fetched or made once a machine."""
+
 
 class Team:
     """The processes that share a sample; alone unless it is given a group.
@@ -54,6 +57,10 @@ class Team:
         self._group, self._board = group, board
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
+
+    def first_here(self) -> AbstractContextManager[None]:
+        """For what is fetched or made once a machine: its first rank goes first."""
+        return nullcontext() if self._board is None else self._board.first_here()
 
     def share(self, loads: Sequence[int]) -> list[int]:
         """Which of some pieces of work are this rank's, in order: the largest first to whoever has least."""

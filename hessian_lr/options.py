@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import job
 from .errors import RequestError, unknown_name
 from .peft_config import read, refuse_contradiction
 from .records import dump_json, write_json
@@ -207,6 +208,8 @@ def output(
     Raises:
         RequestError: the file cannot be written.
     """
+    if job.rank():
+        return Output(None, True)  # rank 0 tells and writes
     if json is not None and json != "-":
         check_writable(json, "--json")
     return Output(json, quiet)

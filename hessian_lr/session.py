@@ -8,6 +8,7 @@ from typing import Any
 from . import data, methods, models, results, terminal
 from .allocator import keep_freed_memory
 from .data import TaskData
+from .distributed import require_shared, team
 from .errors import HessianLRError, RequestError
 from .models import LoadedModel
 from .options import Output
@@ -23,10 +24,11 @@ def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData
     """The settings' common model and data; every method is checked against the model."""
     keep_freed_memory()
     first = settings[0]
-    loaded = models.load(first.model, device=first.device, quiet=output.quiet)
+    with team().first_here():
+        loaded = models.load(first.model, device=first.device, quiet=output.quiet)
+        task = data.load(first.data, loaded.tokenizer, fields=first.fields, max_length=first.max_length)
     for setting in settings:
         methods.check(loaded.model, setting)
-    task = data.load(first.data, loaded.tokenizer, fields=first.fields, max_length=first.max_length)
     split_rows(first, task.train)
     return loaded, task
 
@@ -38,19 +40,30 @@ def each_method(
     failed: Callable[[Setting, str], Row],
     table: Table,
 ) -> int:
-    """Measure each method and tell the results; one that fails does not keep the others from theirs."""
-    rows = []
+    """Measure each method and tell the results; one that fails does not keep the others from theirs.
+
+    Returns:
+        The exit status: 2 where a method was refused beside others, else as ``tell`` has it.
+
+    Raises:
+        RequestError: the only method was refused.
+    """
+    rows, refused = [], 0
     with quiet_libraries():
         loaded, task = load(settings, output)
 
         def one(setting: Setting, progress: Progress) -> Row:
+            nonlocal refused
             # A function of its own, so that its copy of the model is gone before the next is made.
             try:
                 prepared = prepare(setting, loaded, task)
                 row = work(setting, prepared, progress)
-            except RequestError:
-                raise
             except HessianLRError as error:
+                if isinstance(error, RequestError):
+                    if len(settings) == 1:
+                        raise
+                    refused = error.exit_status
+                require_shared(error)
                 return failed(setting, str(error))
             return row | {"notes": [*prepared.notes, *row["notes"]]}
 
@@ -58,7 +71,8 @@ def each_method(
             for index, setting in enumerate(settings, 1):
                 progress.method(setting.method, index, len(settings))
                 rows.append(one(setting, progress))
-    return tell(results.document(settings, rows, notes=list(task.notes)), output, table)
+    status = tell(results.document(settings, rows, notes=list(task.notes)), output, table)
+    return refused or status
 
 
 def tell(document: dict[str, Any], output: Output, table: Table) -> int:
