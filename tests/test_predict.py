@@ -142,6 +142,32 @@ def test_the_critical_learning_rate_of_a_direction_is_where_the_loss_is_back():
     assert uphill is None
 
 
+@pytest.mark.parametrize("method", ["lora", "pissa"])
+def test_the_critical_learning_rate_is_much_the_same_in_bfloat16(method):
+    model, batches = learned(method=method), learnable(3)
+    direction = HessianOperator(model, batches).gradient().sign()
+    exact, _ = critical_learning_rate(model, batches, direction, factor=1.02)
+    rough, _ = critical_learning_rate(model, batches, direction, factor=1.02, dtype=torch.bfloat16)
+    assert rough == pytest.approx(exact, rel=0.05)
+
+
+def test_a_way_down_that_bfloat16_cannot_see_is_found_in_float32(monkeypatch):
+    import hessian_lr.predict.line_search as line_search
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+
+    def shallow(m, _batches, dtype):
+        # A bowl a thousandth of the loss deep, under a floor of bfloat16's size.
+        x = -float(m.weight)
+        return 1 + 0.004 * (x / 0.02) * (x / 0.02 - 1)
+
+    monkeypatch.setattr(line_search, "mean_loss", shallow)
+    found, _ = critical_learning_rate(model, [], torch.ones(1), factor=1.01, dtype=torch.bfloat16)
+    assert found == pytest.approx(0.02, rel=0.02)
+
+
 def test_on_a_quadratic_the_critical_rate_is_twice_the_directional_step(monkeypatch):
     import hessian_lr.predict.line_search as line_search
 
@@ -150,7 +176,7 @@ def test_on_a_quadratic_the_critical_rate_is_twice_the_directional_step(monkeypa
     monkeypatch.setattr(
         line_search,
         "mean_loss",
-        lambda m, _batches: float((diagonal * m.weight[0].detach() ** 2).sum() / 2) + 1.0,
+        lambda m, *_: float((diagonal * m.weight[0].detach() ** 2).sum() / 2) + 1.0,
     )
     gradient = diagonal * model.weight[0].detach()
     direction = gradient.sign()

@@ -151,7 +151,7 @@ def adam_sharpness(
                     if directional is not None:
                         tell("critical learning rate", 0, 1, "along Adam's step")
                         critical, forwards = critical_learning_rate(
-                            model, batches[:1], direction, start=2 * directional
+                            model, batches[:1], direction, start=2 * directional, dtype=dtype
                         )
                         work += 0.5 * forwards * count_tokens(batches[:1])
                     break
@@ -190,7 +190,7 @@ def _initial_critical(
         raise HessianLRError("the gradient is zero at the start: nothing to learn from these batches")
     # Adam's is the gradient's sign: there is no need to take it.
     direction = gradient.sign() if optimizer is adamw else _first_step(operator, gradient, optimizer)
-    critical, forwards = critical_learning_rate(model, batches, direction)
+    critical, forwards = critical_learning_rate(model, batches, direction, dtype=dtype)
     if critical is None:
         raise HessianLRError(
             "no learning rate between 1e-9 and 1e3 turns downhill into uphill along the gradient's sign: "

@@ -15,6 +15,10 @@ from ..errors import HessianLRError
 from ..measure import Curvature, peak_rss_bytes, sharpness
 from ..spectrum.lanczos import Progress
 
+# λ's error to stop at: laws take a power of λ between −½ and 0, and the constants were fitted to
+# measurements as rough as this.
+RTOL = 0.1
+
 
 def lr_sharpness(curvature: Curvature) -> float | None:
     """√(L / (λ·n)), a learning rate that λ at initialization speaks for; None unless λ > 0.
@@ -47,6 +51,7 @@ def by_lanczos(
     curvature = sharpness(
         model,
         batches,
+        rtol=RTOL,
         dtype=dtype,
         memory_budget=memory_budget,
         seed=seed,
