@@ -52,16 +52,26 @@ def small() -> list[Setting]:
     return [one for row in zip_longest(*lists) for one in row if one is not None]
 
 
+def at_base() -> list[Setting]:
+    """The small models' settings that differ in nothing but the method."""
+    return [
+        Setting(model=_model(name), method=method, **BASE)
+        for name in CONFIGURATIONS
+        for method in METHODS
+        if method not in REFUSED.get(name, ())
+    ]
+
+
 def _of(name: str) -> Iterator[Setting]:
     draw = random.Random(f"{SEED} {name}")
     methods = [method for method in METHODS if method not in REFUSED.get(name, ())]
-    at_base = [Setting(model=_model(name), method=method, **BASE) for method in methods]
+    same = [Setting(model=_model(name), method=method, **BASE) for method in methods]
     drawn = [_draw(draw, name, methods) for _ in range(DRAWS)]
     # Two draws between any two of the base, so that a cut leaves both kinds.
-    while at_base or drawn:
-        yield from at_base[:1]
+    while same or drawn:
+        yield from same[:1]
         yield from drawn[:3]
-        del at_base[:1], drawn[:3]
+        del same[:1], drawn[:3]
 
 
 def _draw(draw: random.Random, name: str, methods: list[str]) -> Setting:

@@ -1,0 +1,78 @@
+"""Constants held to settings swept after they were fixed: `python -m experiments.lr_bench.prospective`.
+
+No choice of a law, and no constant of it, can have known these. ``results/fixed-2026.11-c.json`` has the
+constants as they were, and the keys of the settings they had been fitted to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hessian_lr.predict.calibration import Calibration
+from hessian_lr.predict.rate import Quantities, rate
+from hessian_lr.records import read_json, write_json
+
+from .evaluate import curves, metrics, scored
+from .laws import AFTER
+from .table import HERE, read
+
+FIXED = HERE / "fixed-2026.11-c.json"
+PREDICTORS = ("combined", "adam", "eigenvalue")
+
+
+def predicted(predictor: str, constants: Calibration, table: pd.DataFrame) -> pd.DataFrame:
+    """η̂ with its range, a row a setting, as `hessian-lr predict` makes them from the same measurements."""
+
+    def one(row: pd.Series) -> tuple[float, ...]:
+        known = Quantities(
+            batch_size=int(row["batch_size"]),
+            steps=int(row["steps"]),
+            lr_stability=_positive(row[AFTER + "lr_stability"]),
+            lr_critical_start=_positive(row["lr_critical_start"]),
+            lr_sharpness=_positive(row["lr_sharpness"]),
+        )
+        found = rate(predictor, constants, known)
+        return found.ends if found else (np.nan,) * 3
+
+    rows = [one(row) for _, row in table.iterrows()]
+    return pd.DataFrame(rows, columns=["lr", "low", "high"], index=table.index)
+
+
+def _positive(value: float) -> float | None:
+    return float(value) if value > 0 else None
+
+
+def evaluate(table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for each predictor."""
+    fixed = read_json(FIXED)
+    constants = Calibration.from_dict(fixed["calibration"])
+    later = scored(table[~table["key"].isin(fixed["keys"])])
+    sweeps = curves(runs, later)
+    rows = []
+    for predictor in PREDICTORS:
+        found = predicted(predictor, constants, later)
+        covered = found["low"].le(later["best_lr"]) & found["high"].ge(later["best_lr"])
+        width = (found["high"] / found["low"]).median()
+        rows.append(
+            {
+                "predictor": predictor,
+                **metrics(found["lr"], later, sweeps),
+                "coverage": float(covered.mean()),
+                "median_width": float(width),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    rows = evaluate(*read())
+    write_json(HERE / "prospective.json", {"schema": 1, "rows": rows})
+    for row in rows:
+        print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+
+if __name__ == "__main__":
+    main()
