@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -60,7 +59,7 @@ def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
     try:
         with memory_errors():
             start = methods.initial_batches(setting, data.train, pad_id)
-            model = methods.build(copy.deepcopy(loaded.model), setting, start)
+            model = methods.build(methods.copied(loaded.model, setting), setting, start)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise HessianLRError(
             f"out of memory while building the {setting.method!r} adapter on a copy of {setting.model}; "

@@ -1,7 +1,7 @@
 """LoRA methods: one registry, each method a way to parametrize and initialize an adapter."""
 
 from .method import Method
-from .registry import METHODS, build, check, initial_batches, method_of
+from .registry import METHODS, build, check, copied, initial_batches, method_of
 from .targets import ALL_LINEAR, Target, find_targets
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Target",
     "build",
     "check",
+    "copied",
     "find_targets",
     "initial_batches",
     "method_of",

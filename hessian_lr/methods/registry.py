@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -61,6 +63,19 @@ def initial_batches(setting: Setting, rows: Sequence[Example], pad_id: int) -> l
     # By length, so that a batch holds little padding.
     first = sorted(rows[: method_of(setting).rows], key=lambda row: len(row.input_ids))
     return make_batches(first, _BATCH, pad_id)
+
+
+def copied(model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
+    """A model for ``build`` to take over, while ``model`` stays as it is for the next setting.
+
+    Its weights are the same memory where the method leaves them alone: those whose last factor starts at
+    zero do, and all others start from weights of their own.
+    """
+    shared: dict[int, Any] = {}
+    if method_of(setting).zero_b:
+        # What a copy finds here under an object's id, it takes for the object's copy.
+        shared = {id(p): torch.nn.Parameter(p.data, p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared)
 
 
 def build(model: PreTrainedModel, setting: Setting, batches: Sequence[Batch] = ()) -> PeftModel:
