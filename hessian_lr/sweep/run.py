@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import time
@@ -165,11 +164,11 @@ def _train(
 
 
 def adapted(setting: Setting, loaded: LoadedModel, data: TaskData) -> PeftModel:
-    """A copy of the model with the setting's adapter at its start."""
+    """The setting's adapter at its start, on a copy of the model (see ``methods.copied``)."""
     from .. import methods
 
     start = methods.initial_batches(setting, data.train, loaded.tokenizer.pad_token_id)
-    return methods.build(copy.deepcopy(loaded.model), setting, start)
+    return methods.build(methods.copied(loaded.model, setting), setting, start)
 
 
 def heldout_batches(loaded: LoadedModel, data: TaskData) -> list[Batch]:
