@@ -15,7 +15,7 @@ from tiny_text import byte_tokenizer, tiny_llama
 
 from hessian_lr import cli, session
 from hessian_lr.cli import main
-from hessian_lr.errors import HessianLRError, NonFiniteError
+from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.calibration import PowerLaw
 from hessian_lr.sweep import runner
@@ -487,6 +487,24 @@ def test_one_failed_method_does_not_keep_the_others_from_their_result(capsys, op
     failed = found["results"][1]
     assert failed["lr"] is failed["lr_low"] is failed["lr_high"] is None
     assert failed["notes"] == ["the singular values did not converge"] and failed.keys() >= PREDICT_KEYS
+
+
+def test_a_method_refused_late_keeps_the_others_result_and_ends_with_status_2(capsys, options, monkeypatch):
+    real = session.prepare
+
+    def refuses_pissa(setting, *rest):
+        if setting.method == "pissa":
+            raise RequestError("this adapter does not fit")
+        return real(setting, *rest)
+
+    monkeypatch.setattr(session, "prepare", refuses_pissa)
+    methods = [part for name in ("lora", "pissa", "olora") for part in ("--method", name)]
+    status, found = run_json(capsys, "predict", *options, *methods)
+    assert status == 2
+    assert [row["status"] == "failed" for row in found["results"]] == [False, True, False]
+    assert found["results"][1]["notes"] == ["this adapter does not fit"]
+    assert main(["predict", *options, "--method", "pissa"]) == 2
+    assert capsys.readouterr().err == "hessian-lr: error: this adapter does not fit\n"
 
 
 def test_an_unexpected_error_is_one_line_and_debug_shows_the_traceback(capsys, options, monkeypatch):
