@@ -215,9 +215,10 @@ def spectrum(
 
 
 @app.command(epilog=_example("validate --method lora --method pissa --steps 40 --out runs/two"))
-@takes(settings=options.settings, output=options.output)
+@takes(settings=options.settings, cluster=options.engine, output=options.output)
 def validate(
     settings: list[Setting],
+    cluster: options.Cluster | None,
     output: Output,
     predictor: options.Predictor = "combined",
     calibration: options.Calibrated = None,
@@ -240,15 +241,16 @@ def validate(
     from . import session, terminal
     from .predict import load_calibration
     from .progress import Progress, quiet_libraries
+    from .sweep.engine import opened
     from .sweep.runner import check_plan
     from .validate import Job
     from .validate import validate as run
 
     check_plan(settings[0], rates, seed_list)
     constants = load_calibration(calibration)
-    with quiet_libraries():
+    with quiet_libraries(), opened(cluster, settings) as engine:
         loaded, data = session.load(settings, output)
-        job = Job(settings, loaded, data, Path(out), seed_list, rates, predictor, constants)
+        job = Job(settings, loaded, data, Path(out), seed_list, rates, predictor, constants, engine)
         try:
             with Progress(output.quiet) as progress:
                 document = run(job, progress)
@@ -344,7 +346,12 @@ app.command(epilog=_example("report runs/validate density.json --out report.html
 
 
 app.command(epilog=_example("sweep examples/sweep.yaml --dry-run"))(
-    takes(output=options.output)(sweep_command.sweep)
+    takes(cluster=options.engine, output=options.output)(sweep_command.sweep)
+)
+
+
+app.command(epilog=_example("merge examples/sweep.yaml runs/node1 runs/node2 --out runs/all"))(
+    takes(output=options.output)(sweep_command.merge)
 )
 
 

@@ -27,7 +27,8 @@ from .figure_style import (
     times,
 )
 from .score import Alignment, Score, align
-from .sweep.runner import Sweep, complete_runs, mean_final_loss
+from .sweep.runner import Sweep
+from .sweep.wanted import complete_runs, mean_final_loss
 
 
 @dataclass(frozen=True)

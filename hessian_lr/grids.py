@@ -16,10 +16,14 @@ from .score import Score, score
 from .setting import Setting
 from .sweep import RunResult, Sweep, complete_runs
 from .sweep.cost import estimate, to_go
+from .sweep.engine import Engine
 from .sweep.finished import writable
 from .sweep.grid import Grid, share
-from .sweep.runner import Wanted, censored
-from .sweep.work import Source, Work, assign, make, strangers
+from .sweep.merge import merge
+from .sweep.runner import censored
+from .sweep.schedule import Work, make
+from .sweep.wanted import Wanted
+from .sweep.work import Source, assign, strangers
 from .terminal import rate
 
 TABLE, DOCUMENT = "sweep.csv", "sweep.json"
@@ -111,8 +115,8 @@ class Job:
             notes=(*self._grid.notes, *self._notes, *self._damage(), *cost.notes),
         )
 
-    def run(self, plan: Plan) -> dict[str, Any]:
-        """Make the runs, then write ``sweep.json`` and ``sweep.csv`` of all that is there.
+    def run(self, plan: Plan, engine: Engine) -> dict[str, Any]:
+        """Have ``engine`` make the runs, then ``write`` all that is there.
 
         A shard tells of the whole grid too, so whichever ends last leaves the whole table.
 
@@ -120,20 +124,45 @@ class Job:
             What stands in ``sweep.json``.
 
         Raises:
-            HessianLRError: the folder cannot be written.
+            HessianLRError: the folder cannot be written, or the engine cannot go on.
         """
         folder = writable(self._out / "runs")
-        failed = make(self._mine, self._source, limit=self._limit, report=self._report)
-        rows = [self._row(work, failed.get(work.wanted.setting)) for work in self._works]
+        failed = make(self._mine, engine, limit=self._limit, report=self._report)
         copies, others = strangers(self._works, folder)
-        notes = [*dict.fromkeys((*plan.notes, *self._damage(), *copies))]
+        notes = [*plan.notes, *self._damage(), *copies, *engine.notes]
         if others:
             notes.append(f"{others} runs in {folder} belong to none of these settings and were left alone")
+        return self.write(notes, failed)
+
+    def merge(self, folders: Sequence[Path]) -> dict[str, Any]:
+        """Bring the runs of other folders into this one, then ``write`` all that is there.
+
+        Returns:
+            What stands in ``sweep.json``.
+
+        Raises:
+            RequestError: two folders contradict each other, or there is no such folder.
+            HessianLRError: the folder cannot be written.
+        """
+        notes = merge(self._works, folders, writable(self._out / "runs"))
+        return self.write([*self._grid.notes, *self._notes, *notes], {})
+
+    def write(self, notes: Sequence[str], failed: Mapping[Setting, Exception]) -> dict[str, Any]:
+        """Write ``sweep.json`` and ``sweep.csv`` of all that is there.
+
+        Args:
+            notes: What a reader should know.
+            failed: Why settings have runs missing.
+
+        Returns:
+            What stands in ``sweep.json``.
+        """
+        rows = [self._row(work, failed.get(work.wanted.setting)) for work in self._works]
         document = {
             "schema": results.SCHEMA,
             "varying": list(self._grid.varying),
             "results": rows,
-            "notes": notes,
+            "notes": list(dict.fromkeys(notes)),
         }
         write_json(self._out / DOCUMENT, document)
         write_bytes(self._out / TABLE, _csv(rows).encode())
@@ -152,8 +181,9 @@ class Job:
         loss = "" if last is None else f", last loss {last:.3f}"
         self._progress.report("runs", done, planned, f"{self._grid.label(setting)} at {rate(lr)}{loss}")
 
-    def _row(self, work: Work, failure: str | None) -> dict[str, Any]:
+    def _row(self, work: Work, error: Exception | None) -> dict[str, Any]:
         now, wanted = work.standing(), work.wanted
+        failure = None if error is None else str(error) or type(error).__name__
         status = "failed" if failure else "partial" if now.missing else "complete"
         found = _scored(wanted, now.runs)
         return {

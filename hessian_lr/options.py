@@ -21,6 +21,7 @@ from .records import dump_json, write_json
 from .setting import AUTO, Setting
 
 DEFAULTS = Setting()
+ENGINES = ("local", "ray")
 
 
 class Interrupted(Exception):

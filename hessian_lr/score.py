@@ -29,7 +29,8 @@ import scipy.stats
 from .errors import RequestError
 from .records import Record
 from .sweep.run import RunResult
-from .sweep.runner import Sweep, complete_runs
+from .sweep.runner import Sweep
+from .sweep.wanted import complete_runs
 
 BAND_REGRET = 0.01
 _LEAST_POINTS = 3  # a line through two points leaves no degree of freedom for an error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,22 +13,26 @@ import typer
 
 from . import options
 from .errors import RequestError
-from .options import Interrupted, Output
+from .options import Cluster, Interrupted, Output
 
 if TYPE_CHECKING:
-    from .grids import Plan
+    from .grids import Job, Plan
+    from .progress import Progress
     from .sweep.grid import Grid
+    from .sweep.work import Source
 
 _WIDTH = 80
 _SHOWN = 4
 
+_File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="What to run; see the README.")]
+_Out = Annotated[str, typer.Option(metavar="DIR", help="Folder of all results; resumes what is there.")]
+
 
 def sweep(
-    file: Annotated[str, typer.Argument(metavar="FILE.yaml", help="What to run; see the README.")],
+    file: _File,
+    cluster: Cluster | None,
     output: Output,
-    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of all results; resumes what is there.")] = (
-        "runs/sweep"
-    ),
+    out: _Out = "runs/sweep",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what would be run, and what it costs.")
     ] = False,
@@ -47,38 +53,25 @@ def sweep(
     if limit is not None and limit < 0:
         raise RequestError(f"--limit takes a whole number of at least 0, not {limit}")
     options.check_writable(out, "--out", folder=True)
+    grid = _grid(file)
 
-    from .sweep.grid import expand
-    from .sweep.request import read
+    from . import results, terminal
+    from .sweep.engine import Local, opened
 
-    grid = expand(read(file))
-
-    from . import data, grids, results, terminal
-    from .allocator import keep_freed_memory
-    from .progress import Progress, quiet_libraries
-    from .sweep.work import Source
-
-    for name, fields in dict.fromkeys((one.setting.data, one.setting.fields) for one in grid.wanted):
-        data.check(name, fields=fields)
-    with quiet_libraries():
-        keep_freed_memory()
-        try:
-            with Progress(output.quiet) as progress:
-                progress.method("sweep", 1, 1)
-                job = grids.Job(grid, Path(out), Source(output.quiet), progress, shard=part, limit=limit)
-                plan = job.plan()
-                if not dry_run:
-                    if not output.quiet:
-                        progress.say(_told(plan))
-                    document = job.run(plan)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted; what is finished is kept in {out}: the same command goes on"
-            ) from None
+    with (
+        opened(None if dry_run else cluster, [one.setting for one in grid.wanted]) as remote,
+        _job(grid, out, output, shard=part, limit=limit) as (job, source, progress),
+    ):
+        plan = job.plan()
+        if not dry_run:
+            engine = remote or Local(source)
+            if not output.quiet:
+                progress.say(_told(plan, engine.width))
+            document = job.run(plan, engine)
     if dry_run:
         output.write({"schema": results.SCHEMA, "plan": plan})
         if output.tables:
-            print(_told(plan))
+            print(_told(plan, 1))
         _notes(plan.notes, output)
         return 0
     output.write(document)
@@ -88,12 +81,86 @@ def sweep(
         print(_common(grid))
     _notes(document["notes"], output)
     if not output.quiet:
-        for line in (terminal.advice([row | {"method": row["label"]} for row in rows]), *_gaps(rows)):
+        for line in (
+            terminal.advice([row | {"method": row["label"], "factor_error": None} for row in rows]),
+            *_some_gaps(rows),
+        ):
             terminal.say(line)
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
         terminal.say(f"{row['label']}: failed: {row['notes'][0]}")
     return 1 if failed else 0
+
+
+def merge(
+    file: _File,
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders that shares wrote.")],
+    output: Output,
+    out: _Out = "runs/sweep",
+) -> int:
+    """Bring the shares of a sweep from several folders into one.
+
+    Trains nothing and overwrites nothing. Every run that is missing, found twice or damaged is named, and
+    so are files of something else. Status 1: runs are missing.
+    """
+    options.check_writable(out, "--out", folder=True)
+    from .sweep.merge import runs_folder
+
+    for folder in folders:
+        runs_folder(Path(folder))
+    grid = _grid(file)
+
+    from . import terminal
+
+    with _job(grid, out, output) as (job, _, _):
+        document = job.merge([Path(folder) for folder in folders])
+    output.write(document)
+    rows = document["results"]
+    if output.tables:
+        terminal.sweep_table(rows)
+    _notes(document["notes"], output)
+    gaps = _gaps(rows)
+    for gap in gaps:
+        terminal.say(f"missing: {gap}")
+    missing = sum(len(row["missing"]) for row in rows)
+    if gaps:
+        terminal.say(f"{_missing(rows)} missing; `hessian-lr sweep {file} --out {out}` makes the rest.")
+    return 1 if missing else 0
+
+
+def _grid(file: str) -> Grid:
+    """The file's settings, their data known to exist."""
+    from .sweep.grid import expand
+    from .sweep.request import read
+
+    grid = expand(read(file))
+
+    from . import data
+
+    for name, fields in dict.fromkeys((one.setting.data, one.setting.fields) for one in grid.wanted):
+        data.check(name, fields=fields)
+    return grid
+
+
+@contextmanager
+def _job(grid: Grid, out: str, output: Output, **what: Any) -> Iterator[tuple[Job, Source, Progress]]:
+    """The grid in its folder, with what loads its models and shows how it goes on."""
+    from . import grids
+    from .allocator import keep_freed_memory
+    from .progress import Progress, quiet_libraries
+    from .sweep.work import Source
+
+    with quiet_libraries():
+        keep_freed_memory()
+        source = Source(output.quiet)
+        try:
+            with Progress(output.quiet) as progress:
+                progress.method("sweep", 1, 1)
+                yield grids.Job(grid, Path(out), source, progress, **what), source, progress
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; what is finished is kept in {out}: the same command goes on"
+            ) from None
 
 
 def duration(seconds: float) -> str:
@@ -119,7 +186,7 @@ def _shard(text: str) -> tuple[int, int]:
     return int(numbers[1]), int(numbers[2])
 
 
-def _told(plan: Plan) -> str:
+def _told(plan: Plan, at_a_time: int) -> str:
     """The plan in a few lines."""
     runs, settings = _range(plan.runs, "run"), _range((plan.settings, plan.settings), "setting")
     said = f"{runs} ({settings})"
@@ -130,6 +197,8 @@ def _told(plan: Plan) -> str:
     low, high = (duration(seconds) for seconds in plan.seconds)
     took = low if low == high else f"{low} to {high}"
     said += f"; {_range(plan.to_go, 'run')} to make" + (f", about {took} here" if plan.to_go[1] else "")
+    if at_a_time > 1:
+        said += f" one after the other; {at_a_time} at a time on the cluster"
     sources = []
     if plan.timed:
         sources.append(f"steps timed just now for {_range((plan.timed, plan.timed), 'shape')}")
@@ -151,7 +220,7 @@ def _common(grid: Grid) -> str:
 
 
 def _gaps(rows: list[dict[str, Any]]) -> list[str]:
-    """Which runs are missing, in a line."""
+    """Which runs are missing, a learning rate of a setting each."""
     from .terminal import rate
 
     gaps = []
@@ -162,13 +231,24 @@ def _gaps(rows: list[dict[str, Any]]) -> list[str]:
         gaps += [
             f"{row['label']} at {rate(lr)} (seed {', '.join(seeds)})" for lr, seeds in sorted(rates.items())
         ]
+    return gaps
+
+
+def _missing(rows: list[dict[str, Any]]) -> str:
+    """How many runs are missing."""
+    missing = sum(len(row["missing"]) for row in rows)
+    searching = any(row["missing"] and row["lrs"] == "auto" for row in rows)
+    return f"{'At least ' if searching else ''}{_range((missing, missing), 'run')}"
+
+
+def _some_gaps(rows: list[dict[str, Any]]) -> list[str]:
+    """Which runs are missing, in a line."""
+    gaps = _gaps(rows)
     if not gaps:
         return []
     more = f"; and at {len(gaps) - _SHOWN} more learning rates" if len(gaps) > _SHOWN else ""
-    missing = sum(len(row["missing"]) for row in rows)
-    searching = any(row["missing"] and row["lrs"] == "auto" for row in rows)
     return [
-        f"{'At least ' if searching else ''}{_range((missing, missing), 'run')} missing: "
+        f"{_missing(rows)} missing: "
         f"{'; '.join(gaps[:_SHOWN])}{more}. The same command without --limit and --shard makes them."
     ]
 

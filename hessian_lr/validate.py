@@ -25,6 +25,7 @@ from .records import digest, read_json, write_sealed
 from .score import Score, score
 from .setting import Setting
 from .sweep import Sweep, sweep
+from .sweep.engine import Engine
 
 # Where the search for the best learning rate starts if there is no prediction: a common default.
 FALLBACK_LR = 3e-4
@@ -48,6 +49,7 @@ class Job:
         lrs: The learning rates to run; None: search around the prediction.
         predictor: The one that is scored.
         constants: Its calibration.
+        engine: Trains the runs; None: this process.
     """
 
     settings: Sequence[Setting]
@@ -58,6 +60,7 @@ class Job:
     lrs: Sequence[float] | None
     predictor: str
     constants: Calibration
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
                 seeds=job.seeds,
                 out=job.out,
                 progress=progress.sweep,
+                engine=job.engine,
             )
             scored = score(found, lr, low, high)
             drawn.append((SweepPanel(found, scored), measured.prediction))

@@ -18,7 +18,7 @@ from hessian_lr.cli import main
 from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.calibration import PowerLaw
-from hessian_lr.sweep import runner
+from hessian_lr.sweep import engine
 
 SETTING_KEYS = {
     *("model", "data", "fields", "methods", "rank", "alpha", "target_modules", "optimizer", "batch_size"),
@@ -211,7 +211,7 @@ def test_a_validation_that_is_done_measures_and_trains_nothing_again(capsys, val
         raise AssertionError("this was done already")
 
     before = (validated / "validate.json").read_bytes()
-    monkeypatch.setattr(runner, "train_once", refuse)
+    monkeypatch.setattr(engine, "train_once", refuse)
     monkeypatch.setattr("hessian_lr.validate.predict_learning_rate", refuse)
     status, found = run_json(capsys, "validate", *options, *AGAIN, "--out", validated)
     assert status == 0
@@ -236,7 +236,7 @@ def test_a_failed_sweep_keeps_the_other_methods_and_the_prediction(
     def fail(*_arguments):
         raise HessianLRError("out of memory")
 
-    monkeypatch.setattr(runner, "train_once", fail)
+    monkeypatch.setattr(engine, "train_once", fail)
     status, found = run_json(capsys, "validate", *options, *AGAIN, "--out", without_pissas_runs)
     assert status == 1
     lora, pissa = found["results"]
@@ -268,7 +268,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(capsys, without_pissas_runs, 
     def interrupt(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "train_once", interrupt)
+    monkeypatch.setattr(engine, "train_once", interrupt)
     assert main(["validate", *options, *AGAIN, "--out", str(without_pissas_runs), "--quiet"]) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert str(without_pissas_runs) in line and "goes on" in line

@@ -18,6 +18,7 @@ import torch
 import hessian_lr
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.sweep import RunResult, Sweep, complete_runs, mean_final_loss, plan, run_key, runner
+from hessian_lr.sweep import engine as engines
 
 HELPER = Path(__file__).with_name("tiny_sweep.py")
 tiny = SimpleNamespace(**runpy.run_path(str(HELPER)))
@@ -35,13 +36,13 @@ def one_thread():
 def trainings(monkeypatch):
     """Counts real trainings by learning rate and seed."""
     counter = Counter()
-    real = runner.train_once
+    real = engines.train_once
 
     def counting(setting, lr, loaded, data, initial_loss):
         counter[lr, setting.seed] += 1
         return real(setting, lr, loaded, data, initial_loss)
 
-    monkeypatch.setattr(runner, "train_once", counting)
+    monkeypatch.setattr(engines, "train_once", counting)
     return counter
 
 
@@ -56,7 +57,7 @@ def instant(monkeypatch):
         key = run_key(setting, lr, data.digest, loaded.fingerprint)
         return RunResult(key, setting, lr, 2.0, final, setting.steps, final > 2.0, 1.0, 10)
 
-    monkeypatch.setattr(runner, "train_once", fake)
+    monkeypatch.setattr(engines, "train_once", fake)
     return order
 
 

@@ -12,7 +12,7 @@ from hessian_lr.errors import RequestError
 from hessian_lr.setting import Setting
 from hessian_lr.sweep.grid import expand, share
 from hessian_lr.sweep.request import START_LR, read
-from hessian_lr.sweep.runner import Wanted
+from hessian_lr.sweep.wanted import Wanted
 
 
 @pytest.fixture

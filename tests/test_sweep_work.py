@@ -15,10 +15,12 @@ from tolerances import COST_FACTOR
 
 from hessian_lr import sweep_command
 from hessian_lr.errors import HessianLRError, RequestError
-from hessian_lr.sweep import RunResult, cost, plan, run_key, work
+from hessian_lr.sweep import RunResult, cost, engine, plan, run_key
+from hessian_lr.sweep.engine import Local
 from hessian_lr.sweep.grid import share
-from hessian_lr.sweep.runner import Wanted
-from hessian_lr.sweep.work import assign, by_model, make, strangers
+from hessian_lr.sweep.schedule import by_model, make
+from hessian_lr.sweep.wanted import Wanted
+from hessian_lr.sweep.work import assign, strangers
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_sweep.py"))))
 A, B = replace(tiny.SETTING, rank=2), replace(tiny.SETTING, rank=4)
@@ -68,7 +70,7 @@ def instant(monkeypatch):
         key = run_key(setting, lr, data.digest, loaded.fingerprint)
         return RunResult(key, setting, lr, 2.0, final, setting.steps, final > 2.0, 4.0, 10)
 
-    monkeypatch.setattr(work, "train_once", fake)
+    monkeypatch.setattr(engine, "train_once", fake)
     return trained
 
 
@@ -80,13 +82,13 @@ def assigned(folder, wanted=WANTED):
 def test_every_run_is_made_once_and_each_model_loaded_once(tmp_path, instant):
     works, source = assigned(tmp_path)
     source.loads.clear()
-    assert make(works, source) == {}
+    assert make(works, Local(source)) == {}
     assert len(instant) == TOTAL and set(instant.values()) == {1}
     assert source.loads == ["tiny", "other"]
     assert len(list(tmp_path.glob("*.json"))) == TOTAL
     assert not any(one.standing().missing for one in works)
     fresh, source = assigned(tmp_path)
-    assert make(fresh, source) == {} and len(instant) == TOTAL
+    assert make(fresh, Local(source)) == {} and len(instant) == TOTAL
 
 
 def test_a_limit_stops_anywhere_and_the_next_call_goes_on(tmp_path, instant):
@@ -94,47 +96,48 @@ def test_a_limit_stops_anywhere_and_the_next_call_goes_on(tmp_path, instant):
     for _ in range(5):
         works, source = assigned(tmp_path)
         before = sum(instant.values())
-        make(works, source, limit=4)
+        make(works, Local(source), limit=4)
         sizes.append(sum(instant.values()) - before)
     assert sizes == [4, 4, 4, TOTAL - 12, 0] and set(instant.values()) == {1}
 
 
 def test_limit_0_makes_nothing(tmp_path, instant):
     works, source = assigned(tmp_path)
-    make(works, source, limit=0)
+    make(works, Local(source), limit=0)
     assert not instant
 
 
 def test_shares_make_the_whole(tmp_path, instant):
     for index in (1, 2, 3):
         works, source = assigned(tmp_path, share(WANTED, index, 3))
-        make(works, source)
+        make(works, Local(source))
     assert len(instant) == TOTAL and set(instant.values()) == {1}
     whole, _ = assigned(tmp_path)
     assert not any(one.standing().missing for one in whole)
 
 
 def test_a_failed_run_ends_its_setting_and_no_other_and_is_tried_again(tmp_path, monkeypatch, instant):
-    real = work.train_once
+    real = engine.train_once
 
     def fails(setting, lr, *rest):
         if setting.rank == 2 and setting.model == "tiny" and lr == 1e-3:
             raise HessianLRError("out of memory")
         return real(setting, lr, *rest)
 
-    monkeypatch.setattr(work, "train_once", fails)
+    monkeypatch.setattr(engine, "train_once", fails)
     works, source = assigned(tmp_path)
-    assert make(works, source) == {A: "out of memory"}
+    failed = make(works, Local(source))
+    assert {setting: str(error) for setting, error in failed.items()} == {A: "out of memory"}
     assert sum(instant.values()) == 2 + 2 + SEARCHED
-    monkeypatch.setattr(work, "train_once", real)
-    assert make(works, source) == {} and len(instant) == TOTAL and set(instant.values()) == {1}
+    monkeypatch.setattr(engine, "train_once", real)
+    assert make(works, Local(source)) == {} and len(instant) == TOTAL and set(instant.values()) == {1}
 
 
 def test_a_folder_that_cannot_be_written_ends_it_all(tmp_path, instant):
     (tmp_path / "file").write_text("in the way")
     works, source = assigned(tmp_path / "file" / "runs")
     with pytest.raises(HessianLRError, match="cannot write"):
-        make(works, source)
+        make(works, Local(source))
     assert sum(instant.values()) == 1
 
 
@@ -147,13 +150,13 @@ def test_settings_that_do_not_fit_their_model_are_told_together_before_any_work(
 def test_progress_tells_what_is_made_and_left(tmp_path, instant):
     told = []
     works, source = assigned(tmp_path, WANTED[:2])
-    make(works, source, report=lambda *now: told.append(now[:2]))
+    make(works, Local(source), report=lambda *now: told.append(now[:2]))
     assert told == [(done, 8) for done in range(8)]
 
 
 def test_copies_and_foreign_runs_are_told_apart(tmp_path, instant):
     works, source = assigned(tmp_path, WANTED[1:])
-    make(works, source)
+    make(works, Local(source))
     first, second = sorted(tmp_path.glob("*.json"))[:2]
     shutil.copy(first, tmp_path / "copy.json")
     second.rename(tmp_path / "renamed.json")
@@ -175,7 +178,7 @@ def test_by_model_keeps_the_order_but_for_models():
 
 def test_finished_runs_tell_the_cost_of_their_like(tmp_path, instant):
     works, source = assigned(tmp_path)
-    make(works, source, limit=6)
+    make(works, Local(source), limit=6)
     runs = [run for one in works for run in one.standing().runs]
     found = cost.estimate([works[0], works[2]], runs, source)
     # A is complete; B is of the same kind but for its rank: 5 to 12 learning rates of 4 seconds.
@@ -189,10 +192,10 @@ def test_timed_steps_tell_the_cost_of_runs_like_those(tmp_path):
     source = TinySource()
     long = Wanted(replace(B, steps=60), (0,), (1e-3, 1e-2), 1e-3)
     works, _ = assign([long], source, tmp_path)
-    make(assign([Wanted(A, (0,), (1e-3,), 1e-3)], source, tmp_path)[0], source)  # imports and the like
+    make(assign([Wanted(A, (0,), (1e-3,), 1e-3)], source, tmp_path)[0], Local(source))  # imports and the like
     found = cost.estimate(works, [], source)
     assert (found.runs, found.timed, found.finished) == ((2, 2), 1, 0)
-    make(works, source)
+    make(works, Local(source))
     taken = sum(run.seconds for run in works[0].standing().runs)
     assert taken / COST_FACTOR < found.seconds[0] < taken * COST_FACTOR
     assert found.seconds[0] == found.seconds[1]
@@ -246,12 +249,12 @@ def test_durations_are_told_in_two_units(seconds, told):
 
 def test_damaged_runs_are_made_again_and_named(tmp_path, instant):
     works, source = assigned(tmp_path, WANTED[:1])
-    make(works, source)
+    make(works, Local(source))
     victim = sorted(tmp_path.glob("*.json"))[2]
     whole = victim.read_bytes()
     victim.write_bytes(whole[:50])
     fresh, source = assigned(tmp_path, WANTED[:1])
-    make(fresh, source)
+    make(fresh, Local(source))
     assert json.loads(victim.read_bytes()) == json.loads(whole)
     assert sorted(instant.values()) == [1] * 5 + [2]
     (note,) = fresh[0].finished.notes

@@ -23,8 +23,9 @@ from ..errors import HessianLRError
 from ..setting import Setting
 from . import plan
 from .run import RunResult, adapted, heldout_batches, precision
-from .runner import Standing, Wanted
-from .work import Source, Work, by_model
+from .schedule import Work, by_model
+from .wanted import Standing, Wanted
+from .work import Source
 
 if TYPE_CHECKING:
     from ..data import TaskData

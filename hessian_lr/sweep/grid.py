@@ -13,7 +13,7 @@ from ..peft_config import PeftSource
 from ..records import digest
 from ..setting import Setting
 from .request import BY_RANK, DEFAULTS, FIELDS, FIXED, START_LR, Part, Request
-from .runner import Wanted
+from .wanted import Wanted
 
 MOST_RUNS = 100_000
 _EXAMPLES = 3

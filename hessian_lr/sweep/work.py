@@ -1,25 +1,21 @@
-"""Many settings' runs: how far they have got, and making those that are missing."""
+"""Many settings' models, data and runs: loaded, found in a folder, and told from strangers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import HessianLRError, RequestError
+from ..errors import RequestError
 from ..setting import Setting
 from .finished import Finished
-from .run import RunResult, train_once
-from .runner import Standing, Wanted
+from .run import RunResult
+from .schedule import Work, by_model
+from .wanted import Wanted
 
 if TYPE_CHECKING:
     from ..data import TaskData
     from ..models import LoadedModel
-
-#: Called before every run: runs made, runs to make this time (a search may want more as it goes), the
-#: setting and learning rate at hand, and the last run's final loss.
-Report = Callable[[int, int, Setting, float, float | None], None]
 
 _SHOWN = 3
 
@@ -64,23 +60,6 @@ class Source:
         return self._data[wanted]
 
 
-@dataclass(frozen=True)
-class Work:
-    """A setting's runs and where they are kept.
-
-    Attributes:
-        wanted: The runs.
-        finished: Those of its model and data that are there; other settings share it.
-    """
-
-    wanted: Wanted
-    finished: Finished
-
-    def standing(self) -> Standing:
-        """How far it has got."""
-        return self.wanted.standing(self.finished.find)
-
-
 def assign(
     wanted: Sequence[Wanted], source: Source, folder: Path
 ) -> tuple[tuple[Work, ...], tuple[str, ...]]:
@@ -120,59 +99,6 @@ def assign(
             + more
         )
     return tuple(works[place] for place in range(len(wanted))), tuple(dict.fromkeys(notes))
-
-
-def by_model(settings: Iterable[Setting]) -> list[int]:
-    """The places of the settings in an order that loads each model once."""
-    listed = [(setting.model, setting.device) for setting in settings]
-    first = {model: place for place, model in reversed(list(enumerate(listed)))}
-    return sorted(range(len(listed)), key=lambda place: (first[listed[place]], place))
-
-
-def make(
-    works: Sequence[Work], source: Source, *, limit: int | None = None, report: Report | None = None
-) -> dict[Setting, str]:
-    """Make the runs that are missing, each written at once.
-
-    A run that fails ends its setting's runs, not those of the others.
-
-    Args:
-        works: Whose runs.
-        source: Loads their models and data.
-        limit: Make at most so many; None: all.
-        report: See ``Report``.
-
-    Returns:
-        The settings that failed, and why.
-
-    Raises:
-        HessianLRError: the folder cannot be written.
-    """
-    failed: dict[Setting, str] = {}
-    made, last = 0, None
-    waiting = [len(work.standing().missing) for work in works]
-    for place in by_model(work.wanted.setting for work in works):
-        work = works[place]
-        setting = work.wanted.setting
-        while setting not in failed and (now := work.standing()).missing:
-            initial = {seed: now.initial_loss(seed) for seed in work.wanted.seeds}
-            for index, (one, lr) in enumerate(now.missing):
-                waiting[place] = len(now.missing) - index
-                if made == limit:
-                    return failed
-                if report is not None:
-                    planned = made + sum(waiting)
-                    report(made, planned if limit is None else min(limit, planned), setting, lr, last)
-                try:
-                    run = train_once(one, lr, source.model(one), source.data(one), initial[one.seed])
-                except (HessianLRError, MemoryError) as error:
-                    failed[setting] = str(error) or type(error).__name__
-                    break
-                work.finished.add(run)
-                initial[one.seed], last = run.initial_loss, run.final_loss
-                made += 1
-        waiting[place] = 0
-    return failed
 
 
 def strangers(works: Sequence[Work], folder: Path) -> tuple[list[str], int]:
