@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import __version__
 from .curvature.operator import HessianOperator
+from .distributed import team
 from .errors import RequestError
 from .records import digest, read_json
 from .setting import Setting
@@ -69,7 +70,7 @@ class Checkpoints:
             "asked": asked,
             "versions": {"hessian-lr": __version__, "python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "machine": _machine(operator.device),
+            "machine": _machine(operator.device) | {"ranks": team().size},
         }
         folder = self.folder / f"lanczos-{stage}-{digest(identity, 12)}"
         self._name_foreign(folder, identity)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import write_bytes
+from ..distributed import team
 from ..errors import HessianLRError, RequestError
 from ..records import read_json, write_sealed
 from .basis import Basis
@@ -82,14 +83,15 @@ class Checkpoint:
     def save(self, basis: Basis, t: Tridiagonal, following: Tensor) -> None:
         """Write what is new, if that keeps writing within ``SHARE`` of the time since the iteration began.
 
-        A disk that cannot be written ends the keeping, not the iteration.
+        A disk that cannot be written ends the keeping, not the iteration. Of several ranks, whose states are
+        the same to the last bit, the first writes and all read.
         """
         kept = sum(count for count, _ in self._parts)
         new = len(basis) + 1 - kept
         size = following.numel() * following.element_size()
         expected = self._pace * (2 * _SECONDS_A_FILE + new * size * _SECONDS_A_BYTE)
         began = time.perf_counter()
-        if not self._works or self._spent + expected > SHARE * (began - self._began):
+        if team().rank or not self._works or self._spent + expected > SHARE * (began - self._began):
             return
         try:
             vectors = [basis.rows[index] for index in range(kept, len(basis))]
@@ -105,6 +107,8 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Remove what was kept."""
+        if team().rank:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, index: int) -> Path:
