@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RETRIES = 3  # of a run whose worker is lost; and so many workers in a row may be lost as they start
 _CONNECT_S = 10.0
+_ANSWER_S = 30.0  # the check is a process of its own, which a busy machine takes long to start
 _LOOK_S = 2.0  # between looks at which nodes there are, while nothing ends
 _PATIENCE_S = 60.0  # how long no node may have room before the sweep gives up
 _STORE_BYTES = 100 * 2**20  # of a cluster that is started here: only results of a few lines travel
@@ -304,7 +305,7 @@ def _check_address(address: str) -> None:
         raise RequestError(f"there is no Ray cluster at {address} ({error}); {mend}") from error
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_CONNECT_S, check=False).returncode == 0
+        done = subprocess.run(command, capture_output=True, timeout=_ANSWER_S, check=False).returncode == 0
     except subprocess.TimeoutExpired:
         done = False
     if not done:

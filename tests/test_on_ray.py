@@ -1,0 +1,247 @@
+"""Sweeps on a real Ray cluster of two nodes: the same runs as here, whatever happens to the workers."""
+
+import itertools
+import json
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from tiny_text import byte_tokenizer, tiny_llama
+
+from hessian_lr.cli import main
+from hessian_lr.sweep.on_ray import RETRIES
+from hessian_lr.sweep.run import RunResult, precision
+
+ray = pytest.importorskip("ray")
+NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of a CPU each on this machine; their folder goes with them, whatever a test did."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        # Short: the names of sockets in it may have 107 characters.
+        scratch = Path(tempfile.mkdtemp(prefix="r"))
+        (scratch / "ray").mkdir()
+        patch.setenv("RAY_TMPDIR", str(scratch))
+        made = None
+        try:
+            made = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+            made.add_node(**NODE)
+            patch.setenv("RAY_ADDRESS", made.address)
+            yield made
+        finally:
+            if ray.is_initialized():
+                ray.shutdown()
+            if made is not None:
+                made.shutdown()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model and data on disk: the workers are other processes."""
+    root = tmp_path_factory.mktemp("ray")
+    tiny_llama(initializer_range=0.2).save_pretrained(root / "model")
+    byte_tokenizer().save_pretrained(root / "model")
+    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(6) for b in range(6)]
+    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root
+
+
+def write(folder, name, **changes):
+    """A sweep's file; its paths are relative, so that they hold in the workers too."""
+    common = {"model": "model", "data": "rows.jsonl", "rank": 2, "steps": 4, "device": "cpu"}
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(common | {"dtype": "float32"} | changes))
+    return file
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def contents(out):
+    """Each run by its file's name, without the time it took."""
+    found = {path.name: RunResult.read(path).to_dict() for path in (out / "runs").iterdir()}
+    for run in found.values():
+        del run["seconds"]
+    return found
+
+
+def document(out):
+    """What the sweep tells, without times and notes."""
+    told = json.loads((out / "sweep.json").read_text())
+    for row in told["results"]:
+        for run in row["runs"]:
+            del run["seconds"]
+    return told["varying"], told["results"]
+
+
+def sweep(file, out, *more):
+    return main(["sweep", str(file), "--out", str(out), *more])
+
+
+def trainers():
+    """The worker processes of the cluster that hold a model."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "ray::_Trainer" in " ".join(process.cmdline()[:1]):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def file(folder):
+    """A search and a grid."""
+    grid = {"method": "pissa", "lr": [1e-3, 1e-2], "seed": [0, 1]}
+    return write(folder, "mixed", lr={"auto": 0.3}, include=[grid])
+
+
+@pytest.fixture(scope="module")
+def local(folder, file, tmp_path_factory):
+    """The same, made in this process."""
+    out = tmp_path_factory.mktemp("local")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert sweep(file, out, "--quiet") == 0
+    return out
+
+
+def test_a_worker_killed_in_the_middle_loses_nothing_and_counts_nothing_twice(
+    cluster, here, file, local, tmp_path, capsys
+):
+    out, killed, written = tmp_path / "out", [], []
+
+    def kill():
+        """End a process that is training, twice: each time when another run has come."""
+        for wanted in (1, 3):
+            while len(list((out / "runs").glob("*.json"))) < wanted:
+                time.sleep(0.01)
+            busy = next(p for p in itertools.cycle(trainers()) if p.cpu_percent(0.1) > 30)
+            written.append(len(list((out / "runs").glob("*.json"))))
+            busy.send_signal(signal.SIGKILL)
+            killed.append(busy.pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    assert sweep(file, out, "--engine", "ray", "--json", str(tmp_path / "all.json")) == 0
+    killer.join(1)
+    assert len(killed) == 2, "the sweep ended before a worker was killed"
+    assert contents(out) == contents(local)
+    assert document(out) == document(local)
+    lost = [note for note in json.loads((out / "sweep.json").read_text())["notes"] if "was lost" in note]
+    assert len(lost) == 2 and all(f"retry 1 of {RETRIES}" in note for note in lost)
+    for pid, note in zip(killed, lost, strict=True):
+        assert note.startswith(f"worker {pid} on {socket.gethostname()} was lost with ")
+    assert "2 at a time on the cluster" in " ".join(capsys.readouterr().err.split())
+    assert not ray.is_initialized() and not trainers()
+
+
+def test_a_sweep_started_on_ray_is_finished_here(cluster, here, file, local, tmp_path):
+    assert sweep(file, tmp_path, "--engine", "ray", "--limit", "3", "--quiet") == 0
+    begun = {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()}
+    assert len(begun) == 3
+    assert sweep(file, tmp_path, "--quiet") == 0
+    assert {path: path.read_bytes() for path in begun} == begun
+    assert contents(tmp_path) == contents(local) and document(tmp_path) == document(local)
+
+
+def test_an_error_of_a_run_is_told_with_its_node_and_not_tried_again(cluster, here, tmp_path, capsys):
+    """A file that is gone when the workers look for it."""
+    file = write(here, "broken", lr=1e-3, model="model")
+    engine = "hessian_lr.sweep.on_ray.precision"
+
+    def remove(setting):
+        (here / "rows.jsonl").rename(here / "away")
+        return precision(setting)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, remove)
+        try:
+            assert sweep(file, tmp_path, "--engine", "ray", "--quiet") == 1
+        finally:
+            (here / "away").rename(here / "rows.jsonl")
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("lora: failed"))
+    assert "there is no file rows.jsonl" in line and line.endswith(f"(on {socket.gethostname()})")
+
+
+def test_a_run_that_no_node_has_room_for_is_refused(cluster, here, file, tmp_path, capsys):
+    more = ("--engine", "ray", "--cpus-per-run", "2")
+    assert sweep(file, tmp_path, *more) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no node of the cluster has 2 CPUs and 0 GPUs for a run (its nodes: 1 CPUs, 0 GPUs; 1 CPUs" in line
+
+
+WRONG = {
+    "nobody": ("127.0.0.1:1", "there is no Ray cluster at 127.0.0.1:1"),
+    "client": ("ray://127.0.0.1:1", "--address takes host and port"),
+    "no port": ("localhost", "--address takes host and port"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_address_is_one_line_at_once(here, file, tmp_path, capsys, name):
+    address, message = WRONG[name]
+    began = time.perf_counter()
+    assert sweep(file, tmp_path, "--engine", "ray", "--address", address) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hessian-lr: error: ") and message in line
+    assert time.perf_counter() - began < 10
+
+
+def test_a_port_at_which_something_else_listens_is_told(here, file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hessian_lr.sweep.on_ray._ANSWER_S", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        assert sweep(file, tmp_path, "--engine", "ray", "--address", address) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"something answers at {address}, but it is no Ray cluster" in line
+
+
+def test_without_ray_the_command_that_installs_it_is_told(here, file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert sweep(file, tmp_path, "--engine", "ray") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "hessian-lr: error: --engine ray needs Ray: pip install 'hessian-lr[ray]'"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--engine", "rey"), "unknown engine 'rey'. Did you mean 'ray'?"),
+        (("--address", "a:1"), "--address is for --engine ray"),
+        (("--engine", "ray", "--cpus-per-run", "0"), "--cpus-per-run takes a whole number of at least 1"),
+        (("--engine", "ray", "--gpus-per-run", "1.5"), "--gpus-per-run takes 0 to 1, or a whole number"),
+    ],
+)
+def test_wrong_options_are_one_line(here, file, tmp_path, capsys, more, message):
+    assert sweep(file, tmp_path, *more) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
