@@ -16,8 +16,8 @@ from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, stabi
 from hessian_lr.curvature.closed_form import FAST_PRODUCTS
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.operator import flatten
-from hessian_lr.errors import RequestError
-from hessian_lr.predict import load_calibration
+from hessian_lr.errors import HessianLRError, RequestError
+from hessian_lr.predict import adam, load_calibration
 from hessian_lr.predict.adam import AdamSharpness, adam_sharpness
 from hessian_lr.predict.calibration import EXTRAPOLATION, PowerLaw
 from hessian_lr.predict.line_search import critical_learning_rate
@@ -287,3 +287,14 @@ def test_failures_are_results_without_numbers_and_wrong_requests_are_errors():
         hlr.predict_learning_rate(learned(), learnable(12), predictor="eigenvalues")
     with pytest.raises(RequestError, match="at least two batches"):
         hlr.predict_learning_rate(learned(), learnable(1))
+
+
+@pytest.mark.parametrize(("loudness", "told"), [(1, "frozen output"), (40, "more than the 3.14 of guessing")])
+def test_why_no_step_leads_uphill_is_told_by_the_loss_at_the_start(loudness, told, monkeypatch):
+    model = learned()
+    known = [counting_batch(4, 1, seed=0)]  # which it has learned
+    # A model that is sure of the wrong tokens: its loss exceeds ln 23 = 3.135.
+    model.get_output_embeddings().weight.data.mul_(-loudness if loudness > 1 else 1)
+    monkeypatch.setattr(adam, "critical_learning_rate", lambda *_, **__: (None, 1))
+    with pytest.raises(HessianLRError, match=f"turns downhill into uphill .*{told}"):
+        adam_sharpness(model, known, known)

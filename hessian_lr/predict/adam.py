@@ -194,9 +194,21 @@ def _initial_critical(
     if critical is None:
         raise HessianLRError(
             "no learning rate between 1e-9 and 1e3 turns downhill into uphill along the gradient's sign: "
-            "the loss does not respond to the adapter as a loss should (frozen output? constant labels?)"
+            + _why_never_uphill(model, operator.loss)
         )
     return critical, forwards
+
+
+def _why_never_uphill(model: nn.Module, loss: float) -> str:
+    guessing = math.log(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    if loss > guessing:
+        # Steps that are far too long end near guessing, which is downhill from here.
+        return (
+            f"the loss at the start is {loss:.3g}, more than the {guessing:.3g} of guessing among all tokens "
+            "alike, so that even a ruinous step lowers it; is the model trained, and do tokenizer and data "
+            "belong to it?"
+        )
+    return "the loss does not respond to the adapter as a loss should (frozen output? constant labels?)"
 
 
 def _first_step(operator: HessianOperator, gradient: Tensor, optimizer: MakeOptimizer) -> Tensor:
