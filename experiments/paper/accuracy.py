@@ -1,7 +1,8 @@
 """Exact-match accuracy on the held-out math rows after training at the best learning rate of each table row.
 
-``python -m experiments.paper.accuracy`` trains SmolLM2 once a setting of the committed tables, at the learning
-rate that they call best, and lets it answer; what is finished stands in ``accuracy/`` and is not done again.
+``python -m experiments.paper.accuracy`` trains SmolLM2 once a setting of the committed tables, at the
+learning rate that they call best, and lets it answer. What is finished stands in ``accuracy/`` and is not
+done again.
 """
 
 from __future__ import annotations
@@ -110,9 +111,8 @@ def main() -> None:
             told = {"schema": 1, "setting": setting, "lr": lr, "right": sum(right), "rows": len(right)}
             write_json(file, told)
         told = read_json(file)
-        print(
-            f"{setting.method} rank {setting.rank} at {told['lr']:.1e}: {told['right']} of {told['rows']} right"
-        )
+        what = f"{setting.method}, {setting.steps} steps at {told['lr']:.1e}"
+        print(f"{what}: {told['right']} of {told['rows']} right")
 
 
 if __name__ == "__main__":
