@@ -91,6 +91,7 @@ class Server:
             path.write_text("")
         job = {"arguments": arguments, "stdout": str(out), "stderr": str(errors), "faults": faults}
         job["begun"] = str(begun)
+        faults.setdefault("without_figures", True)
         began = time.perf_counter()
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()

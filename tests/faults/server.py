@@ -75,6 +75,13 @@ def keep_state_always(_: Any) -> None:
     checkpoint.SHARE = float("inf")
 
 
+def without_figures(_: Any) -> None:
+    """They are drawn when everything else is written, and take most of a tiny validate's time."""
+    from hessian_lr import validate
+
+    validate._draw = lambda *_: None
+
+
 def die_at_write(event: int) -> None:
     """kill -9 at the n-th of the moments around a write: before its flush, before and after its renaming."""
     left = [event]
@@ -186,7 +193,15 @@ def bad_loss(how: dict[str, Any]) -> None:
 FAULTS = {
     one.__name__: one
     for one in (
-        *(keep_state_always, die_at_write, file_limit, memory_limit, as_nobody, clock_backwards),
+        *(
+            keep_state_always,
+            without_figures,
+            die_at_write,
+            file_limit,
+            memory_limit,
+            as_nobody,
+            clock_backwards,
+        ),
         *(bad_gradient, bad_training_gradient, bad_loss),
     )
 }

@@ -341,7 +341,7 @@ def clock_backwards(whole: Undisturbed, count: int) -> Outcomes:
 #: Fault: the trial, and how often it is tried by `make test` and by `python -m tests.faults`.
 TRIALS: dict[str, tuple[Callable[[Undisturbed, int], Outcomes], int, int]] = {
     "kill -9 of predict": (killed("predict"), 4, 20),
-    "kill -9 of validate": (killed("validate"), 4, 12),
+    "kill -9 of validate": (killed("validate"), 4, 10),
     "kill -9 of calibrate": (killed("calibrate"), 4, 20),
     "SIGTERM": (terminated, 1, 4),
     "disk full": (disk_full, 3, 6),
