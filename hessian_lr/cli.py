@@ -164,7 +164,11 @@ def spectrum(
     rtol: Annotated[float, typer.Option(help="Relative error of λ at which to stop.")] = 0.05,
     max_products: Annotated[int, typer.Option(help="Stop after this many Hessian products.")] = 40,
     operator: Annotated[
-        str, typer.Option(metavar="hessian|gauss-newton", help="The matrix whose spectrum is measured.")
+        str,
+        typer.Option(
+            metavar="hessian|gauss-newton|central-differences",
+            help="The matrix measured; central-differences: the Hessian from gradients alone.",
+        ),
     ] = "hessian",
     bracket: Annotated[
         bool, typer.Option("--bracket", help="Closed-form bounds of λ beside it (lora and rslora).")

@@ -48,6 +48,10 @@ class NonFiniteError(HessianLRError, ArithmeticError):
     """A loss, gradient or product was NaN or infinite; no number may follow from it."""
 
 
+class NotTwiceDifferentiable(HessianLRError):
+    """Some part of the model has no second derivative, or none that can be trusted."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> RequestError:
     """The error for a name that is not in a registry, with the nearest name that is."""
     choices = sorted(known)

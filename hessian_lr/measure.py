@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoints
+from .curvature.central import CentralOperator, twice_or_central
 from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, trainable
+from .curvature.once import NotTwiceDifferentiable
 from .curvature.operator import HessianOperator
 from .distributed import require_shared
 from .errors import HessianLRError, unknown_name
@@ -27,7 +29,11 @@ from .spectrum.lanczos import Progress, check_stopping, dot
 ALGORITHMS = {"lanczos": lanczos, "power": power_iteration}
 # Products in float32 from an eigenvector found in bfloat16, whose rounding they take out.
 REFINEMENTS = 4
-OPERATORS = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator}
+OPERATORS: dict[str, type[HessianOperator]] = {
+    "hessian": HessianOperator,
+    "gauss-newton": GaussNewtonOperator,
+    "central-differences": CentralOperator,
+}
 
 
 class Symmetric(Protocol):
@@ -57,6 +63,8 @@ class Curvature(Record):
             direction has on its own sample and so too large, on average, for the population; this
             one is on average no larger than the population's λ. Null where none were given.
         held_out_error: Its standard error, as ``sampling_error``.
+        difference_error: Where products are central differences, how far the one with the eigenvector may be
+            off as a share of θ (see ``CentralOperator.check``); null where they are exact.
         samples: Rows of the sample.
         status: ``"converged"``, ``"budget"`` (stopped at the limit; the bounds hold) or ``"failed"``.
         matvecs: Hessian-vector products spent.
@@ -87,6 +95,7 @@ class Curvature(Record):
     rounding: float | None = None
     held_out: float | None = None
     held_out_error: float | None = None
+    difference_error: float | None = None
     samples: int = 0
     notes: tuple[str, ...] = ()
 
@@ -130,7 +139,9 @@ def sharpness(
         rtol: Stop when λ's error is estimated to be at most this share of θ (see ``spectrum.lanczos``).
         max_products: Stop after this many products in any case.
         algorithm: ``"lanczos"`` or ``"power"``.
-        operator: ``"hessian"``, or ``"gauss-newton"`` for the Gauss-Newton matrix in its place.
+        operator: ``"hessian"``, ``"gauss-newton"`` for the Gauss-Newton matrix in its place, or
+            ``"central-differences"`` for the Hessian from gradients alone, as it is taken in any case where
+            the model cannot be differentiated twice (a note then says why).
         dtype: Precision of the products: float32, bfloat16 (autocast), or float64.
         memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide here).
         seed: Seed of the random start vector.
@@ -150,8 +161,45 @@ def sharpness(
     if operator not in OPERATORS:
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
+
+    def measure(make: Callable[..., HessianOperator]) -> Curvature:
+        return _sharpness(
+            make,
+            model,
+            batches,
+            held_out=held_out,
+            rtol=rtol,
+            max_products=max_products,
+            algorithm=algorithm,
+            dtype=dtype,
+            memory_budget=memory_budget,
+            seed=seed,
+            progress=progress,
+            checkpoints=checkpoints,
+        )
+
+    if operator == "hessian":
+        return twice_or_central(measure, trainable(model))
+    return measure(OPERATORS[operator])
+
+
+def _sharpness(
+    make: Callable[..., HessianOperator],
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    held_out: Sequence[Batch] | None,
+    rtol: float,
+    max_products: int,
+    algorithm: str,
+    dtype: torch.dtype,
+    memory_budget: int | None,
+    seed: int,
+    progress: Progress | None,
+    checkpoints: Checkpoints | None,
+) -> Curvature:
+    """``sharpness`` with products made by ``make``."""
     began = time.perf_counter()
-    make = OPERATORS[operator]
     matrix = make(model, batches, dtype=dtype, memory_budget=memory_budget)
     used = [matrix]
     notes: list[str] = []
@@ -175,7 +223,7 @@ def sharpness(
 
     try:
         found = search(matrix)
-        if dtype is torch.bfloat16:
+        if matrix.dtype is torch.bfloat16:
             matrix.release()
             matrix = make(model, batches, dtype=torch.float32, memory_budget=0)
             used.append(matrix)
@@ -193,6 +241,7 @@ def sharpness(
         else:
             found = verified(found, matrix, rtol)
         scatter = sampling_error(matrix.batch_forms, matrix.weights)
+        found, difference_error = differences_checked(found, matrix, found.vector, rtol)
         if held_out is not None:
             matrix.release()
             other = make(model, held_out, dtype=dtype, memory_budget=0)
@@ -200,7 +249,7 @@ def sharpness(
             unseen = dot(found.vector, other.matvec(found.vector))
             unseen_error = sampling_error(other.batch_forms, other.weights)
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
-        if getattr(error, "exit_status", 1) == 2:
+        if getattr(error, "exit_status", 1) == 2 or isinstance(error, NotTwiceDifferentiable):
             raise
         require_shared(error)
         return Curvature.failed(str(error) or type(error).__name__, **_spent(used, began))
@@ -213,6 +262,7 @@ def sharpness(
         residual=found.residual,
         rounding=rounding,
         sampling_error=scatter,
+        difference_error=difference_error,
         held_out=unseen,
         held_out_error=unseen_error,
         status=found.status,
@@ -282,6 +332,16 @@ def verified(found: Eigenvalue, operator: Symmetric, rtol: float) -> Eigenvalue:
     return replace(fresh, status=status, upper=upper)
 
 
+def differences_checked(
+    found: Eigenvalue, operator: HessianOperator, direction: Tensor, rtol: float
+) -> tuple[Eigenvalue, float | None]:
+    """The estimate, not converged where products by differences are off by more than rtol of themselves."""
+    if not isinstance(operator, CentralOperator):
+        return found, None
+    error = operator.check(direction)
+    return (found if error <= rtol else replace(found, status="budget")), error
+
+
 def sampling_error(forms: Sequence[float], weights: Sequence[int]) -> float | None:
     """Standard error of the token-weighted mean of v·H_b·v over microbatches.
 
@@ -300,7 +360,7 @@ def sampling_error(forms: Sequence[float], weights: Sequence[int]) -> float | No
 def spectrum_notes(found: Eigenvalue, operator: HessianOperator) -> tuple[str, ...]:
     """What a reader should know of how an eigenvalue was obtained."""
     notes = []
-    if (why := operator.plan.note()) is not None:
+    if (why := operator.note()) is not None:
         notes.append(why)
     if found.status == "budget":
         relative = found.residual / abs(found.value) if found.value else math.inf

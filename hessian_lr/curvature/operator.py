@@ -25,6 +25,7 @@ from .loss import (
 )
 from .microbatches import microbatches
 from .nonfinite import nonfinite_loss
+from .once import require_twice, told_once
 from .plan import Plan
 from .twice import TwiceDifferentiable
 
@@ -209,6 +210,10 @@ class HessianOperator:
         self.cost.gradient_equivalents = before + work
         self._losses = dict(enumerate(losses))
 
+    def note(self) -> str | None:
+        """What a reader should know of how products are had."""
+        return self.plan.note()
+
     def release(self) -> None:
         """Give the kept graphs' memory back; the next product builds them anew."""
         self._graphs.clear()
@@ -217,6 +222,7 @@ class HessianOperator:
     def scope(self) -> Iterator[None]:
         """Where graphs are built and differentiated: modes, attention and precision as they must be."""
         with (
+            told_once(),
             self.plan.explained(self.dtype),
             quiet_model(self.model),
             differentiable_attention(self.model),
@@ -236,6 +242,8 @@ class HessianOperator:
                 loss = summed_loss(self.model, self.batches[index])
             if not bool(torch.isfinite(loss)):
                 raise nonfinite_loss(self.model, self.batches[index], self.dtype, "the loss")
+            if twice and not self._losses:
+                require_twice(loss)
             self._losses[index] = float(loss.detach())
             share = list(
                 torch.autograd.grad(

@@ -1,0 +1,344 @@
+"""The Hessian's products from gradients alone, for models that cannot be differentiated twice.
+
+    H·v ≈ (g(θ + h·u) − g(θ − h·u)) · ‖v‖ / 2h,     u = v/‖v‖
+
+Two errors oppose: the third-order term of Taylor's series, h²/6·‖D³g[u, u, u]‖, and the rounding of
+the gradients and of the displaced weights, about r/h. The sum is least where h³ = 3r/‖D³g‖, so h goes with
+the cube root of the rounding (Nocedal & Wright, Numerical Optimization, 2006, section 8.1). Neither constant
+is known beforehand: both are seen in D(2h) − D(h), D the quotient above, which is three times
+D(h)'s truncation where that is what counts, and its rounding where that is. The step is where it is least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
+from .loss import Batch, compute_in, count_labels, quiet_model, require_finite, summed_loss
+from .nonfinite import nonfinite_loss
+from .once import require_whole, told_once
+from .operator import HessianOperator
+
+# Steps tried are ‖θ‖·2^−k, k below this; first every third.
+LONGEST, COARSE = 30, 3
+# As LONGEST, where the base's weights are narrower than float32: gradients that are equal but for a few
+# flips of their last bits give differences that agree with each other and mean nothing.
+NARROW = 12
+# Rounding's share of D(2h) − D(h) scatters: the reported error is so many times what was seen.
+CAUTION = 2.0
+# A share of H·u beyond which differences are noise rather than products.
+WORST = 0.25
+Result = TypeVar("Result")
+
+
+class CentralOperator(HessianOperator):
+    """``HessianOperator`` by central differences: a product costs two gradients, the memory of one.
+
+    The model runs with its own attention kernels and with gradient checkpointing, if it has it; each
+    microbatch goes through ``loss.backward()``, which is what FSDP and reentrant checkpoints hang on to. The
+    step is chosen on the shortest row, at the first product, along the gradient and its image.
+
+    Args:
+        model, batches, dtype: As for ``HessianOperator``, but float32 for bfloat16, which is too coarse.
+        memory_budget: Not used, as no graph is kept.
+        why: Why products are not exact, for the note.
+
+    Attributes:
+        step: h, along a unit vector; None until it has been chosen.
+        error: Estimated ‖D(h)·u − H·u‖/‖H·u‖ along the last vector that was checked; None before.
+
+    Raises:
+        RequestError: as ``HessianOperator``, or the trainable parameters are narrower than float32: steps
+            small enough would be lost in their rounding.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        *,
+        dtype: torch.dtype = torch.float32,
+        memory_budget: int | None = None,
+        why: str = "as asked",
+    ) -> None:
+        # Of gradients in bfloat16 no step leaves more than noise on most models (tests/test_central.py).
+        exact = torch.float32 if dtype is torch.bfloat16 else dtype
+        super().__init__(model, batches, dtype=exact, memory_budget=0)
+        self._narrow = any(
+            p.is_floating_point() and torch.finfo(p.dtype).bits < 32 for p in model.parameters()
+        )
+        kind = self.parameters[0].dtype
+        if torch.finfo(kind).bits < 32:
+            raise RequestError(
+                f"the trainable parameters are {kind}, in which the small steps of central differences are "
+                "lost: make the adapter float32 (PEFT does unless autocast_adapter_dtype=False)"
+            )
+        self.why = why if exact is dtype else f"{why}; in float32, as bfloat16 is too coarse for them"
+        self.step: float | None = None
+        self.error: float | None = None
+
+    def note(self) -> str:
+        """That products are differences, why, with which step, and how far off they may be."""
+        told = f"products by central differences ({self.why})"
+        if self.step is not None:
+            told += f", step {self.step:.2g}"
+        if self.error is not None:
+            told += f"; the one that was checked is off by at most {self.error:.1g} of itself, as measured"
+        return told
+
+    def gradient(self) -> Tensor:
+        """g = ∇L, shape (n,), in the parameters' type."""
+        total = self._sum()
+        with (
+            self.over_ranks(total, alike=self.parameters, of="adapter"),
+            self.scope(),
+        ):
+            for index in self._mine:
+                total.add_(self._backward(self.batches[index], self.labels, index))
+        return total.to(self.parameters[0].dtype)
+
+    def matmat(self, block: Tensor) -> Tensor:
+        """H·V, column by column; see ``HessianOperator.matmat``.
+
+        Raises:
+            NonFiniteError: the loss or the product is NaN or infinite.
+            HessianLRError: no step gives differences that are more than noise.
+        """
+        columns = [c.contiguous() for c in block.to(self.device, self.parameters[0].dtype).unbind(1)]
+        step = self.choose_step() if self.step is None else self.step
+        totals = [self._sum() for _ in columns]
+        forms = torch.zeros(len(self.batches), dtype=torch.float64, device=self.device)
+        with self.over_ranks(*totals, forms, alike=columns), self.scope():
+            for column, total in zip(columns, totals, strict=True):
+                forms.zero_()
+                self._difference(column, step, total, forms)
+        self.batch_forms = forms.tolist()
+        self.cost.matvecs += len(columns)
+        image = torch.stack(totals, dim=1)
+        require_finite(image, "a Hessian-vector product")
+        return image.to(self.parameters[0].dtype)
+
+    def check(self, vector: Tensor) -> float:
+        """How far H·v may be off, as a share of its length, measured along v; kept as ``error``.
+
+        On the whole sample D(2h)·v − D(h)·v, which is no less than the error in either regime, but for
+        chance. On the shortest row D(h)·v is held against an exact product too, where there can be one.
+        Twice the larger counts.
+        """
+        before = self.batch_forms
+        assert self.step is not None
+        step, here = self.step, self.matvec(vector)
+        self.step = 2 * step
+        try:
+            wide = self.matvec(vector)
+        finally:
+            self.step = step
+        self.batch_forms = before
+        self.error = CAUTION * _share(wide - here, here)
+        if (exact := self._exact(vector)) is not None:
+            row = self._on_row(vector, step)
+            self.error = max(self.error, CAUTION * _share(row - exact, exact))
+        return self.error
+
+    def choose_step(self) -> float:
+        """The h at which D(2h)·u − D(h)·u is least on the shortest row, u along g/‖g‖ + H·g/‖H·g‖.
+
+        Raises:
+            HessianLRError: it is a large part of D(h)·u at every h.
+        """
+        size = _norm(torch.cat([p.detach().reshape(-1).to(self.device) for p in self.parameters]))
+        g = self._on_row(None, 0.0)
+        if not bool(g.any()):
+            raise HessianLRError(
+                "the gradient is zero: central differences have no direction to choose a step by"
+            )
+        # The image's direction only has to be roughly right.
+        image = self._on_row(_unit(g), size * torch.finfo(torch.float32).eps ** (1 / 3))
+        u = _unit(_unit(g) + _unit(image)) if bool(image.any()) else _unit(g)
+        known: dict[int, Tensor] = {}
+
+        def change(k: int, apart: int) -> float:
+            """‖D(2^apart·h) − D(h)‖/‖D(h)‖, h = 2^k·‖θ‖."""
+            for one in (k, k + apart):
+                if one not in known:
+                    known[one] = self._on_row(u, size * 2.0**one)
+            value = _share(known[k + apart] - known[k], known[k])
+            return value if math.isfinite(value) else math.inf
+
+        best = _valley(change, NARROW if self._narrow else LONGEST)
+        if not (share := change(best, 1)) <= WORST:
+            raise HessianLRError(
+                f"central differences of gradients are off by {share:.0%} of the product at the best step: "
+                "use float32, also for the base weights, and a model that gives the same twice"
+            )
+        self.step = size * 2.0**best
+        return self.step
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """The model as it trains, without dropout; gradients and modes are left as they were."""
+        kept = [parameter.grad for parameter in self.parameters]
+        with (
+            self.plan.explained(self.dtype),
+            quiet_model(self.model),
+            torch.enable_grad(),
+            compute_in(self.device, self.dtype),
+        ):
+            for module in self.model.modules():
+                # Its own training flag is what checkpointing asks; its children's, for dropout, stay off.
+                if getattr(module, "gradient_checkpointing", False) is True:
+                    module.training = True
+            try:
+                yield
+            finally:
+                for parameter, gradient in zip(self.parameters, kept, strict=True):
+                    parameter.grad = gradient
+
+    def _difference(self, vector: Tensor, step: float, total: Tensor, forms: Tensor) -> None:
+        """Add D(h)·v to ``total`` and each microbatch's v·D_b(h)·v to ``forms``."""
+        length = _norm(vector)
+        if length == 0.0:
+            return
+        unit = vector / length
+        for sign in (1.0, -1.0):
+            factor = sign * length / (2 * step)
+            with self._displaced(unit, sign * step):
+                for index in self._mine:
+                    gradient = self._backward(self.batches[index], self.labels, index)
+                    total.add_(gradient, alpha=factor)
+                    slope = float(torch.dot(gradient.double(), vector.double()))
+                    forms[index] += factor * slope * self.labels / self.weights[index]
+
+    def _backward(self, batch: Batch, labels: int, index: int | None = None) -> Tensor:
+        """The batch's share of g, shape (n,): its summed loss over ``labels``, differentiated."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        with told_once():
+            loss = summed_loss(self.model, batch)
+            if not bool(torch.isfinite(loss)):
+                raise nonfinite_loss(self.model, batch, self.dtype, "the loss")
+            (loss / labels).backward()
+        if all(parameter.grad is None for parameter in self.parameters):
+            raise RequestError(
+                "no gradient reaches the adapter: reentrant checkpoints need "
+                "model.enable_input_require_grads()"
+            )
+        if index is not None:
+            self._losses[index] = float(loss.detach())
+            self.cost.gradient_equivalents += self.weights[index] / self.labels
+        pieces = [
+            torch.zeros(p.numel(), dtype=p.dtype, device=self.device)
+            if p.grad is None
+            else p.grad.detach().reshape(-1).to(self.device)
+            for p in self.parameters
+        ]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return torch.cat(pieces)
+
+    @contextmanager
+    def _displaced(self, unit: Tensor, distance: float) -> Iterator[None]:
+        """The model at θ + distance·u; θ is put back bit for bit."""
+        values = [parameter.detach().clone() for parameter in self.parameters]
+        pieces = unit.to(self.parameters[0].dtype).split([parameter.numel() for parameter in self.parameters])
+        try:
+            with torch.no_grad():
+                for parameter, value, piece in zip(self.parameters, values, pieces, strict=True):
+                    parameter.copy_(value + distance * piece.view_as(parameter))
+            # Autocast remembers what it cast of the weights, also after they were written to.
+            torch.clear_autocast_cache()
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, values, strict=True):
+                    parameter.copy_(value)
+            torch.clear_autocast_cache()
+            self._seen = self._versions()
+
+    def _row(self) -> tuple[Batch, int]:
+        """The shortest row that has a label, and its labels."""
+        batch = min(self.batches, key=lambda one: one["input_ids"].shape[1])
+        count = len(batch["input_ids"])
+        if any(len(value) != count for value in batch.values()):
+            return batch, count_labels(batch)
+        rows = ({name: value[i : i + 1] for name, value in batch.items()} for i in range(count))
+        row = next(row for row in rows if count_labels(row))
+        return row, count_labels(row)
+
+    def _on_row(self, vector: Tensor | None, step: float) -> Tensor:
+        """D(h)·v of the shortest row's mean loss; without a vector its gradient."""
+        row, labels = self._row()
+        with self.scope():
+            self.cost.gradient_equivalents += (1 if vector is None else 2) * labels / self.labels
+            if vector is None:
+                return self._backward(row, labels).double()
+            length = _norm(vector)
+            with self._displaced(vector / length, step):
+                ahead = self._backward(row, labels).double()
+            with self._displaced(vector / length, -step):
+                return (ahead - self._backward(row, labels)) * (length / (2 * step))
+
+    def _exact(self, vector: Tensor) -> Tensor | None:
+        """H·v of the shortest row, or None where there is no second derivative."""
+        row, _ = self._row()
+        try:
+            return (
+                HessianOperator(self.model, [row], dtype=self.dtype, memory_budget=0).matvec(vector).double()
+            )
+        except NotTwiceDifferentiable:
+            return None
+
+    def _sum(self) -> Tensor:
+        # Two nearly equal gradients leave little of each other: their sums must not add to what is lost.
+        return torch.zeros(self.size, dtype=torch.float64, device=self.device)
+
+
+def twice_or_central(
+    measure: Callable[[Callable[..., HessianOperator]], Result], parameters: Sequence[Tensor]
+) -> Result:
+    """``measure`` with exact products, or from its start with central differences where there are none."""
+    require_whole(parameters)
+    try:
+        return measure(HessianOperator)
+    except NotTwiceDifferentiable as error:
+        return measure(partial(CentralOperator, why=str(error)))
+
+
+def _valley(change: Callable[[int, int], float], longest: int) -> int:
+    """The k ≤ −1 where ``change(k, 1)`` is least: by factors of 8 downwards, then by 2 around the best."""
+    coarse: dict[int, float] = {}
+    for k in range(-COARSE, -longest, -COARSE):
+        coarse[k] = change(k, COARSE)
+        best = min(coarse, key=lambda one: coarse[one])
+        # Where even D(8h) and D(h) agree, smaller steps that do worse are rounding's.
+        if coarse[best] <= WORST and k <= best - 2 * COARSE:
+            break
+    fine: dict[int, float] = {}
+    at = best
+    while True:
+        for k in (at - 1, at, at + 1):
+            if k not in fine:
+                fine[k] = change(k, 1) if k < 0 else math.inf
+        lowest = min(fine, key=lambda one: fine[one])
+        if lowest == at:
+            return at
+        at = lowest
+
+
+def _norm(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector.detach(), dtype=torch.float64))
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / _norm(vector)
+
+
+def _share(difference: Tensor, of: Tensor) -> float:
+    return _norm(difference) / max(_norm(of), 1e-300)

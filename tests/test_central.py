@@ -1,0 +1,154 @@
+import copy
+
+import pytest
+import torch
+from test_operator import random_vector
+from tiny_models import adapted, dense_hessian, make_batch
+from torch.utils.checkpoint import checkpoint
+
+import hessian_lr as hlr
+from hessian_lr.curvature import HessianOperator
+from hessian_lr.curvature.central import CentralOperator
+
+BATCHES = [make_batch(2, 9, seed) for seed in range(2)]
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [("llama", torch.float32), ("gpt2", torch.float64)])
+def test_products_lie_within_the_error_they_report(architecture, dtype):
+    """Of four eigenvectors, two from each end, and eight random vectors a model: none outside."""
+    exact = dense_hessian(adapted(architecture), BATCHES)
+    _, vectors = torch.linalg.eigh(exact)
+    operator = CentralOperator(adapted(architecture, dtype), BATCHES, dtype=dtype)
+    operator.matvec(random_vector(operator.size).to(dtype))
+    ends = [vectors[:, i] for i in (0, 1, -2, -1)]
+    violations = 0
+    for seed, vector in enumerate([*ends, *(random_vector(operator.size, seed=s) for s in range(8))]):
+        unit = vector / vector.norm()
+        claimed = operator.check(unit.to(dtype))
+        image = exact @ unit
+        true = float((operator.matvec(unit.to(dtype)).double() - image).norm() / image.norm())
+        violations += true > claimed
+        if seed < len(ends):
+            assert claimed < 0.05
+    assert violations == 0
+
+
+def test_weights_gradients_modes_and_random_state_are_left_bit_for_bit():
+    model = adapted(dtype=torch.float32)
+    model.train()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    before = copy.deepcopy({n: p.detach() for n, p in model.named_parameters()})
+    state = torch.get_rng_state()
+    hlr.sharpness(model, BATCHES, operator="central-differences")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None or bool((parameter.grad == 1).all())
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+
+
+def test_weights_that_moved_are_the_ones_measured():
+    model = adapted()
+    operator = CentralOperator(model, BATCHES, dtype=torch.float64)
+    vector = random_vector(operator.size)
+    operator.matvec(vector)
+    with torch.no_grad():
+        for parameter in operator.parameters:
+            parameter.mul_(1.5)
+    expected = HessianOperator(model, BATCHES, dtype=torch.float64).matvec(vector)
+    assert float((operator.matvec(vector) - expected).norm() / expected.norm()) < 1e-4
+
+
+class _Square(torch.autograd.Function):
+    """x + x², with a backward outside the graph: torch takes its derivative for a constant, in silence."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x + x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        with torch.no_grad():
+            return gradient * (1 + 2 * x)
+
+
+class _Once(_Square):
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (1 + 2 * x)
+
+
+def _squared(by):
+    model = adapted("llama", torch.float32)
+    norm = model.get_base_model().model.norm
+    norm.register_forward_hook(lambda _module, _inputs, out: by(out))
+    return model
+
+
+@pytest.mark.parametrize("function", [_Square, _Once])
+def test_a_function_without_second_derivative_is_measured_by_differences(function):
+    expected = hlr.sharpness(_squared(lambda x: x + x * x), BATCHES, rtol=0.01)
+    found = hlr.sharpness(_squared(function.apply), BATCHES, rtol=0.01)
+    assert function.__qualname__ in " ".join(found.notes) and "central differences" in " ".join(found.notes)
+    assert expected.difference_error is None
+    assert abs(found.lambda_max / expected.lambda_max - 1) < 0.01 + found.difference_error
+
+
+def test_reentrant_checkpoints_are_measured_by_differences():
+    def model(reentrant):
+        made = adapted("llama", torch.float32)
+        made.enable_input_require_grads()
+        layer = made.get_base_model().model.layers[0]
+        if reentrant:
+            plain = layer.forward
+            layer.forward = lambda x, **more: checkpoint(lambda y: plain(y, **more), x, use_reentrant=True)
+        return made
+
+    expected = hlr.sharpness(model(False), BATCHES, rtol=0.01)
+    found = hlr.sharpness(model(True), BATCHES, rtol=0.01)
+    assert "central differences" in " ".join(found.notes)
+    assert abs(found.lambda_max / expected.lambda_max - 1) < 0.01 + found.difference_error
+
+
+def test_the_models_own_checkpointing_runs_and_changes_nothing(monkeypatch):
+    model = adapted("llama", torch.float32)
+    expected = CentralOperator(adapted("llama", torch.float32), BATCHES)
+    vector = random_vector(expected.size).float()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls = []
+    for layer in model.get_base_model().model.layers:
+        layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    operator = CentralOperator(model, BATCHES)
+    operator.step = expected.step = 1e-3
+    found = operator.matvec(vector)
+    # Two signs, two batches, two layers, each run once more on the way back.
+    assert len(calls) == 2 * len(operator.batches) * 2 * 2
+    assert torch.allclose(found, expected.matvec(vector), rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_is_answered_in_float32_and_an_adapter_in_it_refused():
+    found = hlr.sharpness(
+        adapted(dtype=torch.float32), BATCHES, operator="central-differences", dtype=torch.bfloat16
+    )
+    assert "in float32, as bfloat16" in " ".join(found.notes)
+    with pytest.raises(hlr.RequestError, match="make the adapter float32"):
+        CentralOperator(adapted(dtype=torch.bfloat16), BATCHES)
+
+
+def test_a_base_in_bfloat16_is_noted_or_refused_but_never_converged_wrongly():
+    for architecture in ("llama", "gpt2"):
+        model = adapted(architecture, torch.float32)
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+        exact = hlr.sharpness(adapted(architecture, torch.float32), BATCHES)
+        found = hlr.sharpness(model, BATCHES, operator="central-differences")
+        if found.status == "converged":
+            assert abs(found.lambda_max / exact.lambda_max - 1) < 0.15
+        else:
+            assert found.notes
