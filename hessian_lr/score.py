@@ -8,7 +8,8 @@ The conventions are this project's own; every number it publishes about predicti
   learning rate at which a run diverged counts as at least the mean initial loss L_init.
 - L* is the smallest L on the grid. Regret(η) = (L(η) − L*) / (L_init − L*): 0 is the best, 1
   learned nothing.
-- η* is the vertex of the parabola in x through the best grid point and its two neighbours.
+- η* is the vertex of the parabola in x through the best grid point and its two neighbours; on the side
+  of a neighbour at which a run diverged, no further than the best grid point.
 - Between grid points L is the monotone cubic interpolation of Fritsch and Carlson (PCHIP), which
   stays between neighbouring values; outside the swept range nothing is said.
 - The band is the interval around the best grid point on which regret ≤ 1%.
@@ -114,17 +115,19 @@ def score(sweep: Sweep, predicted_lr: float | None, low: float | None, high: flo
 
 @dataclass(frozen=True)
 class _Curve:
-    """Mean loss over x = log10 η at the grid points (ascending), and the index of the best one."""
+    """Mean loss over x = log10 η at the grid points (ascending), which diverged, and the best one's index."""
 
     x: np.ndarray
     loss: np.ndarray
+    diverged: np.ndarray
     best: int
     initial: float
 
     def vertex(self) -> float:
         """x of the vertex of the parabola through the best point and its two neighbours.
 
-        With the best the lowest of the three, it lies at most half-way to either neighbour.
+        With the best the lowest of the three, it lies at most half-way to either neighbour. What was counted
+        for a diverged run bends the parabola, but between it and the best nothing is known to work.
         """
         left, right = self.x[self.best - 1] - self.x[self.best], self.x[self.best + 1] - self.x[self.best]
         down = (self.loss[self.best - 1] - self.loss[self.best]) / left  # secant slopes to both sides
@@ -133,6 +136,8 @@ class _Curve:
             return float(self.x[self.best])
         # Newton's form: L = L_best + down·t + (up − down)/(right − left)·t·(t − left), t = x − x_best.
         offset = (left - down * (right - left) / (up - down)) / 2
+        if self.diverged[self.best + (1 if offset > 0 else -1)]:
+            offset = 0.0
         return float(self.x[self.best] + offset)
 
     def band(self) -> tuple[float | None, float | None]:
@@ -177,10 +182,12 @@ def _curve(groups: dict[float, tuple[RunResult, ...]]) -> _Curve:
     finals = [run.final_loss for run in everything if run.final_loss is not None]
     worst = max(*finals, *(run.initial_loss for run in everything))
     losses = []
-    for runs in groups.values():
+    diverged = [any(run.diverged for run in runs) for runs in groups.values()]
+    for runs, lost in zip(groups.values(), diverged, strict=True):
         mean = math.fsum(worst if run.final_loss is None else run.final_loss for run in runs) / len(runs)
-        losses.append(max(mean, initial) if any(run.diverged for run in runs) else mean)
-    return _Curve(np.log10(list(groups)), np.array(losses), int(np.argmin(losses)), initial)
+        losses.append(max(mean, initial) if lost else mean)
+    x = np.log10(list(groups))
+    return _Curve(x, np.array(losses), np.array(diverged), int(np.argmin(losses)), initial)
 
 
 def _inside(

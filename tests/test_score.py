@@ -52,6 +52,21 @@ def test_the_vertex_needs_no_even_grid(centre):
     assert math.log10(result.best_lr) == pytest.approx(centre, abs=1e-9)
 
 
+@given(st.floats(0.5, 1.9), st.floats(0.5, 1.9), st.floats(0.1, 30), st.sampled_from([None, 1e4]))
+def test_the_vertex_goes_no_further_than_the_best_towards_a_rate_that_diverged(low, best, gap, lost):
+    assume(best < low)
+    high = score(sweep_of({-3.0: low, -1.0: best, -1.0 + gap: lost}), None, None, None)
+    assert 10**-2.0 <= high.best_lr <= 10**-1.0
+    both = score(sweep_of({-1.0 - gap: lost, -1.0: best, -1.0 + 2 * gap: lost}), None, None, None)
+    assert both.best_lr == pytest.approx(10**-1.0)
+
+
+def test_beside_a_rate_that_diverged_an_even_grid_keeps_its_vertex():
+    # The parabola through (−1, 1.4), (0, 1), (1, 5) by hand: t = (1.4 − 5) / (2·(1.4 − 2 + 5)) = −0.409…
+    result = score(sweep_of({-4.0: 1.4, -3.0: 1.0, -2.0: 5.0}), None, None, None)
+    assert math.log10(result.best_lr) == pytest.approx(-3 - 3.6 / 8.8)
+
+
 @given(centres, predictions)
 def test_no_prediction_is_better_than_exact(centre, predicted):
     result = score(sweep_of(parabola(centre)), predicted, predicted / 2, predicted * 2)
