@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.lr_bench import noise, prospective
 from experiments.lr_bench.calibrate import calibration
 from experiments.lr_bench.evaluate import scored
 from experiments.lr_bench.held_out import left_out, widths
@@ -12,6 +13,7 @@ from experiments.lr_bench.settings import LARGE, METHODS, all_settings
 from experiments.lr_bench.table import read
 from experiments.lr_bench.transfer import pair_errors
 from hessian_lr.predict import load_calibration
+from hessian_lr.records import read_json
 
 BY_NAME = {law.name: law for law in LAWS}
 
@@ -65,6 +67,31 @@ def test_the_shipped_constants_are_what_the_committed_tables_give(table):
         assert one.log_half_width == pytest.approx(other.log_half_width, rel=1e-3)
         assert one.settings == other.settings and one.domain == other.domain
     assert made.transfer.exponents == pytest.approx(shipped.transfer.exponents, rel=1e-6)
+
+
+def test_the_test_on_later_settings_has_none_that_the_fixed_constants_were_fitted_to():
+    settings, runs = read()
+    fixed = read_json(prospective.FIXED)
+    later = set(settings["key"]) - set(fixed["keys"])
+    assert len(fixed["keys"]) == fixed["calibration"]["combined"]["settings"] == 66
+    told = {row["predictor"]: row for row in prospective.evaluate(settings, runs)}
+    assert told["combined"]["settings"] == len(later & set(scored(settings)["key"])) >= 50
+    written = {row["predictor"]: row for row in read_json(prospective.HERE / "prospective.json")["rows"]}
+    for predictor, row in told.items():
+        assert row == pytest.approx(written[predictor], nan_ok=True), predictor
+
+
+def test_the_noise_between_seeds_is_that_of_the_committed_runs():
+    found = noise.between_seeds(*read())
+    written = read_json(noise.HERE / "noise.json")
+    assert noise.summary(found).items() <= written["summary"].items()
+    # Of one and the same curve there is none.
+    settings, runs = read()
+    same = pd.concat(
+        [runs[runs["seed"] == 0], runs[(runs["seed"] == 0) & (runs["kind"] == "sweep")].assign(seed=1)]
+    )
+    calm = noise.between_seeds(settings, same)
+    assert calm["factor"].max() == pytest.approx(1) and calm["regret"].max() == pytest.approx(0, abs=1e-9)
 
 
 def test_parameters_times_k_move_the_combined_law_and_adams_by_k():

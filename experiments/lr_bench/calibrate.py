@@ -22,7 +22,7 @@ from .laws import LAWS, Law
 from .table import read
 from .transfer import transfer_law
 
-VERSION = "2026.11-c"
+VERSION = "2026.11-d"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
     "combined": "combined",

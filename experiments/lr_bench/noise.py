@@ -55,11 +55,29 @@ def summary(found: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def between_methods(found: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """For each model: how far tuned methods' losses lie apart, and the noise of a mean over two seeds.
+
+    The noise is what is left of the losses once each method's mean and each seed's mean are taken out.
+    """
+    told = {}
+    for model, rows in found.groupby("model"):
+        differences = rows["best_loss_0"] - rows["best_loss_1"]
+        means = (rows["best_loss_0"] + rows["best_loss_1"]) / 2
+        told[str(model)] = {
+            "methods": len(rows),
+            "worst_less_best": float(means.max() - means.min()),
+            "standard_error": float(differences.std(ddof=1) / 2),
+        }
+    return told
+
+
 def main() -> None:
     found = between_seeds(*read())
-    told = summary(found)
+    told = summary(found) | {"tuned_losses": between_methods(found)}
     write_json(HERE / "noise.json", {"schema": 1, "summary": told, "rows": found.to_dict("records")})
-    print(", ".join(f"{name} {value:.3g}" for name, value in told.items()))
+    for name, value in told.items():
+        print(name, value)
 
 
 if __name__ == "__main__":
