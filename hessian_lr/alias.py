@@ -11,6 +11,7 @@ import filelock
 
 from . import gguf, hub
 from .errors import HessianLRError, RequestError
+from .exhausted import ran_out
 from .package import Packaged, sha256
 from .records import read_json, write_json
 
@@ -43,6 +44,8 @@ def folder(cache: Path, name: str, quiet: bool = False) -> Path:
                 if not target.exists():
                     _make(target)
         except OSError as error:
+            if ran_out(error):
+                raise
             raise HessianLRError(
                 f"cannot write the model cache {target}: {error.strerror or error}; "
                 "free space there, or point HESSIAN_LR_CACHE at a folder you can write"

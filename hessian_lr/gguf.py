@@ -10,6 +10,7 @@ import torch
 
 from . import hub
 from .errors import HessianLRError, RequestError
+from .exhausted import ran_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         RequestError: there is no such file, or it is not GGUF.
         HessianLRError: it is damaged, or of an architecture the reader does not know.
+        MemoryError, RuntimeError, OSError: as ``exhausted.ran_out`` tells, memory was.
     """
     if not path.is_file():
         raise RequestError(f"there is no GGUF file {path}; check the path")
@@ -48,6 +50,8 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             model.tie_weights()
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as error:  # the reader's errors have no common type: struct, Key, Value, …
+        if ran_out(error):
+            raise
         raise HessianLRError(
             f"cannot read {path} ({path.stat().st_size:,} bytes): {hub.first_line(error)}. "
             "It is damaged or incomplete, or an architecture that transformers cannot read from GGUF; "

@@ -13,6 +13,7 @@ import torch
 
 from . import alias, gguf, hub
 from .errors import HessianLRError, RequestError, unknown_name
+from .exhausted import memory_errors, ran_out
 from .job import launched, local_rank
 from .package import cache_folder
 from .setting import DTYPES
@@ -56,33 +57,42 @@ def load(ref: str, *, device: str = "auto", quiet: bool = False) -> LoadedModel:
 
     Raises:
         RequestError: the name, folder or device is wrong, or the model cannot be adapted.
-        HessianLRError: the model cannot be fetched, or its files or weights are damaged.
+        HessianLRError: the model cannot be fetched, its files or weights are damaged, or memory is short.
     """
     target = resolve_device(device)
-    path = Path(ref).expanduser()
-    if ref in ALIASES:
-        model, tokenizer = _read(str(alias.folder(cache_folder(), ref, quiet)), ref, local=True)
-    elif path.suffix.lower() == ".gguf":
-        with hub.status(f"dequantising {path.name}", quiet):
-            model, tokenizer = gguf.read(path)
-    elif path.is_dir():
-        _check_folder(path)
-        model, tokenizer = _read(str(path), ref, local=True)
-    else:
-        _check_hub_id(ref, path)
-        with hub.status(f"loading {ref}", quiet):
-            model, tokenizer = _read(ref, ref, local=not hub.reachable())
-    _check_weights(model, ref)
-    _check_tokenizer(model, tokenizer, ref)
-    model.config.use_cache = False
     try:
-        model.requires_grad_(False).eval().to(target)
+        with memory_errors():
+            model, tokenizer = _found(ref, quiet)
+            _check_weights(model, ref)
+            _check_tokenizer(model, tokenizer, ref)
+            model.config.use_cache = False
+            model.requires_grad_(False).eval().to(target)
+    except MemoryError as error:
+        raise HessianLRError(
+            f"out of memory while loading {ref}, whose weights are held in float32, 4 bytes each; "
+            "free memory, or use a smaller model"
+        ) from error
     except torch.cuda.OutOfMemoryError as error:
         raise HessianLRError(
             f"{ref} ({model.num_parameters():,} parameters in float32) does not fit the memory of {target}; "
             "free it, or use --device cpu"
         ) from error
     return LoadedModel(model, tokenizer, ref, fingerprint(model))
+
+
+def _found(ref: str, quiet: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    path = Path(ref).expanduser()
+    if ref in ALIASES:
+        return _read(str(alias.folder(cache_folder(), ref, quiet)), ref, local=True)
+    if path.suffix.lower() == ".gguf":
+        with hub.status(f"dequantising {path.name}", quiet):
+            return gguf.read(path)
+    if path.is_dir():
+        _check_folder(path)
+        return _read(str(path), ref, local=True)
+    _check_hub_id(ref, path)
+    with hub.status(f"loading {ref}", quiet):
+        return _read(ref, ref, local=not hub.reachable())
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -206,8 +216,12 @@ def _read(source: str, ref: str, *, local: bool) -> tuple[PreTrainedModel, PreTr
     return model, tokenizer
 
 
-def _unreadable(source: str, ref: str, local: bool, part: str, error: Exception) -> HessianLRError:
+def _unreadable(
+    source: str, ref: str, local: bool, part: str, error: Exception
+) -> HessianLRError | MemoryError:
     """What to tell about an exception of ``from_pretrained``; its kinds share no useful type."""
+    if ran_out(error):  # nothing is wrong with the files
+        return MemoryError(str(error))
     why = hub.first_line(error)
     if "trust_remote_code" in str(error):
         return RequestError(

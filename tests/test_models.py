@@ -1,3 +1,4 @@
+import errno
 import os
 import runpy
 import sys
@@ -101,6 +102,33 @@ def test_a_truncated_file_of_weights_is_named_with_its_size(saved):
     with pytest.raises(HessianLRError, match=f"model.safetensors {weights.stat().st_size:,} bytes") as caught:
         models.load(str(saved), device="cpu")
     assert caught.value.exit_status == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Cannot allocate memory (os error 12)"),
+        RuntimeError("unable to mmap 16801976 bytes from file <model>: Cannot allocate memory (12)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "gguf", "alias"])
+def test_memory_that_ran_out_is_not_put_down_to_the_files(saved, tmp_path, monkeypatch, error, kind):
+    # The errors as safetensors, torch and the system raised them under a limit on the process's memory.
+    def short(*_, **__):
+        raise error
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", short)
+    file = tmp_path / "some.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setattr(models.alias, "_make", lambda _: models.gguf.read(file))
+    monkeypatch.setenv("HESSIAN_LR_CACHE", str(tmp_path / "cache"))
+    ref = {"folder": saved, "gguf": file, "alias": "smollm2-135m"}[kind]
+    with pytest.raises(HessianLRError, match=f"^out of memory while loading {ref}") as caught:
+        models.load(str(ref), device="cpu")
+    assert caught.value.exit_status == 1
+    assert "again" not in str(caught.value)
 
 
 def test_absent_weights_are_not_replaced_by_random_ones(saved):
