@@ -82,7 +82,10 @@ def written(path, document):
 
 
 def first_light():
-    return json.loads((FIRST_LIGHT / "validate.json").read_text(encoding="utf-8"))
+    """The committed study, without the checksum of its file: tests change it."""
+    document = json.loads((FIRST_LIGHT / "validate.json").read_text(encoding="utf-8"))
+    del document["sha256"]
+    return document
 
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

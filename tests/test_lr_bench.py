@@ -85,13 +85,14 @@ def test_the_noise_between_seeds_is_that_of_the_committed_runs():
     found = noise.between_seeds(*read())
     written = read_json(noise.HERE / "noise.json")
     assert noise.summary(found).items() <= written["summary"].items()
-    # Of one and the same curve there is none.
+    # Of one and the same curve there is none, but for the curve between its points: the best learning rate is
+    # a parabola's, the regret a monotone interpolation's.
     settings, runs = read()
     same = pd.concat(
         [runs[runs["seed"] == 0], runs[(runs["seed"] == 0) & (runs["kind"] == "sweep")].assign(seed=1)]
     )
     calm = noise.between_seeds(settings, same)
-    assert calm["factor"].max() == pytest.approx(1) and calm["regret"].max() == pytest.approx(0, abs=1e-9)
+    assert calm["factor"].max() == pytest.approx(1) and calm["regret"].max() < 0.01
 
 
 def test_parameters_times_k_move_the_combined_law_and_adams_by_k():
