@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -74,6 +74,29 @@ class Team:
             if rank == self.rank:
                 mine.append(index)
         return sorted(mine)
+
+    def told_by_first(self, value: Any) -> Any:
+        """Rank 0's value on every rank, whatever the others gave.
+
+        Raises:
+            RankError: a rank is gone.
+        """
+        if self.size == 1:
+            return value
+        told = [value]
+        with self._whole():
+            dist.broadcast_object_list(told, group=self._group, group_src=0)
+        return told[0]
+
+    def fill_from_first(self, tensor: Tensor) -> None:
+        """Put rank 0's numbers into a tensor of the same shape and type on every rank.
+
+        Raises:
+            RankError: a rank is gone.
+        """
+        if self.size > 1:
+            with self._whole():
+                dist.broadcast(tensor, group=self._group, group_src=0)
 
     @contextmanager
     def summing(self, *tensors: Tensor, alike: Sequence[Tensor] = (), of: str = "vector") -> Iterator[None]:

@@ -56,8 +56,13 @@ class Checkpoint:
     def restore(self, basis: Basis, t: Tridiagonal) -> Tensor | None:
         """Put what was kept into an empty basis and T; the next vector, shape (n,), or None if nothing was.
 
-        A damaged state is named in ``notes``, and not used.
+        A damaged state is named in ``notes``, and not used. Of several ranks the first reads, and hands what
+        it found to the others: all go on from the same state, or all begin.
         """
+        following = None if team().rank else self._restored(basis, t)
+        return following if team().size == 1 else self._handed(basis, t, following)
+
+    def _restored(self, basis: Basis, t: Tridiagonal) -> Tensor | None:
         if not (self.folder / STATE).exists():
             return None
         try:
@@ -80,11 +85,26 @@ class Checkpoint:
         self.notes.append(f"went on after {len(alphas)} products, from {self.folder}")
         return vector
 
+    def _handed(self, basis: Basis, t: Tridiagonal, following: Tensor | None) -> Tensor | None:
+        """What the first rank restored, on all of them."""
+        kept = team().told_by_first(None if following is None else (t.alphas, t.betas))
+        if kept is None:
+            return None
+        t.alphas, t.betas = kept
+        for index in range(len(t.alphas)):
+            if team().rank:
+                basis.append(basis.rows.new_empty(basis.rows.shape[1]))
+            team().fill_from_first(basis.rows[index])
+        if following is None:
+            following = basis.rows.new_empty(basis.rows.shape[1])
+        team().fill_from_first(following)
+        return following
+
     def save(self, basis: Basis, t: Tridiagonal, following: Tensor) -> None:
         """Write what is new, if that keeps writing within ``SHARE`` of the time since the iteration began.
 
         A disk that cannot be written ends the keeping, not the iteration. Of several ranks, whose states are
-        the same to the last bit, the first writes and all read.
+        the same to the last bit, the first writes.
         """
         kept = sum(count for count, _ in self._parts)
         new = len(basis) + 1 - kept
