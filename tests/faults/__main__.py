@@ -1,6 +1,6 @@
 """``python -m tests.faults [FAULT…]``: every fault, or those named, as often as results.md tells.
 
-Writes results.json and, from it, results.md; takes some ten minutes for all.
+Writes results.json and, from it, results.md; takes some ten minutes of one core for all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from faults.harness import Server  # noqa: E402
-from faults.trials import TRIALS, Undisturbed  # noqa: E402
+from faults.trials import TRIALS  # noqa: E402
+from faults.undisturbed import Undisturbed  # noqa: E402
 from hessian_lr.errors import unknown_name  # noqa: E402
 from hessian_lr.records import read_json, write_bytes, write_json  # noqa: E402
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from faults.harness import Server
-from faults.trials import TRIALS, Undisturbed
+from faults.trials import TRIALS
+from faults.undisturbed import Undisturbed
 
 
 @pytest.fixture(scope="module")
