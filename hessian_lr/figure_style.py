@@ -97,6 +97,11 @@ def log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def clipped(name: str) -> str:
+    """A method's name as a figure has room for: a longer one would leave its axes none."""
+    return name if len(name) <= 28 else f"{name[:27]}…"
+
+
 def broken(text: str, narrow: bool) -> str:
     """``text``, in lines that fit a narrow figure where it is one."""
     return textwrap.fill(text, 36) if narrow else text

@@ -20,6 +20,7 @@ from .figure_style import (
     NARROW,
     STYLE,
     broken,
+    clipped,
     log_ticks,
     method_style,
     name_points,
@@ -105,7 +106,7 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False
         figure.legend(handles=handles, loc="outside lower left")
         methods = [p.method for p, _ in shown]
         if len(set(methods)) == len(methods):
-            name_points(figure, axes, [(p.method, p.eigenvalue, lr) for p, lr in shown], covered)
+            name_points(figure, axes, [(clipped(p.method), p.eigenvalue, lr) for p, lr in shown], covered)
         else:
             place = {"loc": "outside upper left", "ncols": 3} if narrow else {"loc": "outside right upper"}
             figure.legend(handles=[_method_key(m) for m in dict.fromkeys(methods)], **place)
@@ -225,7 +226,7 @@ def _bar(
 
 def _method_key(method: str) -> Line2D:
     colour, marker = method_style(method)
-    return Line2D([], [], marker=marker, linestyle="", color=colour, label=method)
+    return Line2D([], [], marker=marker, linestyle="", color=colour, label=clipped(method))
 
 
 def _draw_panel(axes: Axes, panel: SweepPanel, ceiling: float) -> None:
@@ -248,7 +249,7 @@ def _draw_panel(axes: Axes, panel: SweepPanel, ceiling: float) -> None:
     off = "" if score.factor_error is None else f"  ({times(score.factor_error)} off)"
     if score.censored:
         off = "  (best at the edge)"
-    axes.set_title(f"{panel.sweep.setting.method}{off}", loc="left")
+    axes.set_title(f"{clipped(panel.sweep.setting.method)}{off}", loc="left")
 
 
 def _sweep_legend() -> list[Line2D | Patch]:
