@@ -179,7 +179,7 @@ def sharpness(
         )
 
     if operator == "hessian":
-        return twice_or_central(measure, trainable(model))
+        return twice_or_central(measure)
     return measure(OPERATORS[operator])
 
 

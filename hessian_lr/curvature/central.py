@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
 from .loss import Batch, compute_in, count_labels, quiet_model, require_finite, summed_loss
 from .nonfinite import nonfinite_loss
-from .once import require_whole, told_once
+from .once import told_once
 from .operator import HessianOperator
 
 # Steps tried are ‖θ‖·2^−k, k below this; first every third.
@@ -300,11 +300,8 @@ class CentralOperator(HessianOperator):
         return torch.zeros(self.size, dtype=torch.float64, device=self.device)
 
 
-def twice_or_central(
-    measure: Callable[[Callable[..., HessianOperator]], Result], parameters: Sequence[Tensor]
-) -> Result:
+def twice_or_central(measure: Callable[[Callable[..., HessianOperator]], Result]) -> Result:
     """``measure`` with exact products, or from its start with central differences where there are none."""
-    require_whole(parameters)
     try:
         return measure(HessianOperator)
     except NotTwiceDifferentiable as error:

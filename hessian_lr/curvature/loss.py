@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import NonFiniteError, RequestError
@@ -106,8 +107,8 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters θ over which curvature is taken: those that require a gradient, in model order.
 
     Raises:
-        RequestError: there is none, they do not share one device and floating-point type, or accelerate has
-            exchanged the model's forward or wrapped it for several devices.
+        RequestError: there is none, they do not share one device and floating-point type, they are offloaded
+            or sharded, or accelerate has exchanged the model's forward or wrapped it for several devices.
     """
     own = vars(model).get("_original_forward")
     if (own is not None and model.forward != own) or isinstance(model, _PARALLEL):
@@ -118,9 +119,23 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise RequestError("the model has no trainable parameter: wrap it with a PEFT adapter first")
+    if any(isinstance(p, DTensor) for p in parameters):
+        raise RequestError(
+            "the trainable parameters are sharded over processes (FSDP2), which is not supported: measure "
+            "before fully_shard()"
+        )
+    if any(p.is_meta for p in parameters):
+        raise RequestError(
+            "some trainable parameters are offloaded (to the CPU or a disk) and so cannot be moved: add "
+            "the adapter before accelerate's dispatch_model(), then call "
+            "accelerate.hooks.remove_hook_from_module() on each module that holds trainable parameters"
+        )
     if len({(p.device, p.dtype) for p in parameters}) > 1:
         kinds = sorted({f"{p.dtype} on {p.device}" for p in parameters})
-        raise RequestError(f"the trainable parameters must share one type and device, not {', '.join(kinds)}")
+        raise RequestError(
+            f"the trainable parameters must share one type and device, not {', '.join(kinds)}: dispatch the "
+            "model to one device, with frozen layers offloaded if it does not fit (device_map, max_memory)"
+        )
     return parameters
 
 

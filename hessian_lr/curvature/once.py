@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.distributed.tensor import DTensor
 
-from ..errors import NotTwiceDifferentiable, RequestError
+from ..errors import NotTwiceDifferentiable
 
 # What torch says where there is no second derivative: of an operation that has none, a Function that says
 # so, reentrant checkpoints, and a Function whose backward left the graph.
@@ -61,16 +60,3 @@ def require_twice(loss: Tensor) -> None:
                     "derivative cannot be trusted"
                 )
         waiting += [after for after, _ in node.next_functions]
-
-
-def require_whole(parameters: Sequence[Tensor]) -> None:
-    """Refuse parameters that lie in shards on several processes.
-
-    Raises:
-        RequestError: they do.
-    """
-    if any(isinstance(parameter, DTensor) for parameter in parameters):
-        raise RequestError(
-            "the trainable parameters are sharded over processes (FSDP), which is not supported: measure "
-            "before fully_shard()"
-        )
