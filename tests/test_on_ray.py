@@ -1,9 +1,8 @@
 """Sweeps on a real Ray cluster of two nodes: the same runs as here, whatever happens to the workers."""
 
-import itertools
+import contextlib
 import json
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -33,14 +32,19 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's own 15 starves them where others use the cores
         # Short: the names of sockets in it may have 107 characters.
         scratch = Path(tempfile.mkdtemp(prefix="r"))
         (scratch / "ray").mkdir()
         patch.setenv("RAY_TMPDIR", str(scratch))
         made = None
         try:
-            made = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-            made.add_node(**NODE)
+            try:
+                made = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+                made.add_node(**NODE)
+            except Exception as error:
+                pytest.skip(f"no Ray cluster of two nodes starts on this machine: {error}")
             patch.setenv("RAY_ADDRESS", made.address)
             yield made
         finally:
@@ -105,22 +109,20 @@ def sweep(file, out, *more):
     return main(["sweep", str(file), "--out", str(out), *more])
 
 
-def trainers():
-    """The worker processes of the cluster that hold a model."""
+def trainers(doing=""):
+    """The worker processes of the cluster that hold a model, and do what their title tells."""
     found = []
     for process in psutil.process_iter():
-        try:
-            if "ray::_Trainer" in " ".join(process.cmdline()[:1]):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()[:1]).startswith(f"ray::_Trainer{doing}"):
                 found.append(process)
-        except psutil.Error:
-            continue
     return found
 
 
 @pytest.fixture(scope="module")
 def file(folder):
-    """A search and a grid."""
-    grid = {"method": "pissa", "lr": [1e-3, 1e-2], "seed": [0, 1]}
+    """A search of five runs, and two runs of another method."""
+    grid = {"method": "pissa", "lr": 1e-3, "seed": [0, 1]}
     return write(folder, "mixed", lr={"auto": 0.3}, include=[grid])
 
 
@@ -134,48 +136,47 @@ def local(folder, file, tmp_path_factory):
     return out
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing_and_counts_nothing_twice(
+def test_begun_here_and_finished_there_with_a_worker_killed_it_is_the_same_sweep(
     cluster, here, file, local, tmp_path, capsys
 ):
-    out, killed, written = tmp_path / "out", [], []
+    out, killed, over = tmp_path / "out", [], threading.Event()
+    (out / "runs").mkdir(parents=True)
+    first = Path(shutil.copy(min((local / "runs").iterdir()), out / "runs"))
+    begun = first.read_bytes(), first.stat().st_mtime_ns
 
     def kill():
-        """End a process that is training, twice: each time when another run has come."""
-        for wanted in (1, 3):
-            while len(list((out / "runs").glob("*.json"))) < wanted:
-                time.sleep(0.01)
-            busy = next(p for p in itertools.cycle(trainers()) if p.cpu_percent(0.1) > 30)
-            written.append(len(list((out / "runs").glob("*.json"))))
-            busy.send_signal(signal.SIGKILL)
-            killed.append(busy.pid)
+        """End a worker that is training once the first run has come from the cluster."""
+        while not over.wait(0.01) and not killed:
+            if len(list((out / "runs").glob("*.json"))) > 1:
+                for busy in trainers(".train")[:1]:
+                    busy.kill()
+                    killed.append(busy.pid)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    assert sweep(file, out, "--engine", "ray", "--json", str(tmp_path / "all.json")) == 0
-    killer.join(1)
-    assert len(killed) == 2, "the sweep ended before a worker was killed"
+    try:
+        assert sweep(file, out, "--engine", "ray") == 0
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) == 1, "the sweep ended before a worker was killed"
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == begun
     assert contents(out) == contents(local)
     assert document(out) == document(local)
-    lost = [note for note in json.loads((out / "sweep.json").read_text())["notes"] if "was lost" in note]
-    assert len(lost) == 2 and all(f"retry 1 of {RETRIES}" in note for note in lost)
-    for pid, note in zip(killed, lost, strict=True):
-        assert note.startswith(f"worker {pid} on {socket.gethostname()} was lost with ")
+    (lost,) = (note for note in json.loads((out / "sweep.json").read_text())["notes"] if "was lost" in note)
+    assert lost.startswith(f"worker {killed[0]} on {socket.gethostname()} was lost with ")
+    assert f"retry 1 of {RETRIES}" in lost
     assert "2 at a time on the cluster" in " ".join(capsys.readouterr().err.split())
-    assert not ray.is_initialized() and not trainers()
-
-
-def test_a_sweep_started_on_ray_is_finished_here(cluster, here, file, local, tmp_path):
-    assert sweep(file, tmp_path, "--engine", "ray", "--limit", "3", "--quiet") == 0
-    begun = {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()}
-    assert len(begun) == 3
-    assert sweep(file, tmp_path, "--quiet") == 0
-    assert {path: path.read_bytes() for path in begun} == begun
-    assert contents(tmp_path) == contents(local) and document(tmp_path) == document(local)
+    assert not ray.is_initialized()
+    ended_by = time.monotonic() + 30
+    while trainers() and time.monotonic() < ended_by:
+        time.sleep(0.1)
+    assert not trainers(), "workers are left after the sweep"
 
 
 def test_an_error_of_a_run_is_told_with_its_node_and_not_tried_again(cluster, here, tmp_path, capsys):
     """A file that is gone when the workers look for it."""
-    file = write(here, "broken", lr=1e-3, model="model")
+    file = write(here, "broken", lr=1e-3)
     engine = "hessian_lr.sweep.on_ray.precision"
 
     def remove(setting):
@@ -213,7 +214,7 @@ def test_a_wrong_address_is_one_line_at_once(here, file, tmp_path, capsys, name)
     assert sweep(file, tmp_path, "--engine", "ray", "--address", address) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("hessian-lr: error: ") and message in line
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 30, "Ray itself waits for more than a minute"
 
 
 def test_a_port_at_which_something_else_listens_is_told(here, file, tmp_path, capsys, monkeypatch):
