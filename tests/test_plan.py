@@ -55,6 +55,11 @@ def test_it_extends_beyond_the_best_edge():
 
 
 @given(st.integers(-28, 0), st.floats(-26, -2))
+@example(-28, -10.5)
+@example(-28, -10.0)
+@example(0, -17.25)
+@example(-2, -17.25)
+@example(-2, -17.75)
 def test_it_brackets_the_best_of_any_bowl_near_enough(start, centre):
     losses = search(start, bowl(centre))
     best = plan.best_of(losses)
@@ -63,8 +68,12 @@ def test_it_brackets_the_best_of_any_bowl_near_enough(start, centre):
     if not plan.at_edge(losses):
         assert abs(best - centre) <= 0.5 + 1e-9
         assert {best - 1, best + 1} <= set(losses)
-    # Ten points reach seven strides beyond the first three, that is, 16 grid points from the start.
-    assert plan.at_edge(losses) == (abs(start - centre) > 15) or 15 <= abs(start - centre) <= 17
+    # Ten points are strided to. Beyond the first three that is seven strides, to 16 grid points from the
+    # start; at a limit of the grid the first are two, and the search comes a stride further. The fill
+    # beside the last point still decides for a best in the half of the gap that is nearer to it.
+    reach = (18 if start in (plan.LOWEST, plan.HIGHEST) else 16) - 0.5
+    distance = abs(start - centre)
+    assert plan.at_edge(losses) == (distance > reach) or math.isclose(distance, reach, rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
