@@ -56,6 +56,8 @@ class Job:
         if status > 2 and (gone := self._gone()):
             # It was ended because another one had been.
             said = f"error: {self._named(gone)} gone (killed, out of memory or stopped); no result was made"
+        elif status > 2:
+            said = f"rank {self.rank}: {said}"
         if status == 1 and said.startswith("error: ") and not said.startswith("error: rank "):
             said = f"error: rank {self.rank}: {said.removeprefix('error: ')}"
         return status, said if said and self._is_to_speak() else ""

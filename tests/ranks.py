@@ -1,46 +1,97 @@
-"""Programs of several processes for the tests: ``start`` runs one; what stands below it is one rank."""
+"""Programs of several processes for the tests: ``start`` runs some; what stands below it is one rank.
+
+All are forked from one process that has imported everything: a start of its own would cost each rank seconds.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
+
 HERE = Path(__file__)
-SIZE = 3
 
 
-def start(size, *arguments, **environment):
-    """Run ``python ranks.py arguments`` as so many ranks; (exit status, standard output, error) of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])]),
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(HERE), *map(str, arguments)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        said = [one.communicate(timeout=250) for one in ranks]
-    finally:
+def start(out, programs):
+    """Run programs after each other, each by some ranks.
+
+    Args:
+        out: An existing folder for their files.
+        programs: By name, (number of ranks, environment, name of a function below, its arguments).
+
+    Returns:
+        By name, (exit status, standard output, standard error) of each rank.
+    """
+    (out / "programs.json").write_text(json.dumps(programs))
+    subprocess.run(
+        [sys.executable, str(HERE), str(out)],
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])]),
+        },
+        check=True,
+        timeout=500,
+    )
+    return json.loads((out / "ended.json").read_text())
+
+
+def launch(out):
+    """What ``start`` runs: fork the ranks of each program, and tell how they ended."""
+    for name in ("hessian_lr.session", "hessian_lr.spectra", "hessian_lr.predict", "tiny_models"):
+        importlib.import_module(name)
+    importlib.import_module("tiny_models").learned()
+    ended = {}
+    for name, (size, environment, function, arguments) in json.loads(
+        (out / "programs.json").read_text()
+    ).items():
+        files = [(out / f"{name}.{rank}.out", out / f"{name}.{rank}.err") for rank in range(size)]
+        environment |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        fork = multiprocessing.get_context("fork")
+        ranks = [
+            fork.Process(target=_rank, args=(rank, environment, files[rank], function, arguments))
+            for rank in range(size)
+        ]
+        for one in ranks:
+            one.start()
+        # One that was stopped ends no more, and is ended when all others have.
+        until = time.monotonic() + 300
+        while any(map(_goes_on, ranks)) and time.monotonic() < until:
+            time.sleep(0.05)
         for one in ranks:
             one.kill()
-    return [(one.returncode, *streams) for one, streams in zip(ranks, said, strict=True)]
+            one.join()
+        ended[name] = [
+            (one.exitcode, *(f.read_text() for f in streams))
+            for one, streams in zip(ranks, files, strict=True)
+        ]
+    (out / "ended.json").write_text(json.dumps(ended))
+
+
+def _goes_on(rank):
+    return rank.is_alive() and psutil.Process(rank.pid).status() != psutil.STATUS_STOPPED
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _rank(rank, environment, files, function, arguments):
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    for stream, path in zip((1, 2), files, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.exit(globals()[function](*arguments))
 
 
 def sample():
@@ -53,7 +104,10 @@ def sample():
 
 
 def answers(everything=True):
-    """What is measured of the tiny models, by whoever shares the work; floats to the last bit."""
+    """What is measured of the tiny models, by whoever shares the work; floats to the last bit.
+
+    Without ``everything`` only the Hessian with its graphs kept, and a prediction in bfloat16.
+    """
     import torch
     from tiny_models import adapted, counting_batch, learned
 
@@ -62,7 +116,7 @@ def answers(everything=True):
     from hessian_lr.curvature.closed_form import closed_form
 
     found = {}
-    for kept, budget in (("kept", 10**12), ("rebuilt", 0)):
+    for kept, budget in (("kept", 10**12), ("rebuilt", 0))[: 1 + everything]:
         operator = HessianOperator(adapted(), sample(), memory_budget=budget)
         vector = torch.ones(operator.size, dtype=torch.float64)
         found[kept] = {
@@ -80,6 +134,18 @@ def answers(everything=True):
             for name in ("lambda_max", "lambda_upper", "lambda_min", "sampling_error", "held_out")
         }
         found[kept]["cost"] = curvature.gradient_equivalents
+    rows = [counting_batch(3, 1, seed) for seed in range(6)]
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32))[: 1 + everything]:
+        prediction = hlr.predict_learning_rate(learned(), rows, dtype=dtype)
+        found[name] = {
+            "status": prediction.status,
+            "lr": prediction.lr,
+            "lambda_max": prediction.curvature.lambda_max,
+            "lambda_preconditioned": prediction.adam.lambda_preconditioned,
+            "lr_critical_start": prediction.adam.lr_critical_start,
+            "matvecs": prediction.matvecs,
+            "work": prediction.gradient_equivalents,
+        }
     if not everything:
         return found
     gauss = hlr.sharpness(adapted(), sample(), rtol=1e-6, operator="gauss-newton")
@@ -88,9 +154,6 @@ def answers(everything=True):
     found["modules"] = [one.lambda_max for one in modules.modules]
     closed = closed_form(adapted(moved=False), sample())
     found["closed"] = [closed.sigma, closed.lower, closed.upper, closed.quotient]
-    rows = [counting_batch(3, 1, seed) for seed in range(6)]
-    prediction = hlr.predict_learning_rate(learned(), rows)
-    found["lr"], found["lr_cost"] = prediction.lr, prediction.gradient_equivalents
     return found
 
 
@@ -103,8 +166,45 @@ def told(work):
     return None
 
 
+class Interrupted(BaseException):
+    """What ends a measurement half-way, on all ranks at once."""
+
+
+def interrupted(out):
+    """λ with its state kept by rank 0 in a folder of its own, gone on from; then with the state damaged."""
+    from tiny_models import adapted
+
+    import hessian_lr as hlr
+    from hessian_lr.checkpoints import Checkpoints
+    from hessian_lr.setting import Setting
+    from hessian_lr.spectrum import checkpoint
+
+    folder = Path(out, f"state-{os.environ['RANK']}")
+    save, checkpoint.SHARE = checkpoint.Checkpoint.save, float("inf")
+
+    def measured(until=None):
+        def counted(self, basis, t, following):
+            save(self, basis, t, following)
+            if len(t.alphas) == until:
+                raise Interrupted
+
+        checkpoint.Checkpoint.save = counted
+        kept = Checkpoints(folder, Setting())
+        try:
+            curvature = hlr.sharpness(adapted(), sample(), rtol=1e-6, checkpoints=kept)
+        except Interrupted:
+            return sorted(path.name for path in folder.rglob("*.*"))
+        kept.clear()
+        return [curvature.lambda_max, curvature.residual, curvature.matvecs, list(kept.notes)]
+
+    found = {"whole": measured(), "files": measured(4), "resumed": measured(), "again": measured(4)}
+    for path in folder.rglob("*.bin"):
+        path.write_bytes(path.read_bytes()[:-1])
+    return found | {"damaged": measured()}
+
+
 def measure(out):
-    """All of it alone, by two ranks and by three; then what is refused, and a failure on one rank."""
+    """All of it by two ranks and by three; then what is refused, and a failure on one rank."""
     import torch
     import torch.distributed as dist
     from tiny_models import adapted, make_batch
@@ -121,12 +221,14 @@ def measure(out):
     found = {"no group": told(share)}
     dist.init_process_group("gloo")
     two = dist.new_group([0, 1])
-    found["1"] = answers()
+    if rank == 2:
+        found["alone"] = answers(everything=False)
     if rank < 2:
         with across_ranks(two):
             found["2"] = answers(everything=False)
     with across_ranks() as team:
         found["3"] = answers()
+        found["interrupted"] = interrupted(out)
         found["shares"] = team.share([5, 4, 3, 3, 1])
         found["other sample"] = told(lambda: hlr.sharpness(adapted(), [make_batch(2, 9, seed=rank // 2)]))
         operator = HessianOperator(adapted(), sample())
@@ -151,17 +253,29 @@ def command(trouble, *arguments):
     def append(basis, vector):
         products.append(vector)
         if os.environ["RANK"] == "1" and len(products) == 3:
-            if trouble == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif trouble == "stopped":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            elif trouble == "memory":
-                raise MemoryError
+            _TROUBLES[trouble]()
         original(basis, vector)
 
     module.Basis.append = append
     return main(list(arguments))
 
 
+def _out_of_memory():
+    raise MemoryError
+
+
+def _mistake():
+    raise IndexError("list index out of range")
+
+
+_TROUBLES = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "terminated": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "memory": _out_of_memory,
+    "mistake": _mistake,
+}
+
+
 if __name__ == "__main__":
-    sys.exit(measure(sys.argv[2]) if sys.argv[1] == "measure" else command(*sys.argv[1:]))
+    launch(Path(sys.argv[1]))

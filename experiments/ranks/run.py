@@ -1,8 +1,8 @@
-"""λ by one, two and three ranks, and by one rank with two threads.
+"""λ and the learning rate by one, two and three ranks, and λ with two threads.
 
     .venv/bin/python experiments/ranks/run.py --out experiments/ranks/results.json
 
-Each is `hessian-lr spectrum` in fresh processes; the first is made twice, to see whether it repeats.
+Each row is a command in fresh processes; the first is made twice, to see whether it repeats.
 """
 
 from __future__ import annotations
@@ -21,28 +21,38 @@ from hessian_lr.records import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 MODEL = "experiments/lr_bench/models/llama-3m"
-# Ranks and threads of each.
-CASES = ((1, 1), (1, 1), (2, 1), (3, 1), (1, 2))
+# Command, precision, ranks, threads of each; rows of one command and precision are held against its first.
+CASES = (
+    ("spectrum", "float32", 1, 1),
+    ("spectrum", "float32", 1, 1),
+    ("spectrum", "float32", 2, 1),
+    ("spectrum", "float32", 3, 1),
+    ("spectrum", "float32", 1, 2),
+    ("predict", "bfloat16", 1, 1),
+    ("predict", "bfloat16", 2, 1),
+    ("predict", "bfloat16", 3, 1),
+)
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+NUMBERS = ("lambda_max", "lambda_preconditioned", "lr")
+COSTS = ("matvecs", "gradient_equivalents", "seconds")
 
 
-def measure(ranks: int, threads: int, samples: int, max_length: int) -> dict[str, Any]:
+def measure(command: str, dtype: str, ranks: int, threads: int, options: list[str]) -> dict[str, Any]:
     """One row of the table."""
     launcher = [*TORCHRUN, str(ranks)] if ranks > 1 else []
-    sizes = ["--samples", str(samples), "--max-length", str(max_length), "--dtype", "float32"]
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "spectrum.json"
-        options = ["--model", MODEL, *sizes, "--device", "cpu", "--quiet", "--json", str(out)]
+        out = Path(folder) / "out.json"
+        given = ["--model", MODEL, *options, "--dtype", dtype, "--device", "cpu", "--json", str(out)]
         subprocess.run(
-            [sys.executable, *launcher, "-m", "hessian_lr", "spectrum", *options],
+            [sys.executable, *launcher, "-m", "hessian_lr", command, *given, "--quiet"],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             stdout=subprocess.DEVNULL,
             check=True,
         )
         found = read_json(out)["results"][0]
-    kept = ("lambda_max", "lambda_upper", "sampling_error", "matvecs", "gradient_equivalents", "seconds")
-    return {"ranks": ranks, "threads": threads} | {name: found[name] for name in kept}
+    told = {name: found[name] for name in (*NUMBERS, *COSTS) if found.get(name) is not None}
+    return {"command": command, "dtype": dtype, "ranks": ranks, "threads": threads} | told
 
 
 def main() -> None:
@@ -51,13 +61,20 @@ def main() -> None:
     arguments.add_argument("--samples", type=int, default=5)
     arguments.add_argument("--max-length", type=int, default=256)
     request = arguments.parse_args()
+    asked = {"samples": request.samples, "max_length": request.max_length}
+    options = ["--samples", str(request.samples), "--max-length", str(request.max_length)]
     rows: list[dict[str, Any]] = []
-    for ranks, threads in CASES:
-        row = measure(ranks, threads, request.samples, request.max_length)
-        rows.append(row | {"relative": row["lambda_max"] / (rows or [row])[0]["lambda_max"] - 1})
-        print(rows[-1], flush=True)
-        asked = {"model": MODEL, "samples": request.samples, "max_length": request.max_length}
-        write_json(request.out, {"schema": 1, **asked, "torch": torch.__version__, "results": rows})
+    for command, dtype, ranks, threads in CASES:
+        row = measure(command, dtype, ranks, threads, options)
+        first = next((one for one in rows if one["command"] == command), row)
+        for name in NUMBERS:
+            if name in row:
+                row[f"{name}_relative"] = row[name] / first[name] - 1
+        rows.append(row)
+        print(row, flush=True)
+        write_json(
+            request.out, {"schema": 1, "model": MODEL, **asked, "torch": torch.__version__, "results": rows}
+        )
 
 
 if __name__ == "__main__":
