@@ -18,6 +18,7 @@ from hessian_lr.cli import main
 from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.calibration import PowerLaw
+from hessian_lr.predict.start import RTOL
 from hessian_lr.sweep import engine
 
 SETTING_KEYS = {
@@ -102,7 +103,8 @@ def test_the_adam_predictor_measures_no_eigenvalue_at_the_start(capsys, options)
 
 def test_the_eigenvalue_predictor_reports_what_spectrum_measures(capsys, options):
     _, predicted = run_json(capsys, "predict", *options, "--predictor", "eigenvalue")
-    status, measured = run_json(capsys, "spectrum", *options)
+    # To the same error: a prediction needs no sharper one.
+    status, measured = run_json(capsys, "spectrum", *options, "--rtol", str(RTOL))
     (row,), (curvature,) = predicted["results"], measured["results"]
     assert status == 0 and row["lr"] > 0
     assert row["lambda_preconditioned"] is None and row["warmup_steps"] is None
@@ -216,7 +218,8 @@ def test_a_validation_that_is_done_measures_and_trains_nothing_again(capsys, val
     status, found = run_json(capsys, "validate", *options, *AGAIN, "--out", validated)
     assert status == 0
     assert (validated / "validate.json").read_bytes() == before
-    assert found == json.loads(before)
+    # The file has a checksum besides.
+    assert found.items() <= json.loads(before).items()
 
 
 @pytest.fixture
