@@ -1,9 +1,13 @@
 """The studies of methods and of the paper: their arithmetic on made-up numbers, their tables as committed."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
+from experiments.lambda_check import repeated
 from experiments.methods import run as methods_run
 from experiments.methods import table as methods_table
 from experiments.paper import findings
@@ -104,3 +108,13 @@ def test_the_table_has_every_method_on_every_architecture():
             assert row["logits"] <= 1e-5
             # A diagonal block's largest eigenvalue is at most the whole's.
             assert row["module_most"] <= row["joint_upper"]
+
+
+def test_the_counts_of_the_certificates_are_those_of_their_draws():
+    study = read_json(Path(repeated.__file__).with_suffix(".json"))
+    assert [repeated.counted(one) for one in study["results"]] == study["summary"]
+    for row in study["summary"]:
+        assert row["lower_violated"] == 0, "a Rayleigh quotient cannot exceed the largest eigenvalue"
+    draws, above = (sum(row[name] for row in study["summary"]) for name in ("draws", "upper_violated"))
+    # A 95% bound may be violated; so often only with a probability of 1%.
+    assert scipy.stats.binom.sf(above - 1, draws, 0.05) > 0.01

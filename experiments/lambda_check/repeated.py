@@ -1,6 +1,6 @@
 """The certificates of λ over repeated samples of a pretrained model: how often does each number hold?
 
-    .venv/bin/python -m experiments.lambda_check.repeated --draws 60 \
+    .venv/bin/python -m experiments.lambda_check.repeated --draws 12 \
         --out experiments/lambda_check/repeated.json
 
 Each draw is another sample of rows, measured to 5% with another start vector. Its λ is known from a second
@@ -30,7 +30,7 @@ from hessian_lr.spectrum import lanczos
 from hessian_lr.spectrum.lanczos import dot
 
 MODELS = Path("experiments/lr_bench/models")
-SAMPLES, POPULATION = 8, 256
+SAMPLES, POPULATION = 8, 96
 RTOL, TRUTH = 0.05, 1e-4
 # Products in float32 scatter by so much of λ.
 ROUNDING = 1e-5
@@ -114,7 +114,7 @@ def counted(study: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--out", required=True)
-    arguments.add_argument("--draws", type=int, default=60)
+    arguments.add_argument("--draws", type=int, default=12)
     request = arguments.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
