@@ -11,7 +11,7 @@ import ranks
 import torch
 from tiny_models import adapted, dense_hessian
 from tiny_text import byte_tokenizer, tiny_llama
-from tolerances import ADAMS_ROUNDING, BFLOAT16, DENSE64, RANKS32, SAME_LAMBDA
+from tolerances import BFLOAT16, DENSE64, RANKS32, SAME_LAMBDA
 
 from hessian_lr.cli import main
 from hessian_lr.distributed import team
@@ -177,7 +177,9 @@ def test_all_ranks_go_on_from_the_state_that_the_first_has_or_all_begin(found):
 
 
 def test_torchrun_predicts_what_one_process_does_and_says_it_once(common, tmp_path):
+    # By λ alone: in float32 the warm-up's Adam makes whole steps of rounding. Float64 is compared above.
     one, two = tmp_path / "one.json", tmp_path / "two.json"
+    common = [*common, "--predictor", "eigenvalue"]
     assert main(["predict", *common, "--json", str(one)]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -190,9 +192,8 @@ def test_torchrun_predicts_what_one_process_does_and_says_it_once(common, tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("learning rate") == 1
     alone, together = (json.loads(path.read_text())["results"][0] for path in (one, two))
-    assert together["lambda_max"] == pytest.approx(alone["lambda_max"], rel=1e-5)
-    for name in ("lr", "lr_low", "lr_high", "lambda_preconditioned"):
-        assert together[name] == pytest.approx(alone[name], rel=ADAMS_ROUNDING), name
+    for name in ("lr", "lr_low", "lr_high", "lambda_max", "lambda_upper"):
+        assert together[name] == pytest.approx(alone[name], rel=RANKS32), name
     assert together["matvecs"] == alone["matvecs"]
     assert together["gradient_equivalents"] == alone["gradient_equivalents"]
 

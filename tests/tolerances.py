@@ -64,8 +64,3 @@ SAME_WEIGHTS = 1e-2
 # What Adam's ε = 1e-8 leaves of invariances that hold for ε → 0, with gradients of about 1e-3, and
 # Lanczos on matrices that are equal but for that.
 ADAMS_EPSILON = 1e-2
-
-# What ten steps of Adam make of float32's rounding of a gradient: an entry near 0 takes a full step this way
-# or that. On a tiny model, with two orders of summation, λ_P differed by 5% and the learning rate by 1.5%; in
-# float64, where ranks are compared more sharply, by rounding.
-ADAMS_ROUNDING = 0.1
