@@ -24,7 +24,7 @@ from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
 from .loss import Batch, compute_in, count_labels, quiet_model, require_finite, summed_loss
 from .nonfinite import nonfinite_loss
 from .once import told_once
-from .operator import HessianOperator
+from .operator import HessianOperator, displaced
 
 # Steps tried are ‖θ‖·2^−k, k below this; first every third.
 LONGEST, COARSE = 30, 3
@@ -42,7 +42,7 @@ class CentralOperator(HessianOperator):
     """``HessianOperator`` by central differences: a product costs two gradients, the memory of one.
 
     The model runs with its own attention kernels and with gradient checkpointing, if it has it; each
-    microbatch goes through ``loss.backward()``, which is what FSDP and reentrant checkpoints hang on to. The
+    microbatch goes through ``loss.backward()``, which is what reentrant checkpoints hang on to. The
     step is chosen on the shortest row, at the first product, along the gradient and its image.
 
     Args:
@@ -209,7 +209,7 @@ class CentralOperator(HessianOperator):
         unit = vector / length
         for sign in (1.0, -1.0):
             factor = sign * length / (2 * step)
-            with self._displaced(unit, sign * step):
+            with displaced(self.parameters, unit, sign * step):
                 for index in self._mine:
                     gradient = self._backward(self.batches[index], self.labels, index)
                     total.add_(gradient, alpha=factor)
@@ -243,25 +243,6 @@ class CentralOperator(HessianOperator):
             parameter.grad = None
         return torch.cat(pieces)
 
-    @contextmanager
-    def _displaced(self, unit: Tensor, distance: float) -> Iterator[None]:
-        """The model at θ + distance·u; θ is put back bit for bit."""
-        values = [parameter.detach().clone() for parameter in self.parameters]
-        pieces = unit.to(self.parameters[0].dtype).split([parameter.numel() for parameter in self.parameters])
-        try:
-            with torch.no_grad():
-                for parameter, value, piece in zip(self.parameters, values, pieces, strict=True):
-                    parameter.copy_(value + distance * piece.view_as(parameter))
-            # Autocast remembers what it cast of the weights, also after they were written to.
-            torch.clear_autocast_cache()
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in zip(self.parameters, values, strict=True):
-                    parameter.copy_(value)
-            torch.clear_autocast_cache()
-            self._seen = self._versions()
-
     def _row(self) -> tuple[Batch, int]:
         """The shortest row that has a label, and its labels."""
         batch = min(self.batches, key=lambda one: one["input_ids"].shape[1])
@@ -280,9 +261,9 @@ class CentralOperator(HessianOperator):
             if vector is None:
                 return self._backward(row, labels).double()
             length = _norm(vector)
-            with self._displaced(vector / length, step):
+            with displaced(self.parameters, vector / length, step):
                 ahead = self._backward(row, labels).double()
-            with self._displaced(vector / length, -step):
+            with displaced(self.parameters, vector / length, -step):
                 return (ahead - self._backward(row, labels)) * (length / (2 * step))
 
     def _exact(self, vector: Tensor) -> Tensor | None:

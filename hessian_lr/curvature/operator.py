@@ -274,6 +274,24 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
 
 
+@contextmanager
+def displaced(parameters: Sequence[Tensor], direction: Tensor, distance: float) -> Iterator[None]:
+    """The parameters at θ + distance·u, u = ``direction`` of shape (n,); they are put back bit for bit."""
+    values = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter, piece in zip(parameters, unflatten(direction, parameters), strict=True):
+                parameter.add_(distance * piece.to(parameter.dtype))
+        # Autocast remembers what it cast of the weights, also after they were written to.
+        torch.clear_autocast_cache()
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)
+        torch.clear_autocast_cache()
+
+
 def _accumulate(total: Tensor, tensors: Sequence[Tensor]) -> None:
     """Add tensors to the vector they flatten to, without a second vector of that size."""
     for target, tensor in zip(unflatten(total, tensors), tensors, strict=True):

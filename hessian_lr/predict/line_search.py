@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..curvature.loss import Batch, count_labels, count_tokens, mean_loss, trainable
-from ..curvature.operator import unflatten
+from ..curvature.operator import displaced
 from ..distributed import team
 
 # A change below this share of the loss is taken for rounding: float32 sums over a few thousand tokens
@@ -62,7 +61,7 @@ def _search(
     factor: float,
     dtype: torch.dtype,
 ) -> tuple[float | None, int]:
-    forwards = 1
+    forwards, parameters = 1, trainable(model)
     base = _loss(model, batches, dtype)
     noise = NOISE[dtype] * abs(base)
 
@@ -70,7 +69,7 @@ def _search(
         """+1 uphill, −1 downhill, 0 where the difference is rounding."""
         nonlocal forwards
         forwards += 1
-        with displaced(model, direction, rate):
+        with displaced(parameters, direction, -rate):
             loss = _loss(model, batches, dtype)
         if not math.isfinite(loss) or loss - base > noise:
             return 1
@@ -119,19 +118,3 @@ def _loss(model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) -> flo
         sums[1] = labels
     total, labels = sums.tolist()
     return total / labels
-
-
-@contextmanager
-def displaced(model: nn.Module, direction: Tensor, rate: float) -> Iterator[None]:
-    """The model at θ − rate·u for the time of the context; θ is put back bit for bit."""
-    parameters = trainable(model)
-    values = [p.detach().clone() for p in parameters]
-    try:
-        with torch.no_grad():
-            for parameter, piece in zip(parameters, unflatten(direction, parameters), strict=True):
-                parameter.sub_(rate * piece)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, values, strict=True):
-                parameter.copy_(value)
