@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import __version__, job, options, report_command, sweep_command
-from .errors import HessianLRError, RequestError, shown, unknown_name
+from .ending import explained, termination_as_interrupt
+from .errors import RequestError, shown, unknown_name
 from .options import Interrupted, Output, takes
 from .setting import AUTO, Setting
 
 # Everything that loads torch or transformers is imported where it is used: `--help` needs neither.
 if TYPE_CHECKING:
+    from .checkpoints import Checkpoints
     from .prepare import Prepared
     from .progress import Progress
 
 Row = dict[str, Any]
 
 NAME = "hessian-lr"
-INTERRUPTED, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGTERM))
-# The base of all complaints about a command line; which package has it depends on typer's version.
-_USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 _CATALOGUE = ("methods", "tasks", "models", "optimizers")
 
 
@@ -83,7 +79,6 @@ def predict(
 ) -> int:
     """Predict a run's learning rate, with a range."""
     from . import results, session, terminal
-    from .checkpoints import Checkpoints
     from .methods import method_of
     from .predict import Prediction, load_calibration, predict_learning_rate
     from .predict.transfer import transfer
@@ -119,11 +114,7 @@ def predict(
         ]
         return session.tell(results.document(settings, rows, notes=[]), output, terminal.predict_table)
 
-    # Until the results are written: a kill while another method is measured costs none of them.
-    kept: list[Checkpoints] = []
-
-    def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
-        here = None if checkpoint is None else Checkpoints(checkpoint, setting)
+    def work(setting: Setting, prepared: Prepared, progress: Progress, here: Checkpoints | None) -> Row:
         prediction = predict_learning_rate(
             prepared.model,
             prepared.batches,
@@ -139,20 +130,13 @@ def predict(
             report=progress.report,
             checkpoints=here,
         )
-        row = results.prediction_row(setting.method, prediction) | {"fast": fast}
-        if here is not None:
-            kept.append(here)
-            row["notes"] += here.notes
-        return row
+        return results.prediction_row(setting.method, prediction) | {"fast": fast}
 
     def failed(setting: Setting, reason: str) -> Row:
         prediction = Prediction.failed(predictor, constants.version, reason)
         return results.prediction_row(setting.method, prediction) | {"fast": fast}
 
-    status = session.each_method(settings, output, work, failed, terminal.predict_table)
-    for one in kept if status == 0 else ():
-        one.clear()
-    return status
+    return session.each_method(settings, output, work, failed, terminal.predict_table, checkpoint)
 
 
 @app.command(epilog=_example("spectrum --method lora --bracket --samples 8"))
@@ -183,7 +167,6 @@ def spectrum(
 ) -> int:
     """Measure the loss Hessian's largest eigenvalue."""
     from . import results, session, spectra, terminal
-    from .checkpoints import Checkpoints
     from .measure import ALGORITHMS, OPERATORS, Curvature
     from .spectrum.lanczos import check_stopping
 
@@ -198,24 +181,14 @@ def spectrum(
         options.check_writable(checkpoint, "--checkpoint", folder=True)
     request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
     asked = {"request": dataclasses.asdict(request)}
-    # Until the results are written: a kill while another method is measured costs none of them.
-    kept: list[Checkpoints] = []
 
-    def work(setting: Setting, prepared: Prepared, progress: Progress) -> Row:
-        here = None if checkpoint is None else Checkpoints(checkpoint, setting)
-        row = spectra.measure(setting, prepared, request, progress, here) | asked
-        if here is not None:
-            kept.append(here)
-            row["notes"] += here.notes
-        return row
+    def work(setting: Setting, prepared: Prepared, progress: Progress, here: Checkpoints | None) -> Row:
+        return spectra.measure(setting, prepared, request, progress, here) | asked
 
     def failed(setting: Setting, reason: str) -> Row:
         return results.spectrum_row(setting.method, Curvature.failed(reason)) | asked
 
-    status = session.each_method(settings, output, work, failed, terminal.spectrum_table)
-    for one in kept if status == 0 else ():
-        one.clear()
-    return status
+    return session.each_method(settings, output, work, failed, terminal.spectrum_table, checkpoint)
 
 
 @app.command(epilog=_example("validate --method lora --method pissa --steps 40 --out runs/two"))
@@ -394,58 +367,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> tuple[int, str]:
         try:
-            with _termination_as_interrupt():
+            with termination_as_interrupt():
                 return app(arguments, prog_name=NAME, standalone_mode=False, obj=ranks) or 0, ""
         except (Exception, KeyboardInterrupt) as error:
             if "--debug" in arguments:
                 for line in traceback.format_exc().splitlines():
                     print(shown(line), file=sys.stderr)
-            return _explained(error)
+            return explained(error)
 
     status, message = run() if ranks is None else ranks.run(run)
     if message:
         print(f"{NAME}: {message}", file=sys.stderr)
     return status
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as a cluster sends it to a job whose time is up: what Ctrl-C cleans up, this does."""
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise _Terminated("terminated")
-
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _explained(error: BaseException) -> tuple[int, str]:
-    """The exit status that belongs to an error, and what to say about it."""
-    if isinstance(error, (Interrupted, KeyboardInterrupt)):
-        # What a command tells of an interruption is raised while that is handled.
-        by_signal = isinstance(error, _Terminated) or isinstance(error.__context__, _Terminated)
-        return TERMINATED if by_signal else INTERRUPTED, str(error) or "interrupted"
-    if isinstance(error, HessianLRError):
-        return error.exit_status, f"error: {error}"
-    if type(error).__name__ == "RankError":  # its module loads torch
-        return 1, f"error: {error}"
-    if isinstance(error, _USAGE):
-        return 2, f"error: {_usage(error)}"
-    told = shown(f"{type(error).__name__}: {error}")
-    return 1, f"error: unexpected {told} (--debug shows the traceback)"
-
-
-def _usage(error: Any) -> str:
-    command = error.ctx.command_path if getattr(error, "ctx", None) else NAME
-    return f"{error.format_message()} (`{command} --help` shows what can be given)"
 
 
 def _check_fixed_sample(settings: Sequence[Setting]) -> None:

@@ -17,16 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import HessianLRError, NonFiniteError, NotTwiceDifferentiable, RequestError
+from .errors import HessianLRError, NonFiniteError, NotTwiceDifferentiable, RankError, RequestError
 
 # Bits of a stamp: what a float32 holds exactly.
 _STAMP = 1 << 24
 # The kinds of failure that a rank may be told of, most particular first.
 _KINDS = (RequestError, NonFiniteError, NotTwiceDifferentiable, HessianLRError)
-
-
-class RankError(RuntimeError):
-    """The ranks can no longer work together: one is gone, or has failed where the others have not."""
 
 
 class Board(Protocol):

@@ -1,4 +1,4 @@
-"""The two ways a command can fail, and the exit status that belongs to each."""
+"""The ways a command can fail, and the exit status that belongs to each."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ class RequestError(HessianLRError, ValueError):
 
 class NonFiniteError(HessianLRError, ArithmeticError):
     """A loss, gradient or product was NaN or infinite; no number may follow from it."""
+
+
+class RankError(RuntimeError):
+    """The ranks can no longer work together: one is gone, or has failed where the others have not.
+
+    No failure of one method among others, as a ``HessianLRError`` is: nothing can go on.
+    """
 
 
 class NotTwiceDifferentiable(HessianLRError):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +19,9 @@ from .checkpoints import Checkpoints
 from .curvature.central import CentralOperator, twice_or_central
 from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, trainable
-from .curvature.once import NotTwiceDifferentiable
 from .curvature.operator import HessianOperator
 from .distributed import require_shared
-from .errors import HessianLRError, unknown_name
+from .errors import HessianLRError, NotTwiceDifferentiable, unknown_name
 from .records import Record
 from .spectrum import Eigenvalue, Status, lanczos, power_iteration
 from .spectrum.lanczos import Progress, check_stopping, dot
@@ -162,32 +162,28 @@ def sharpness(
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
 
-    def measure(make: Callable[..., HessianOperator]) -> Curvature:
-        return _sharpness(
-            make,
-            model,
-            batches,
-            held_out=held_out,
-            rtol=rtol,
-            max_products=max_products,
-            algorithm=algorithm,
-            dtype=dtype,
-            memory_budget=memory_budget,
-            seed=seed,
-            progress=progress,
-            checkpoints=checkpoints,
-        )
-
-    if operator == "hessian":
-        return twice_or_central(measure)
-    return measure(OPERATORS[operator])
+    measure = partial(
+        _sharpness,
+        model=model,
+        batches=batches,
+        held_out=held_out,
+        rtol=rtol,
+        max_products=max_products,
+        algorithm=algorithm,
+        dtype=dtype,
+        memory_budget=memory_budget,
+        seed=seed,
+        progress=progress,
+        checkpoints=checkpoints,
+    )
+    return twice_or_central(measure) if operator == "hessian" else measure(OPERATORS[operator])
 
 
 def _sharpness(
     make: Callable[..., HessianOperator],
+    *,
     model: nn.Module,
     batches: Sequence[Batch],
-    *,
     held_out: Sequence[Batch] | None,
     rtol: float,
     max_products: int,

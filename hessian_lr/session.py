@@ -7,6 +7,7 @@ from typing import Any
 
 from . import data, methods, models, results, terminal
 from .allocator import keep_freed_memory
+from .checkpoints import Checkpoints
 from .data import TaskData
 from .distributed import require_shared, team
 from .errors import HessianLRError, RequestError
@@ -36,11 +37,15 @@ def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData
 def each_method(
     settings: list[Setting],
     output: Output,
-    work: Callable[[Setting, Prepared, Progress], Row],
+    work: Callable[[Setting, Prepared, Progress, Checkpoints | None], Row],
     failed: Callable[[Setting, str], Row],
     table: Table,
+    checkpoint: str | None,
 ) -> int:
     """Measure each method and tell the results; one that fails does not keep the others from theirs.
+
+    States are kept in the folder ``checkpoint`` until all results are written: a kill while another method is
+    measured costs none of them.
 
     Returns:
         The exit status: 2 where a method was refused beside others, else as ``tell`` has it.
@@ -49,6 +54,7 @@ def each_method(
         RequestError: the only method was refused.
     """
     rows, refused = [], 0
+    kept: list[Checkpoints] = []
     with quiet_libraries():
         loaded, task = load(settings, output)
 
@@ -57,7 +63,8 @@ def each_method(
             # A function of its own, so that its copy of the model is gone before the next is made.
             try:
                 prepared = prepare(setting, loaded, task)
-                row = work(setting, prepared, progress)
+                here = None if checkpoint is None else Checkpoints(checkpoint, setting)
+                row = work(setting, prepared, progress, here)
             except HessianLRError as error:
                 if isinstance(error, RequestError):
                     if len(settings) == 1:
@@ -65,6 +72,9 @@ def each_method(
                     refused = error.exit_status
                 require_shared(error)
                 return failed(setting, str(error))
+            if here is not None:
+                kept.append(here)
+                row["notes"] += here.notes
             return row | {"notes": [*prepared.notes, *row["notes"]]}
 
         with Progress(output.quiet) as progress:
@@ -72,7 +82,10 @@ def each_method(
                 progress.method(setting.method, index, len(settings))
                 rows.append(one(setting, progress))
     status = tell(results.document(settings, rows, notes=list(task.notes)), output, table)
-    return refused or status
+    status = refused or status
+    for saved in kept if status == 0 else ():
+        saved.clear()
+    return status
 
 
 def tell(document: dict[str, Any], output: Output, table: Table) -> int:
