@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import doctest
 import io
-import json
 import os
 import re
 import shlex
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_text import CHAT, byte_tokenizer, tiny_llama
+from tiny_text import CHAT, byte_tokenizer, sums, tiny_llama, write_rows
 
 from hessian_lr import data
 from hessian_lr.cli import main
@@ -102,8 +101,7 @@ def furnish(folder: Path, model: Path) -> dict[str, object]:
     (folder / "path" / "to" / "model").symlink_to(model)
     for name in ("experiments", "examples"):
         (folder / name).symlink_to(ROOT / name)
-    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(8) for b in range(8)]
-    (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    write_rows(folder / "train.jsonl", sums(8))
     task = data.load(str(folder / "train.jsonl"), byte_tokenizer())
     return {"batches": data.make_batches(task.train[:24], 4, 2)}
 

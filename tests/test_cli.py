@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_text import byte_tokenizer, tiny_llama
+from tiny_text import save, sums, tiny_llama, write_rows
 
 from hessian_lr import cli, session
 from hessian_lr.cli import main
@@ -38,12 +38,7 @@ VALIDATE_KEYS = {
 RUN_KEYS = {"lr", "seed", "initial_loss", "final_loss", "steps", "diverged", "seconds"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +46,13 @@ def folder(tmp_path_factory):
     """A model, one with NaN, one without linear modules to adapt by name, and data."""
     root = tmp_path_factory.mktemp("cli")
     model = tiny_llama(initializer_range=0.2)
-    model.save_pretrained(root / "model")
-    byte_tokenizer().save_pretrained(root / "model")
+    save(model, root / "model")
     with torch.no_grad():
         next(model.parameters())[3, 3] = math.nan
-    model.save_pretrained(root / "nan")
-    byte_tokenizer().save_pretrained(root / "nan")
-    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(8) for b in range(8)]
-    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    save(model, root / "nan")
+    write_rows(root / "rows.jsonl", sums(8))
     (root / "empty.jsonl").write_text("")
-    (root / "two.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
+    write_rows(root / "two.jsonl", sums(8)[:2])
     (root / "file").write_text("in the way")
     return root
 

@@ -10,7 +10,7 @@ import pytest
 import ranks
 import torch
 from tiny_models import adapted, dense_hessian
-from tiny_text import byte_tokenizer, tiny_llama
+from tiny_text import byte_tokenizer, save, sums, tiny_llama, write_rows
 from tolerances import BFLOAT16, DENSE64, RANKS32, SAME_LAMBDA
 
 from hessian_lr.cli import main
@@ -60,7 +60,7 @@ def truth():
 def common(tmp_path_factory):
     """Arguments of a small measurement by command."""
     root = tmp_path_factory.mktemp("world")
-    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(8) for b in range(8)]
+    rows = sums(8)
     # Something is to be lost by a step that is too long, or no critical learning rate is found.
     model, tokenizer = tiny_llama(), byte_tokenizer()
     tokens = tokenizer([row["prompt"] + row["response"] for row in rows], padding=True, return_tensors="pt")
@@ -69,9 +69,8 @@ def common(tmp_path_factory):
         model(**tokens, labels=tokens["input_ids"]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.save_pretrained(root / "model")
-    tokenizer.save_pretrained(root / "model")
-    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    save(model, root / "model")
+    write_rows(root / "rows.jsonl", rows)
     where = ["--model", root / "model", "--data", root / "rows.jsonl", "--device", "cpu"]
     sizes = ["--samples", 5, "--batch-size", 3, "--steps", 3, "--dtype", "float32"]
     return list(map(str, [*where, *sizes]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -42,13 +41,7 @@ NAMES += ["lora-ga", "lora-ga-peft", "gralora", "randlora", "dora-exact", "lora+
 DETERMINISTIC = {"pissa", "milora", "olora"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    # On models this small, threads cost three times what they save.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def llama() -> PreTrainedModel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,12 +29,7 @@ SCALING = 6.5 / 4
 Matrices = dict[str, NDArray[np.float64]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def matrices(model: PreTrainedModel, *, gradient: bool = False) -> Matrices:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,12 +26,7 @@ REFUSED = {("olora", "gpt2"): "Conv1D"}
 CASES = [(method, architecture) for method in METHODS for architecture in ARCHITECTURES]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def logits(model: nn.Module) -> Tensor:

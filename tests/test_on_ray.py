@@ -12,9 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 import yaml
-from tiny_text import byte_tokenizer, tiny_llama
+from tiny_text import save, sums, tiny_llama, write_rows
 
 from hessian_lr.cli import main
 from hessian_lr.sweep.on_ray import RETRIES
@@ -55,22 +54,15 @@ def cluster():
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model and data on disk: the workers are other processes."""
     root = tmp_path_factory.mktemp("ray")
-    tiny_llama(initializer_range=0.2).save_pretrained(root / "model")
-    byte_tokenizer().save_pretrained(root / "model")
-    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(6) for b in range(6)]
-    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    save(tiny_llama(initializer_range=0.2), root / "model")
+    write_rows(root / "rows.jsonl", sums(6))
     return root
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,12 +36,7 @@ LR = 0.02
 PLUS = METHODS["lora+"].optimizer
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def setting(method: str, **changes: Any) -> Any:

@@ -28,13 +28,7 @@ tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_sweep
 SETTING = tiny.SETTING
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny models gain nothing from threads, and lose much where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings(**changes):

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import hessian_lr
 from hessian_lr.errors import HessianLRError, RequestError
@@ -24,12 +23,7 @@ HELPER = Path(__file__).with_name("tiny_sweep.py")
 tiny = SimpleNamespace(**runpy.run_path(str(HELPER)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

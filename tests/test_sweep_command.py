@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from tiny_text import byte_tokenizer, tiny_llama
+from tiny_text import save, sums, tiny_llama, write_rows
 
 from hessian_lr import cli, results
 from hessian_lr.cli import main
@@ -34,22 +33,15 @@ sys.exit(main(sys.argv[1:]))
 LRS = [1e-3, 1e-2, 1e-1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model, data, and the file of a small sweep."""
     root = tmp_path_factory.mktemp("sweep")
-    tiny_llama(initializer_range=0.2).save_pretrained(root / "model")
-    byte_tokenizer().save_pretrained(root / "model")
-    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(6) for b in range(6)]
-    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    save(tiny_llama(initializer_range=0.2), root / "model")
+    write_rows(root / "rows.jsonl", sums(6))
     (root / "small.yaml").write_text(text(root, method=["lora", "pissa"], lr=LRS, seed=[0, 1]))
     return root
 

@@ -1,5 +1,7 @@
 """A tokenizer whose tokens are bytes, and a model to match: what the tests of models and data load."""
 
+import json
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -36,3 +38,18 @@ def tiny_llama(**changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(LlamaConfig(**(sizes | changes)))
+
+
+def save(model, folder):
+    """A folder as users have one: the model with the byte tokenizer."""
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def sums(numbers):
+    """Rows of a task that the tiny model can learn a little of."""
+    return [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(numbers) for b in range(numbers)]
+
+
+def write_rows(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
