@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -68,10 +69,17 @@ def verify(target: Path) -> None:
         raise HessianLRError(f"{target / MANIFEST} is missing or damaged; {mend}") from error
     for name, size in expected.items():
         path = target / name
-        found = path.stat().st_size if path.is_file() else None
+        found = _size(path)
         if found != size:
             what = "is missing" if found is None else f"has {found:,} bytes"
             raise HessianLRError(f"{path} {what}, expected {size:,} bytes; {mend}")
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none, or where no file could have that name."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.stat().st_size if path.is_file() else None
+    return None
 
 
 def _make(target: Path) -> None:

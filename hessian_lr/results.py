@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,20 +203,26 @@ def sweep_panel(one: Validated) -> SweepPanel:
 
 
 def eigenvalue_points(rows: Sequence[Validated]) -> list[EigenvaluePoint]:
-    """The rows that have a place in the picture: a positive λ and a best learning rate."""
+    """The rows that have a place in the picture: a positive λ and a best learning rate.
+
+    Raises:
+        RequestError: λ or an end of its bar is not a number.
+    """
     points = []
     for one in rows:
-        value = one.number("lambda_max")
+        value, *ends = map(one.number, ("lambda_max", "lambda_lower", "lambda_upper", "sampling_error"))
         if value is not None and value > 0 and one.score.best_lr is not None:
-            points.append(EigenvaluePoint(one.method, value, *error_bar(one.row), one.score))
+            points.append(EigenvaluePoint(one.method, value, *error_bar(value, *ends), one.score))
     return points
 
 
-def error_bar(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def error_bar(
+    value: float, lower: float | None, upper: float | None, sampling_error: float | None
+) -> tuple[float | None, float | None]:
     """Ends of λ's bar: the bounds, and the sampling error where that reaches further."""
-    value, error = row["lambda_max"], row["sampling_error"] or 0.0
-    low = min(value - error, value if row["lambda_lower"] is None else row["lambda_lower"])
-    high = max(value + error, value if row["lambda_upper"] is None else row["lambda_upper"])
+    error = sampling_error or 0.0
+    low = min(value - error, value if lower is None else lower)
+    high = max(value + error, value if upper is None else upper)
     return (low if low > 0 else None), high
 
 

@@ -69,8 +69,6 @@ class Setting(Record):
     def __post_init__(self) -> None:
         if isinstance(self.peft_config, str):
             self._take_from(self.peft_config)
-        if self.alpha is None:
-            object.__setattr__(self, "alpha", float(self.rank))
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if name == "samples" and value == AUTO:
@@ -79,7 +77,7 @@ class Setting(Record):
                 raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
             if value > MOST:
                 raise RequestError(f"{name} must be at most {MOST:,}, not {reprlib.repr(value)}")
-        alpha = self.alpha
+        alpha = self.rank if self.alpha is None else self.alpha
         if not isinstance(alpha, (int, float)) or not 0 < alpha <= sys.float_info.max:
             raise RequestError(f"alpha must be a positive number, not {alpha!r}")
         # 16 and 16.0 are one alpha, and must give one key.

@@ -242,7 +242,9 @@ def _draw(drawn: Sequence[tuple[SweepPanel, Prediction]], out: Path) -> None:
         curvature = prediction.curvature
         value = curvature.lambda_max if curvature else None
         if curvature and value is not None and value > 0 and panel.score.best_lr is not None:
-            bar = results.error_bar(curvature.to_dict())
+            bar = results.error_bar(
+                value, curvature.lambda_lower, curvature.lambda_upper, curvature.sampling_error
+            )
             points.append(EigenvaluePoint(panel.sweep.setting.method, value, *bar, panel.score))
     if points:
         save(eigenvalue_figure(points), out / "eigenvalue.svg")

@@ -20,6 +20,7 @@ Batch = dict[str, torch.Tensor]
 
 IGNORED = -100
 
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can name one, and no encoding holds it
 _OWN_MASK = re.compile(r"\{%-?\s*generation\b")
 _ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -71,6 +72,8 @@ class Encoder:
                 raise BadRow(f"a {what} that is not text ({_kind(text)})")
             if not text.strip():
                 raise BadRow(f"an empty {what}")
+            if _HALF.search(text):
+                raise BadRow(f"a {what} with half a surrogate pair, which no text has")
         before = [*self._bos, *self._tokens(prompt + "\n")]
         after = [*self._tokens(response), *self._eos]
         return self._example([*before, *after], [IGNORED] * len(before) + after)

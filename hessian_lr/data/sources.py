@@ -187,14 +187,15 @@ def _read_parquet(path: Path) -> list[Row]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    # Texts and names of columns are decoded only as rows are made.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         size = path.stat().st_size
         raise RequestError(
             f"{path} ({size:,} bytes) is not a readable Parquet file: {hub.first_line(error)}; copy or write "
             "it again"
         ) from error
-    return list(enumerate(table.to_pylist(), 1))
+    return list(enumerate(rows, 1))
 
 
 def _step(total: int, most: int) -> int:

@@ -50,10 +50,11 @@ class PowerLaw(Record):
 
     def __post_init__(self) -> None:
         ends = [end for pair in self.domain.values() for end in pair]
-        check_numbers(*self.exponents.values(), *self.spreads.values(), self.log_scatter)
+        check_numbers(*self.exponents.values())
+        check_numbers(*self.spreads.values(), self.log_scatter, least=0)
         check_numbers(self.scale, self.settings, *self.references.values(), *ends, positive=True)
         if self.log_half_width is not None:
-            check_numbers(self.log_half_width)
+            check_numbers(self.log_half_width, least=0)
         if not all(len(pair) == 2 and pair[0] <= pair[1] for pair in self.domain.values()):
             raise RequestError("each quantity of a law's domain must have a smallest and a largest value")
 

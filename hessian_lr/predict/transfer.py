@@ -41,7 +41,7 @@ class Transfer(Record):
 
     def __post_init__(self) -> None:
         check_numbers(*self.exponents.values(), *self.methods.values())
-        check_numbers(self.log_half_width, self.log_half_width_method)
+        check_numbers(self.log_half_width, self.log_half_width_method, least=0)
         for name in self.exponents:
             if name not in (known := quantities(Setting())):
                 raise unknown_name("quantity", name, known)
@@ -67,16 +67,17 @@ def quantities(setting: Setting) -> dict[str, float]:
     }
 
 
-def check_numbers(*values: float | None, positive: bool = False) -> None:
-    """Refuse constants of a file that are no finite numbers.
+def check_numbers(*values: float | None, least: float = -math.inf, positive: bool = False) -> None:
+    """Refuse constants of a file that are no finite numbers, or lie below ``least``.
 
     Raises:
         RequestError: names the first.
     """
     for value in values:
-        if value is None or not math.isfinite(value) or (positive and value <= 0):
-            wanted = "a positive" if positive else "a finite"
-            raise RequestError(f"a constant is {value}; expected {wanted} number")
+        if value is None or not math.isfinite(value) or value < least or (positive and value <= 0):
+            wanted = "a positive number" if positive else "a finite number"
+            wanted += "" if least == -math.inf else f" of at least {least:g}"
+            raise RequestError(f"a constant is {value}; expected {wanted}")
 
 
 def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: Setting) -> Rate:

@@ -118,6 +118,7 @@ def _document(file: Path) -> Document:
     if not isinstance(whole.get("versions", {}), dict):
         raise RequestError(f"{expected}: its versions are not an object")
     try:
+        _notes("the data", whole)
         return Document(file, command, whole, tuple(_entry(file, command, setting, row) for row in rows))
     except (RequestError, TypeError, AttributeError) as error:
         raise RequestError(f"{expected}: {error}") from error
@@ -144,9 +145,7 @@ def _entry(file: Path, command: str, common: dict[str, Any], row: dict[str, Any]
         raise RequestError("a result has no method or no status")
     for name in (*_NUMBERS[command], *(name for name in _MAYBE if name in row)):
         _number(method, row, name)
-    notes = row.get("notes", [])
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise RequestError(f"the notes of {method} are not a list of sentences")
+    _notes(method, row)
     own = {name: value for name, value in common.items() if name != "methods"}
     setting = Setting.from_dict({**own, "method": method})
     if command != "spectrum" and not isinstance(setting.samples, int):
@@ -164,6 +163,12 @@ def _entry(file: Path, command: str, common: dict[str, Any], row: dict[str, Any]
             modules=None if modules is None else ModuleSpectrum.from_dict(modules),
         )
     return Entry(setting, row)
+
+
+def _notes(owner: str, values: dict[str, Any]) -> None:
+    notes = values.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise RequestError(f"the notes of {owner} are not a list of sentences")
 
 
 def _number(method: str, row: dict[str, Any], name: str) -> None:
