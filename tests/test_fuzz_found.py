@@ -7,7 +7,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
-from report_files import FIRST_LIGHT
+from report_files import FIRST_LIGHT, spectrum_document
 from tiny_text import byte_tokenizer
 
 from hessian_lr import alias, data, results
@@ -29,6 +29,12 @@ def validated(**changed):
 def calibration(**changed):
     whole = load_calibration().to_dict()
     return json.dumps(whole | {"combined": whole["combined"] | changed}).encode()
+
+
+def spectrum(**changed):
+    document = spectrum_document()
+    document["results"][0]["density"] |= changed
+    return json.dumps(document).encode()
 
 
 def a_column_whose_name_is_no_text():
@@ -91,6 +97,12 @@ FOUND = {
         a_column_whose_name_is_no_text(),
         rows,
         "is not a readable Parquet file",
+    ),
+    "a density without points": (
+        "spectrum.json",
+        spectrum(grid=[]),
+        report,
+        "needs a grid of two points or more",
     ),
     "a name no file can have": (
         alias.MANIFEST,

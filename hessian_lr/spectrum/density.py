@@ -63,6 +63,17 @@ class SpectralDensity(Record):
     cumulative_error: tuple[float, ...]
     products: int
 
+    def __post_init__(self) -> None:
+        curves = (self.density, self.density_error, self.cumulative, self.cumulative_error)
+        points = len(self.grid)
+        if points < 2 or any(len(curve) != points for curve in curves):
+            raise RequestError(
+                "a spectral density needs a grid of two points or more, and as many values in each of its "
+                f"curves; here are {points} points and {', '.join(str(len(curve)) for curve in curves)} values"
+            )
+        if not self.width or self.width <= 0:
+            raise RequestError(f"a spectral density's width must be a positive number, not {self.width}")
+
     def trace_of(self, function: Elementwise) -> tuple[float, float]:
         """tr f(H) = Σ f(λ_i) with its standard error, for an f that maps an array elementwise.
 
