@@ -168,7 +168,7 @@ def spectrum(
     """Measure the loss Hessian's largest eigenvalue."""
     from . import results, session, spectra, terminal
     from .measure import ALGORITHMS, OPERATORS, Curvature
-    from .spectrum.lanczos import check_stopping
+    from .spectrum.stopping import check_stopping
 
     if algorithm not in ALGORITHMS:
         raise unknown_name("algorithm", algorithm, ALGORITHMS)

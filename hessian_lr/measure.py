@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoints
+from .curvature.adam import Preconditioned
 from .curvature.central import CentralOperator, twice_or_central
 from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, trainable
@@ -24,7 +25,8 @@ from .distributed import require_shared
 from .errors import HessianLRError, NotTwiceDifferentiable, unknown_name
 from .records import Record
 from .spectrum import Eigenvalue, Status, lanczos, power_iteration
-from .spectrum.lanczos import Progress, check_stopping, dot
+from .spectrum.lanczos import Progress, dot
+from .spectrum.stopping import check_stopping
 
 ALGORITHMS = {"lanczos": lanczos, "power": power_iteration}
 # Products in float32 from an eigenvector found in bfloat16, whose rounding they take out.
@@ -329,12 +331,19 @@ def verified(found: Eigenvalue, operator: Symmetric, rtol: float) -> Eigenvalue:
 
 
 def differences_checked(
-    found: Eigenvalue, operator: HessianOperator, direction: Tensor, rtol: float
+    found: Eigenvalue,
+    operator: HessianOperator,
+    direction: Tensor,
+    rtol: float,
+    of: Callable[[HessianOperator], Preconditioned] = lambda hessian: hessian,
 ) -> tuple[Eigenvalue, float | None]:
-    """The estimate, not converged where products by differences are off by more than rtol of themselves."""
+    """The estimate, not converged where products by differences are off by more than rtol of themselves.
+
+    The products are those of the matrix that ``of`` makes of the Hessian.
+    """
     if not isinstance(operator, CentralOperator):
         return found, None
-    error = operator.check(direction)
+    error = operator.check(direction, of)
     return (found if error <= rtol else replace(found, status="budget")), error
 
 

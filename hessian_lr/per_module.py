@@ -25,8 +25,9 @@ from .measure import peak_rss_bytes
 from .records import Record, digest
 from .spectrum import Eigenvalue, upper_bound
 from .spectrum.basis import Basis
-from .spectrum.certificate import CONFIDENCE, hidden_probability
-from .spectrum.lanczos import BREAKDOWN, MAX_HIDDEN, check_stopping, error_estimate, start_vector
+from .spectrum.certificate import CONFIDENCE
+from .spectrum.lanczos import BREAKDOWN, start_vector
+from .spectrum.stopping import check_stopping, error_estimate, settled
 
 #: Called after every product with (modules that are done, all modules, where the work stands).
 ModuleProgress = Callable[[int, int, str], None]
@@ -186,13 +187,11 @@ def _lanczos_steps(vector: Tensor, rtol: float, max_products: int) -> Generator[
         projected[:, -1] = [*inner, beta]
         values, vectors = np.linalg.eigh((projected[:m] + projected[:m].T) / 2)
         residuals = np.linalg.norm(projected @ vectors - np.pad(values * vectors, ((0, 1), (0, 0))), axis=0)
-        theta, residual, allowed = float(values[-1]), float(residuals[-1]), rtol * abs(float(values[-1]))
+        theta, residual = float(values[-1]), float(residuals[-1])
         gap = max(0.0, theta - float(values[-2] + residuals[-2])) if m > 1 else 0.0
         alphas, betas = np.diag(projected).copy(), np.diag(projected, -1).copy()
         exhausted = m == size or beta <= floor * max(abs(theta), abs(float(values[0])), beta)
-        converged = exhausted or residual <= allowed
-        if not converged and error_estimate(residual, gap) <= allowed:
-            converged = hidden_probability(theta + allowed, alphas, betas, size) <= MAX_HIDDEN
+        converged = exhausted or settled(theta, error_estimate(residual, gap), alphas, betas, size, rtol)
         if converged or m == max_products:
             return Eigenvalue(
                 value=theta,

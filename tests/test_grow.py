@@ -15,11 +15,11 @@ def rows(count):
 
 
 def test_it_doubles_until_the_sampling_error_is_below_the_tolerance():
-    found = grown_sharpness(adapted(), rows(256), rtol=0.15, max_products=100)
+    found = grown_sharpness(adapted(), rows(256), rtol=0.2, max_products=100)
     assert found.samples in (16, 32, 64, 128)
-    assert found.sampling_error <= 0.15 * found.lambda_max
-    half = hlr.sharpness(adapted(), rows(found.samples // 2), rtol=0.15, max_products=100)
-    assert half.sampling_error > 0.15 * half.lambda_max
+    assert found.sampling_error <= 0.2 * found.lambda_max
+    half = hlr.sharpness(adapted(), rows(found.samples // 2), rtol=0.2, max_products=100)
+    assert half.sampling_error > 0.2 * half.lambda_max
     assert any(note.startswith("sample grown") for note in found.notes)
 
 

@@ -116,25 +116,25 @@ def random_spectra(rng, n=5000):
     }
 
 
-def test_converged_is_wrong_as_rarely_as_stated_and_costs_no_more_than_the_residual_alone():
+def test_converged_is_wrong_as_rarely_as_stated_for_the_products_stated():
     rng = np.random.default_rng(1)
-    wrong, spent, by_residual, trials, rtol = 0, 0, 0, 0, 0.05
+    wrong, wrong_by_residual, spent, by_residual, trials, rtol = 0, 0, 0, 0, 0, 0.05
     for trial in range(60):
         for spectrum in random_spectra(rng).values():
             diagonal, n = torch.from_numpy(spectrum), len(spectrum)
             options = {"rtol": rtol, "max_products": 100, "dtype": torch.float64}
             found = lanczos(lambda v, d=diagonal: d * v, n, seed=trial, **options)
-            # A start vector that is given turns the gap's part of the rule off.
+            # Of a start vector that is given nothing is known but the residual.
             start = start_vector(n, trial, None, "cpu", torch.float64)
             alone = lanczos(lambda v, d=diagonal: d * v, n, start=start, **options)
             top = float(spectrum.max())
             wrong += found.status == "converged" and top - found.value > rtol * top
-            assert found.products <= alone.products
+            wrong_by_residual += alone.status == "converged" and top - alone.value > rtol * top
             spent, by_residual, trials = spent + found.products, by_residual + alone.products, trials + 1
-    # 5% are stated; 480 trials at exactly that rate exceed 36 once in a hundred times.
+    # 2% are stated; 480 trials at exactly that rate exceed 17 once in a hundred times.
     assert trials >= 400
-    assert wrong <= 36
-    assert spent < by_residual
+    assert wrong <= 17 < wrong_by_residual
+    assert spent < 1.3 * by_residual
 
 
 @pytest.mark.parametrize("steps", [2, 6, 12])

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import RequestError
 from .basis import Basis
-from .lanczos import BREAKDOWN, Progress, Status, check_stopping, random_vectors
+from .lanczos import BREAKDOWN, Progress, Status, random_vectors
+from .stopping import check_stopping
 
 Matmat = Callable[[Tensor], Tensor]
 

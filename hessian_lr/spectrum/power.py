@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .lanczos import Eigenvalue, Matvec, Progress, check_stopping, dot, start_vector
+from .lanczos import Eigenvalue, Matvec, Progress, dot, start_vector
+from .stopping import check_stopping
 
 
 def power_iteration(
