@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import threading
 from collections.abc import Iterator
@@ -54,5 +55,12 @@ def explained(error: BaseException) -> tuple[int, str]:
 
 
 def _usage(error: Any) -> str:
-    command = error.ctx.command_path if getattr(error, "ctx", None) else "hessian-lr"
-    return f"{error.format_message()} (`{command} --help` shows what can be given)"
+    context = getattr(error, "ctx", None)
+    said = error.format_message()
+    # The nearest of the command's own options: each typer suggests others, or none.
+    if type(error).__name__ == "NoSuchOption" and context is not None:
+        options = [name for option in context.command.params for name in option.opts]
+        near = difflib.get_close_matches(error.option_name, options, n=1)
+        said = f"unknown option {error.option_name!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
+    command = context.command_path if context is not None else "hessian-lr"
+    return f"{said} (`{command} --help` shows what can be given)"

@@ -32,7 +32,9 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with path.open("rb") as handle:
         magic = handle.read(4)
     if magic != b"GGUF":
-        raise RequestError(f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'")
+        raise RequestError(
+            f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'; fetch it again"
+        )
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:

@@ -65,6 +65,6 @@ def status(message: str, quiet: bool) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's first line, or its type where it says nothing."""
+    """An exception's first line without its end mark, or its type where it says nothing."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return text.splitlines()[0].rstrip(" .:") if text else type(error).__name__

@@ -159,14 +159,29 @@ def _cpu_flags() -> set[str]:
 
 
 def _check_folder(path: Path) -> None:
-    if (path / "config.json").is_file():
+    names = sorted(p.name for p in path.iterdir())
+    found = ", ".join(names[:8]) or "nothing"
+    if "config.json" not in names:
+        if "adapter_config.json" in names:
+            raise RequestError(
+                f"{path} is a PEFT adapter, not a model; give its base model as --model, and the adapter as "
+                "--peft-config (or merge them first)"
+            )
+        raise RequestError(
+            f"{path} has no config.json, so it is not a model folder (found: {found}); "
+            "give the folder that save_pretrained wrote"
+        )
+    if any(name.endswith(".safetensors") for name in names):
         return
-    if (path / "adapter_config.json").is_file():
-        raise RequestError(f"{path} is a PEFT adapter, not a model; give its base model (or merge it first)")
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
+        raise RequestError(
+            f"{path} holds its weights as {pickled[0]}, a pickle, which is never read here. Only safetensors "
+            "are read: where you trust the file, load it with from_pretrained and write them with "
+            "save_pretrained"
+        )
     raise RequestError(
-        f"{path} has no config.json, so it is not a model folder (found: {found}); "
-        "give the folder that save_pretrained wrote"
+        f"{path} has no weights (found: {found}). Only safetensors are read: copy or download them into it, "
+        "or give a .gguf file by its own name"
     )
 
 
@@ -229,13 +244,7 @@ def _unreadable(
             "transformers has, or convert it to one"
         )
     if Path(source).is_dir():
-        sizes = ", ".join(
-            f"{p.name} {p.stat().st_size:,} bytes" for p in sorted(Path(source).glob("*.safetensors"))[:4]
-        )
-        return HessianLRError(
-            f"cannot read the {part} of {ref}: {why}. Files of weights: {sizes or 'no .safetensors'}. "
-            "Only safetensors are read; if a file is incomplete, copy or download it again"
-        )
+        return HessianLRError(f"cannot read the {part} of {ref}: {why}. {_mend(Path(source), part)}")
     if _gated(error):
         return RequestError(
             f"{ref} is gated: ask for access on https://huggingface.co/{ref}, then log in with `hf auth "
@@ -253,6 +262,21 @@ def _unreadable(
         f"there is no local folder {ref!r}, and the hub gives no {part} for that id: {why}.{hint} Check the "
         "id (owner/name); for a private model, log in with `hf auth login` (or set HF_TOKEN)"
     )
+
+
+def _mend(folder: Path, part: str) -> str:
+    if part == "tokenizer":
+        return (
+            "Expected tokenizer.json beside the weights: copy it from where the model was, or write it with "
+            "the tokenizer's own save_pretrained"
+        )
+    if part == "configuration":
+        return (
+            "If config.json is damaged, copy or download it again; if its architecture is newer than this "
+            "transformers, upgrade that"
+        )
+    sizes = (f"{p.name} {p.stat().st_size:,} bytes" for p in sorted(folder.glob("*.safetensors"))[:4])
+    return f"Files of weights: {', '.join(sizes)}. If one is incomplete, copy or download it again"
 
 
 def _gated(error: BaseException | None) -> bool:
@@ -287,5 +311,5 @@ def _check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     if len(tokenizer) > embeddings:
         raise RequestError(
             f"the tokenizer of {ref} has {len(tokenizer):,} tokens but the model only {embeddings:,} "
-            "embeddings; they do not belong together"
+            "embeddings: they do not belong together; copy the files of the model's own tokenizer there"
         )

@@ -61,7 +61,11 @@ class Record:
         Raises:
             RequestError: the file is missing, is not JSON, or describes something else.
         """
-        return cls.from_dict(read_json(path))
+        values = read_json(path)
+        try:
+            return cls.from_dict(values)
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}") from error
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -369,7 +369,7 @@ WRONG = {
     "no such module": (["--target-modules", "qproj"], "qproj"),
     "json": (["--json", "{folder}/file/x.json"], "is a file, not a folder"),
     "json folder": (["--json", "{folder}"], "is a folder"),
-    "option": (["--ranks", "3"], "No such option"),
+    "option": (["--ranks", "3"], "unknown option '--ranks'. Did you mean '--rank'?"),
 }
 WRONG_FOR = {
     "predictor": ("predict", ["--predictor", "adams"], "Did you mean 'adam'?"),

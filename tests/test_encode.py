@@ -54,7 +54,7 @@ def test_a_row_too_long_is_cut_and_a_cut_is_counted():
 @pytest.mark.parametrize(
     ("prompt", "response", "reason"),
     [
-        ("a prompt of more than ten", "x", "no response token within the first 10 tokens"),
+        ("a prompt of more than ten", "x", "no response token within the first 10 tokens (--max-length)"),
         ("ask", " \n", "an empty response"),
         ("", "reply", "an empty prompt"),
         ("ask", 4, "a response that is not text (a number)"),

@@ -135,7 +135,7 @@ class Encoder:
             self.cut += 1
         # The first label is never predicted: nothing stands before it.
         if all(label == IGNORED for label in labels[1:]):
-            raise BadRow(f"no response token within the first {self.max_length} tokens")
+            raise BadRow(f"no response token within the first {self.max_length} tokens (--max-length)")
         return Example(tuple(ids), tuple(labels))
 
 

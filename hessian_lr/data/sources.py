@@ -156,7 +156,7 @@ def _read_json(path: Path, content: bytes) -> list[Row]:
         lines = list(_lines(content))
         if sum(isinstance(row, dict) for _, row in lines) > len(lines) / 2:
             return lines
-        raise RequestError(f"{path} is not valid JSON: {error}") from error
+        raise RequestError(f"{path} is not valid JSON ({error}); correct it, or copy it again") from error
     if isinstance(value, dict):
         value = value.get("data")
     if not isinstance(value, list):
@@ -222,7 +222,8 @@ def _read_hub(name: str, most: int) -> tuple[list[Row], int]:
             ) from error
         raise RequestError(
             f"cannot load the train split of the hub dataset {name}: {hub.first_line(error)}; check the id "
-            "(owner/name) and that it has a train split, or save the rows you want as a local .jsonl file"
+            "(owner/name) and that it has a train split; for a private or gated one, log in with `hf auth "
+            "login` (or set HF_TOKEN); or save the rows you want as a local .jsonl file"
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
