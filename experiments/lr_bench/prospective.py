@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hessian_lr.predict import PREDICTORS
 from hessian_lr.predict.calibration import Calibration
 from hessian_lr.predict.rate import Quantities, rate
 from hessian_lr.records import read_json, write_json
+from hessian_lr.sweep import Sweep
 
 from .evaluate import curves, metrics, scored
 from .laws import AFTER
 from .table import HERE, read
 
 FIXED = HERE / "fixed-2026.11-c.json"
-PREDICTORS = ("combined", "adam", "eigenvalue")
 
 
 def predicted(predictor: str, constants: Calibration, table: pd.DataFrame) -> pd.DataFrame:
@@ -51,20 +52,21 @@ def evaluate(table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
     constants = Calibration.from_dict(fixed["calibration"])
     later = scored(table[~table["key"].isin(fixed["keys"])])
     sweeps = curves(runs, later)
-    rows = []
-    for predictor in PREDICTORS:
-        found = predicted(predictor, constants, later)
-        covered = found["low"].le(later["best_lr"]) & found["high"].ge(later["best_lr"])
-        width = (found["high"] / found["low"]).median()
-        rows.append(
-            {
-                "predictor": predictor,
-                **metrics(found["lr"], later, sweeps),
-                "coverage": float(covered.mean()),
-                "median_width": float(width),
-            }
-        )
-    return rows
+    return [judged(predictor, constants, later, sweeps) for predictor in PREDICTORS]
+
+
+def judged(
+    predictor: str, constants: Calibration, table: pd.DataFrame, sweeps: dict[str, Sweep]
+) -> dict[str, Any]:
+    """The predictor's row on settings that are scored."""
+    found = predicted(predictor, constants, table)
+    covered = found["low"].le(table["best_lr"]) & found["high"].ge(table["best_lr"])
+    return {
+        "predictor": predictor,
+        **metrics(found["lr"], table, sweeps),
+        "coverage": float(covered.mean()),
+        "median_width": float((found["high"] / found["low"]).median()),
+    }
 
 
 def main() -> None:

@@ -39,17 +39,46 @@ BASE = {"rank": 16, "batch_size": 4, "steps": 30, "data": "math", "max_length": 
 LARGE = "smollm2-135m"
 LARGE_METHODS = ("lora", "pissa", "olora", "milora", "init-ab", "rslora", "dora", "lora-ga")
 LARGE_BASE = BASE | {"steps": 20}
+# Runs as long as fine-tuning is, which the draws have too few rows for: what curvature costs does not grow
+# with the run, what a shorter sweep costs does. Those that differ most come first.
+LONG = BASE | {"batch_size": 2, "steps": 300}
+LONG_METHODS = (
+    "lora",
+    "pissa",
+    "init-ab",
+    "dora",
+    "milora",
+    "olora",
+    "lora-ga",
+    "rslora",
+    "gralora",
+    "randlora",
+)
 
 
 def all_settings() -> list[Setting]:
     """Every setting of the bench, the small models' first."""
-    return [*small(), *(Setting(model=LARGE, method=method, **LARGE_BASE) for method in LARGE_METHODS)]
+    return [
+        *small(),
+        *long(),
+        *(Setting(model=LARGE, method=method, **LARGE_BASE) for method in LARGE_METHODS),
+    ]
 
 
 def small() -> list[Setting]:
     """The settings on the small models, their models in turn."""
     lists = [list(_of(name)) for name in CONFIGURATIONS]
     return [one for row in zip_longest(*lists) for one in row if one is not None]
+
+
+def long() -> list[Setting]:
+    """The small models' longest runs, their models in turn."""
+    return [
+        Setting(model=_model(name), method=method, **LONG)
+        for method in LONG_METHODS
+        for name in CONFIGURATIONS
+        if method not in REFUSED.get(name, ())
+    ]
 
 
 def at_base() -> list[Setting]:

@@ -1,7 +1,8 @@
 """Collect what `run` made into the two tables that are committed: `python -m experiments.lr_bench.table`.
 
 ``settings.csv``: a row a setting, with its sweep's answer, every measured quantity and its cost, and the
-baselines. ``runs.csv``: a row a run. Both read back without loss of what the evaluation needs.
+baselines. ``runs.csv``: a row a run. Both read back without loss of what the evaluation needs. The longest
+runs, which no fit takes part of (see ``long``), are in two tables of their own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from hessian_lr.records import read_json
 
 from .laws import AFTER
 from .run import OUT
+from .settings import long
 
 HERE = Path(__file__).parent / "results"
+LONG = HERE / "long"
 # What `hessian-lr validate` measured on the real model, which is too slow here for every quantity.
 VALIDATED = "validated"
 SETTING = (
@@ -83,14 +86,22 @@ def _row(found: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
     return row | found.get("range_test", {}) | found["measured"]
 
 
-def read() -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(folder: Path = HERE) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The committed tables."""
-    return pd.read_csv(HERE / "settings.csv"), pd.read_csv(HERE / "runs.csv")
+    return pd.read_csv(folder / "settings.csv"), pd.read_csv(folder / "runs.csv")
+
+
+def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:
+    """The two tables, the settings' columns that are empty left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.dropna(axis=1, how="all").to_csv(folder / "settings.csv", index=False, float_format="%.6g")
+    runs.to_csv(folder / "runs.csv", index=False, float_format="%.7g")
+    print(f"{folder.name}: {len(settings)} settings, {len(runs)} runs")
 
 
 if __name__ == "__main__":
+    kept_aside = {one.key for one in long()}
     settings, every_run = collect()
-    HERE.mkdir(exist_ok=True)
-    settings.to_csv(HERE / "settings.csv", index=False, float_format="%.6g")
-    every_run.to_csv(HERE / "runs.csv", index=False, float_format="%.7g")
-    print(f"{len(settings)} settings, {len(every_run)} runs")
+    for folder, chosen in ((HERE, False), (LONG, True)):
+        some, theirs = (t[t["key"].isin(kept_aside) == chosen] for t in (settings, every_run))
+        write(folder, some, theirs)
