@@ -9,59 +9,27 @@ that a graph that memory cannot hold is rebuilt once for all of them rather than
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .adapter_modules import cost_shares, owned_parameters, places
 from .curvature.loss import Batch
-from .curvature.operator import HessianOperator, flatten, unflatten
+from .curvature.operator import HessianOperator
 from .distributed import require_shared
 from .errors import HessianLRError, RequestError
 from .measure import peak_rss_bytes
-from .records import Record, digest
-from .spectrum import Eigenvalue, upper_bound
-from .spectrum.basis import Basis
+from .module_block import Block, ModuleSharpness
+from .records import Record
 from .spectrum.certificate import CONFIDENCE
-from .spectrum.lanczos import BREAKDOWN, start_vector
-from .spectrum.stopping import check_stopping, error_estimate, settled
+from .spectrum.stopping import check_stopping
+
+__all__ = ["ModuleProgress", "ModuleSharpness", "ModuleSpectrum", "module_sharpness"]
 
 #: Called after every product with (modules that are done, all modules, where the work stands).
 ModuleProgress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class ModuleSharpness(Record):
-    """λᵢ of one adapted module, and what is known of its error.
-
-    Attributes:
-        name: The module's name in the model.
-        layer: The number in its name, counted from 0; None where it has none (an output head).
-        kind: What it is called in its layer: ``q_proj``; ``mlp.c_proj`` where the last part alone
-            would name two modules of a layer.
-        parameters: nᵢ, the number of its trainable parameters.
-        lambda_max: Largest Ritz value θ of its block: θ ≤ λᵢ. Null where the work failed.
-        lambda_upper: λᵢ is at most this with the spectrum's ``confidence``, over the random start.
-        lambda_min: Smallest Ritz value, at least the block's smallest eigenvalue.
-        residual: ρ = ‖Hᵢᵢ·v − θ·v‖; some eigenvalue of the block lies within ρ of θ.
-        status: ``"converged"`` (by the rule of ``spectrum.lanczos``), ``"budget"`` (stopped at the
-            limit; the bounds hold) or ``"failed"``.
-        products: Products with the block.
-    """
-
-    name: str
-    layer: int | None
-    kind: str
-    parameters: int
-    lambda_max: float | None
-    lambda_upper: float | None
-    lambda_min: float | None
-    residual: float | None
-    status: str
-    products: int
 
 
 @dataclass(frozen=True)
@@ -117,7 +85,9 @@ def module_sharpness(
         rtol: Relative error of λᵢ at which a module has converged (the rule is that of
             ``spectrum.lanczos``) and takes no part in later steps.
         max_products: Products spent on one module at most.
-        dtype: Precision of the products: float32, bfloat16 (autocast), or float64.
+        dtype: Precision of the products: float32, bfloat16 (autocast), or float64. Those in bfloat16 only
+            find the eigenvectors: every θ and ρ is then that of one product in float32, and modules
+            whose error proves larger than rtol are searched again in float32.
         memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide here).
         seed: With each module's name, the seed of its random start vector.
         progress: Called after each module's product with (modules done, modules, where it stands).
@@ -133,28 +103,30 @@ def module_sharpness(
     began = time.perf_counter()
     operator = HessianOperator(model, batches, dtype=dtype, memory_budget=memory_budget)
     blocks, notes = _blocks(model, operator, rtol=rtol, max_products=max_products, seed=seed)
-    loss = None
+    used, loss = [operator], None
     try:
-        for step in range(1, max_products + 1):
-            active = [block for block in blocks if not block.done]
-            if not active:
-                break
-            images = _multiply(
-                operator, active, _telling(progress, step, len(blocks) - len(active), len(blocks))
-            )
-            for block, image in zip(active, images, strict=True):
-                block.advance(image)
+        _search(operator, blocks, progress)
         loss = operator.loss
+        if operator.dtype is torch.bfloat16:
+            operator.release()
+            exact = HessianOperator(model, batches, dtype=torch.float32, memory_budget=memory_budget)
+            used.append(exact)
+            notes += _verified(exact, blocks, progress)
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
         if getattr(error, "exit_status", 1) == 2:
             raise
         require_shared(error)
         notes.append(str(error) or type(error).__name__)
+        for block in blocks:
+            # No number that float32 has not confirmed.
+            if operator.dtype is torch.bfloat16 and block.rounding is None:
+                block.found = None
     if bad := [block.name for block in blocks if block.failed]:
         notes.append(f"products with the blocks of {len(bad)} modules are not finite, first {bad[0]}")
     if loss is not None and (why := operator.plan.note()):
         notes.append(why.replace("for each product", "for each step"))
-    work = operator.cost.gradient_equivalents + sum(block.share * block.products for block in blocks)
+    work = sum(one.cost.gradient_equivalents for one in used)
+    work += sum(block.share * block.products for block in blocks)
     return ModuleSpectrum(
         modules=tuple(block.result() for block in blocks),
         confidence=CONFIDENCE,
@@ -168,130 +140,33 @@ def module_sharpness(
     )
 
 
-def _lanczos_steps(vector: Tensor, rtol: float, max_products: int) -> Generator[Tensor, Tensor, Eigenvalue]:
-    """``spectrum.lanczos`` turned inside out: yields v, is sent H·v, returns the eigenvalue.
-
-    All of Qᵀ·H·Q is kept, not its three diagonals alone: reorthogonalisation measures it anyway, and
-    with it ρ holds for products that are not quite symmetric (bfloat16) too, at no further product.
-    """
-    size, floor = len(vector), BREAKDOWN * torch.finfo(vector.dtype).eps
-    basis = Basis(size, vector.device, vector.dtype)
-    projected = np.zeros((1, 0))  # H·Q = [Q, q_m]·projected
-    while True:
-        basis.append(vector)
-        image = (yield vector).to(torch.float64, copy=True).unsqueeze(0)
-        inner = basis.orthogonalise(image)[:, 0].cpu().numpy()
-        beta = float(torch.linalg.vector_norm(image))
-        m = len(basis)
-        projected = np.pad(projected, ((0, 1), (0, 1)))
-        projected[:, -1] = [*inner, beta]
-        values, vectors = np.linalg.eigh((projected[:m] + projected[:m].T) / 2)
-        residuals = np.linalg.norm(projected @ vectors - np.pad(values * vectors, ((0, 1), (0, 0))), axis=0)
-        theta, residual = float(values[-1]), float(residuals[-1])
-        gap = max(0.0, theta - float(values[-2] + residuals[-2])) if m > 1 else 0.0
-        alphas, betas = np.diag(projected).copy(), np.diag(projected, -1).copy()
-        exhausted = m == size or beta <= floor * max(abs(theta), abs(float(values[0])), beta)
-        converged = exhausted or settled(theta, error_estimate(residual, gap), alphas, betas, size, rtol)
-        if converged or m == max_products:
-            return Eigenvalue(
-                value=theta,
-                vector=basis.combine(torch.from_numpy(vectors[:, -1:].copy()).to(vector.device))[0],
-                residual=residual,
-                gap=gap,
-                upper=theta if exhausted else max(theta, upper_bound(alphas, betas, size)),
-                smallest=float(values[0]),
-                products=m,
-                status="converged" if converged else "budget",
-            )
-        vector = (image[0] / beta).to(vector.dtype)
+def _search(operator: HessianOperator, blocks: Sequence[Block], progress: ModuleProgress | None) -> None:
+    """Lanczos steps in lock-step until every block is done."""
+    step = 0
+    while active := [block for block in blocks if not block.done]:
+        step += 1
+        report = _telling(progress, f"step {step}", len(blocks) - len(active), len(blocks))
+        for block, image in zip(active, _multiply(operator, active, report), strict=True):
+            block.advance(image)
 
 
-class _Block:
-    """One adapted module: its parameters, its Lanczos, and how far it has come.
-
-    Args:
-        name, layer, kind: As in ``ModuleSharpness``.
-        positions: Where its parameters stand among the operator's.
-        parameters: They themselves.
-        share: What a product costs against one with the whole Hessian.
-        rtol, max_products, seed: As in ``module_sharpness``.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        layer: int | None,
-        kind: str,
-        positions: Sequence[int],
-        parameters: Sequence[Tensor],
-        share: float,
-        *,
-        rtol: float,
-        max_products: int,
-        seed: int,
-    ) -> None:
-        self.name, self.layer, self.kind = name, layer, kind
-        self.positions, self.parameters, self.share = positions, parameters, share
-        self.size = sum(p.numel() for p in parameters)
-        self.products = 0
-        self.found: Eigenvalue | None = None
-        self.failed = False
-        first = parameters[0]
-        kept = torch.float64 if first.dtype is torch.float64 else torch.float32
-        start = start_vector(self.size, module_seed(seed, name), None, first.device, kept)
-        self.steps: Generator[Tensor, Tensor, Eigenvalue] | None = _lanczos_steps(start, rtol, max_products)
-        self.vector = next(self.steps)
-
-    def product(self, gradient: Sequence[Tensor]) -> Tensor:
-        """One microbatch's part of Hᵢᵢ·v, shape (nᵢ,), from its share of g with its graph."""
-        pieces = unflatten(self.vector.to(self.parameters[0].dtype), self.parameters)
-        own = [(gradient[position], piece) for position, piece in zip(self.positions, pieces, strict=True)]
-        # What the loss does not depend on has a gradient of zeros that nothing hangs on.
-        own = [(share, piece) for share, piece in own if share.requires_grad]
-        if not own:
-            return torch.zeros_like(self.vector)
-        outputs, weights = zip(*own, strict=True)
-        return flatten(
-            torch.autograd.grad(outputs, self.parameters, weights, retain_graph=True, materialize_grads=True)
-        )
-
-    def advance(self, image: Tensor) -> None:
-        """One Lanczos step with Hᵢᵢ·v: sets the next ``vector``, or what was ``found``."""
-        assert self.steps is not None
-        self.products += 1
-        self.failed = not bool(torch.isfinite(image).all())
-        try:
-            if not self.failed:
-                self.vector = self.steps.send(image)
-        except StopIteration as end:
-            self.found = end.value
-        if self.done:
-            self.steps = None  # and the basis with it
-
-    @property
-    def done(self) -> bool:
-        """It takes no part in further steps."""
-        return self.failed or self.found is not None
-
-    def result(self) -> ModuleSharpness:
-        """What is known now; a module that was still under way has failed."""
-        found = self.found
-        return ModuleSharpness(
-            name=self.name,
-            layer=self.layer,
-            kind=self.kind,
-            parameters=self.size,
-            lambda_max=None if found is None else found.value,
-            lambda_upper=None if found is None else found.upper,
-            lambda_min=None if found is None else found.smallest,
-            residual=None if found is None else found.residual,
-            status="failed" if found is None else found.status,
-            products=self.products,
-        )
+def _verified(exact: HessianOperator, blocks: Sequence[Block], progress: ModuleProgress | None) -> list[str]:
+    """Every θ and ρ from one product in float32, in which those that do not stand it are searched again."""
+    found = [block for block in blocks if block.found is not None]
+    images = _multiply(exact, found, _telling(progress, "float32", 0, len(blocks)))
+    again = [block for block, image in zip(found, images, strict=True) if not block.verify(image)]
+    for block in again:
+        block.start()
+    _search(exact, again, progress)
+    for block in again:
+        block.rounding = None
+    if not again:
+        return []
+    return [f"bfloat16 did not serve {len(again)} modules, first {again[0].name}: searched again in float32"]
 
 
 def _multiply(
-    operator: HessianOperator, blocks: Sequence[_Block], report: Callable[[str], None]
+    operator: HessianOperator, blocks: Sequence[Block], report: Callable[[str], None]
 ) -> list[Tensor]:
     """Hᵢᵢ·vᵢ of each block, from one pass over the microbatches' graphs."""
     images = [torch.zeros_like(block.vector) for block in blocks]
@@ -305,13 +180,13 @@ def _multiply(
     return images
 
 
-def _telling(progress: ModuleProgress | None, step: int, done: int, modules: int) -> Callable[[str], None]:
-    return lambda name: None if progress is None else progress(done, modules, f"step {step}: {name}")
+def _telling(progress: ModuleProgress | None, stage: str, done: int, modules: int) -> Callable[[str], None]:
+    return lambda name: None if progress is None else progress(done, modules, f"{stage}: {name}")
 
 
 def _blocks(
     model: nn.Module, operator: HessianOperator, *, rtol: float, max_products: int, seed: int
-) -> tuple[list[_Block], list[str]]:
+) -> tuple[list[Block], list[str]]:
     """The adapted modules that own trainable parameters, and a note on the parameters left out.
 
     Raises:
@@ -325,7 +200,7 @@ def _blocks(
         )
     shares = cost_shares(model, owned, operator.labels / operator.tokens)
     blocks = [
-        _Block(
+        Block(
             name,
             layer,
             kind,
@@ -341,8 +216,3 @@ def _blocks(
     left_out = operator.size - sum(block.size for block in blocks)
     notes = [f"{left_out} trainable parameters belong to no one module and are left out"] if left_out else []
     return blocks, notes
-
-
-def module_seed(seed: int, name: str) -> int:
-    """The seed of a module's start vector: the module's own, whatever else is measured."""
-    return int(digest([seed, name]), 16) % 2**63

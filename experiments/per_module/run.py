@@ -29,8 +29,9 @@ from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.loss import Batch, compute_in, count_labels, quiet_model, summed_loss, trainable
 from hessian_lr.figure_style import save
 from hessian_lr.measure import peak_rss_bytes
+from hessian_lr.module_block import module_seed
 from hessian_lr.module_figures import heatmap_figure, ratio_figure
-from hessian_lr.per_module import ModuleSpectrum, module_seed, module_sharpness
+from hessian_lr.per_module import ModuleSpectrum, module_sharpness
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting
@@ -48,7 +49,6 @@ ROWS = {
     "ours-float32-subset": ("ours", "float32", "subset"),
     "ours-bfloat16-subset": ("ours", "bfloat16", "subset"),
     "ours-bfloat16-all": ("ours", "bfloat16", "all"),
-    "ours-float32-all": ("ours", "float32", "all"),
 }
 
 

@@ -69,7 +69,7 @@ class SpectralDensity(Record):
         if points < 2 or any(len(curve) != points for curve in curves):
             raise RequestError(
                 "a spectral density needs a grid of two points or more, and as many values in each of its "
-                f"curves; here are {points} points and {', '.join(str(len(curve)) for curve in curves)} values"
+                f"curves; here are {points} points and {', '.join(str(len(one)) for one in curves)} values"
             )
         if not self.width or self.width <= 0:
             raise RequestError(f"a spectral density's width must be a positive number, not {self.width}")
