@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from .checkpoints import Checkpoints
 from .curvature.closed_form import closed_form
 from .distributed import require_shared
@@ -91,11 +89,6 @@ def measure(
             )
             operator.release()
         if request.per_module:
-            if dtype is torch.bfloat16:
-                notes.append(
-                    "the modules' λ come from bfloat16 products without a check in float32: a few percent of "
-                    "rounding are possible (--dtype float32 has none)"
-                )
             more["modules"] = _try(
                 lambda: module_sharpness(
                     model,
