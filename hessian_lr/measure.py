@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoints
-from .curvature.adam import Preconditioned
-from .curvature.central import CentralOperator, twice_or_central
+from .curvature.central import CentralOperator, Root, as_it_is, twice_or_central
 from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, trainable
 from .curvature.operator import HessianOperator
@@ -335,15 +334,15 @@ def differences_checked(
     operator: HessianOperator,
     direction: Tensor,
     rtol: float,
-    of: Callable[[HessianOperator], Preconditioned] = lambda hessian: hessian,
+    root: Root = as_it_is,
 ) -> tuple[Eigenvalue, float | None]:
     """The estimate, not converged where products by differences are off by more than rtol of themselves.
 
-    The products are those of the matrix that ``of`` makes of the Hessian.
+    Products are those of root·H·root along ``direction``.
     """
     if not isinstance(operator, CentralOperator):
         return found, None
-    error = operator.check(direction, of)
+    error = operator.check(direction, root)
     return (found if error <= rtol else replace(found, status="budget")), error
 
 

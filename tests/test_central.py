@@ -60,7 +60,7 @@ def test_weights_that_moved_are_the_ones_measured():
     assert float((operator.matvec(vector) - expected).norm() / expected.norm()) < 1e-4
 
 
-class _Square(torch.autograd.Function):
+class Square(torch.autograd.Function):
     """x + x², with a backward outside the graph: torch takes its derivative for a constant, in silence."""
 
     @staticmethod
@@ -75,7 +75,7 @@ class _Square(torch.autograd.Function):
             return gradient * (1 + 2 * x)
 
 
-class _Once(_Square):
+class Once(Square):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
@@ -90,7 +90,7 @@ def _squared(by):
     return model
 
 
-@pytest.mark.parametrize("function", [_Square, _Once])
+@pytest.mark.parametrize("function", [Square, Once])
 def test_a_function_without_second_derivative_is_measured_by_differences(function):
     expected = hlr.sharpness(_squared(lambda x: x + x * x), BATCHES, rtol=0.01)
     found = hlr.sharpness(_squared(function.apply), BATCHES, rtol=0.01)

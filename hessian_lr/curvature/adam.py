@@ -51,6 +51,9 @@ class Geometry(Protocol):
     direction: Tensor
     stability_slack: float
 
+    def root(self, vector: Tensor) -> Tensor:
+        """P^-½·v, shape (n,), for the symmetric root."""
+
     def precondition(self, hessian: HessianOperator) -> Preconditioned:
         """The Hessian in this geometry, whose largest eigenvalue is λ_P."""
 
@@ -73,6 +76,10 @@ class AdamGeometry:
         self.direction = adam_direction(optimizer, parameters)
         beta1, _, epsilon, t = _hyperparameters(optimizer, parameters)
         self._small = 10 * epsilon * (1 - beta1**t) / rate_factors(optimizer, parameters)
+
+    def root(self, vector: Tensor) -> Tensor:
+        """P^-½·v, shape (n,)."""
+        return self._diagonal.rsqrt() * vector
 
     def precondition(self, hessian: HessianOperator) -> PreconditionedOperator:
         """P^-½ · H · P^-½."""

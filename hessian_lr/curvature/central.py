@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,12 @@ CAUTION = 2.0
 # A share of H·u beyond which differences are noise rather than products.
 WORST = 0.25
 Result = TypeVar("Result")
+Root: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def as_it_is(vector: Tensor) -> Tensor:
+    """The root of the plain geometry, in which the Hessian is itself."""
+    return vector
 
 
 class CentralOperator(HessianOperator):
@@ -125,42 +131,51 @@ class CentralOperator(HessianOperator):
         require_finite(image, "a Hessian-vector product")
         return image.to(self.parameters[0].dtype)
 
-    def check(self, vector: Tensor) -> float:
-        """How far H·v may be off, as a share of its length, measured along v; kept as ``error``.
+    def check(self, vector: Tensor, root: Root = as_it_is) -> float:
+        """How far R·H·R·v may be off, as a share of its length, measured along v; kept as ``error``.
 
         On the whole sample D(2h)·v − D(h)·v, which is no less than the error in either regime, but for
         chance. On the shortest row D(h)·v is held against an exact product too, where there can be one.
         Twice the larger counts.
+
+        Args:
+            vector: v, shape (n,).
+            root: v ↦ R·v, the symmetric root of an optimizer's geometry (see ``Geometry``), in which other
+                coordinates weigh much.
         """
         before = self.batch_forms
-        assert self.step is not None
-        step, here = self.step, self.matvec(vector)
+        vector = root(vector)
+        here, step = root(self.matvec(vector)), self.step
+        assert step is not None
         self.step = 2 * step
         try:
-            wide = self.matvec(vector)
+            wide = root(self.matvec(vector))
         finally:
             self.step = step
         self.batch_forms = before
         self.error = CAUTION * _share(wide - here, here)
         if (exact := self._exact(vector)) is not None:
-            row = self._on_row(vector, step)
-            self.error = max(self.error, CAUTION * _share(row - exact, exact))
+            off = root(self._on_row(vector, step) - exact)
+            self.error = max(self.error, CAUTION * _share(off, root(exact)))
         return self.error
 
-    def choose_step(self) -> float:
+    def choose_step(self, root: Root = as_it_is) -> float:
         """The h at which D(2h)·u − D(h)·u is least on the shortest row, u along g/‖g‖ + H·g/‖H·g‖.
+
+        In the geometry that ``root`` is of (see ``check``), D, H and g are R·D·R, R·H·R and R·g: the step
+        that suits the gradient's direction may be a thousandth of what suits the optimizer's.
 
         Raises:
             HessianLRError: it is a large part of D(h)·u at every h.
         """
         size = _norm(torch.cat([p.detach().reshape(-1).to(self.device) for p in self.parameters]))
-        g = self._on_row(None, 0.0)
+        g = root(self._on_row(None, 0.0))
         if not bool(g.any()):
             raise HessianLRError(
                 "the gradient is zero: central differences have no direction to choose a step by"
             )
         # The image's direction only has to be roughly right.
-        image = self._on_row(_unit(g), size * torch.finfo(torch.float32).eps ** (1 / 3))
+        image = root(self._on_row(root(_unit(g)), size * torch.finfo(torch.float32).eps ** (1 / 3)))
         u = _unit(_unit(g) + _unit(image)) if bool(image.any()) else _unit(g)
         known: dict[int, Tensor] = {}
 
@@ -168,7 +183,7 @@ class CentralOperator(HessianOperator):
             """‖D(2^apart·h) − D(h)‖/‖D(h)‖, h = 2^k·‖θ‖."""
             for one in (k, k + apart):
                 if one not in known:
-                    known[one] = self._on_row(u, size * 2.0**one)
+                    known[one] = root(self._on_row(root(u), size * 2.0**one))
             value = _share(known[k + apart] - known[k], known[k])
             return value if math.isfinite(value) else math.inf
 
@@ -243,6 +258,14 @@ class CentralOperator(HessianOperator):
             parameter.grad = None
         return torch.cat(pieces)
 
+    def _exact(self, vector: Tensor) -> Tensor | None:
+        """H·v of the shortest row, or None where there is no second derivative."""
+        row, _ = self._row()
+        try:
+            return HessianOperator(self.model, [row], dtype=self.dtype, memory_budget=0).matvec(vector)
+        except NotTwiceDifferentiable:
+            return None
+
     def _row(self) -> tuple[Batch, int]:
         """The shortest row that has a label, and its labels."""
         batch = min(self.batches, key=lambda one: one["input_ids"].shape[1])
@@ -254,27 +277,18 @@ class CentralOperator(HessianOperator):
         return row, count_labels(row)
 
     def _on_row(self, vector: Tensor | None, step: float) -> Tensor:
-        """D(h)·v of the shortest row's mean loss; without a vector its gradient."""
+        """D(h)·v of the shortest row's mean loss, in the parameters' type; without a vector its gradient."""
         row, labels = self._row()
         with self.scope():
             self.cost.gradient_equivalents += (1 if vector is None else 2) * labels / self.labels
             if vector is None:
-                return self._backward(row, labels).double()
+                return self._backward(row, labels)
             length = _norm(vector)
             with displaced(self.parameters, vector / length, step):
                 ahead = self._backward(row, labels).double()
             with displaced(self.parameters, vector / length, -step):
-                return (ahead - self._backward(row, labels)) * (length / (2 * step))
-
-    def _exact(self, vector: Tensor) -> Tensor | None:
-        """H·v of the shortest row, or None where there is no second derivative."""
-        row, _ = self._row()
-        try:
-            return (
-                HessianOperator(self.model, [row], dtype=self.dtype, memory_budget=0).matvec(vector).double()
-            )
-        except NotTwiceDifferentiable:
-            return None
+                apart = (ahead - self._backward(row, labels)) * (length / (2 * step))
+        return apart.to(self.parameters[0].dtype)
 
     def _sum(self) -> Tensor:
         # Two nearly equal gradients leave little of each other: their sums must not add to what is lost.
@@ -286,7 +300,9 @@ def twice_or_central(measure: Callable[[Callable[..., HessianOperator]], Result]
     try:
         return measure(HessianOperator)
     except NotTwiceDifferentiable as error:
-        return measure(partial(CentralOperator, why=str(error)))
+        why = str(error)
+    # Not in the handler: the error's traceback holds the graph that is of no use, and its memory.
+    return measure(partial(CentralOperator, why=why))
 
 
 def _valley(change: Callable[[int, int], float], longest: int) -> int:

@@ -242,7 +242,8 @@ class HessianOperator:
                 loss = summed_loss(self.model, self.batches[index])
             if not bool(torch.isfinite(loss)):
                 raise nonfinite_loss(self.model, self.batches[index], self.dtype, "the loss")
-            if twice and not self._losses:
+            if not self._losses:
+                # For a gradient too: reentrant checkpoints hide what is inside them from autograd.grad.
                 require_twice(loss)
             self._losses[index] = float(loss.detach())
             share = list(

@@ -12,24 +12,22 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints import Checkpoints
-from ..curvature.adam import Geometry, geometry, stability_threshold
-from ..curvature.loss import Batch, count_tokens
-from ..curvature.operator import HessianOperator, flatten, unflatten
+from ..curvature.adam import geometry, stability_threshold
+from ..curvature.central import twice_or_central
+from ..curvature.loss import Batch, count_tokens, trainable
+from ..curvature.operator import Cost, HessianOperator, flatten, unflatten
 from ..errors import HessianLRError
-from ..measure import peak_rss_bytes, sampling_error, spectrum_notes, unchanged, verified
+from ..measure import peak_rss_bytes, unchanged
 from ..records import Record
-from ..spectrum import Eigenvalue, lanczos
-from ..spectrum.lanczos import dot
+from .after_warmup import Report, after_warm_up
 from .line_search import critical_learning_rate
 from .warmup import BETAS, EPSILON, MakeOptimizer, adamw, warm_up
-
-Report = Callable[[str, int, int, str], None]
 
 WARMUP_STEPS = 10
 # The warm-up's largest step as a share of the critical learning rate at initialization. One rule
@@ -96,6 +94,9 @@ def adam_sharpness(
 ) -> AdamSharpness:
     """Warm up, measure λ_P, the directional step and the critical learning rate, and put all back.
 
+    Where the model cannot be differentiated twice, products are central differences, as in ``sharpness``: a
+    note says so, with their measured error, and λ_P is not ``converged`` where that exceeds ``rtol``.
+
     Args:
         model: A model with an adapter at its initialization.
         batches: The curvature sample, which the warm-up does not see.
@@ -115,9 +116,24 @@ def adam_sharpness(
     tell = report or (lambda *_: None)
     notes: list[str] = []
     work = 0.0
+    costs: list[Cost] = []
+    measure = partial(
+        after_warm_up,
+        model=model,
+        batches=batches,
+        dtype=dtype,
+        memory_budget=memory_budget,
+        costs=costs,
+        rtol=rtol,
+        max_products=max_products,
+        seed=seed,
+        tell=tell,
+        checkpoints=checkpoints,
+    )
     with unchanged(model):
         tell("critical learning rate", 0, 1, "at the start")
-        first, forwards = _initial_critical(model, batches, dtype, optimizer)
+        begin = partial(_initial_critical, model=model, batches=batches, dtype=dtype, optimizer=optimizer)
+        first, forwards = twice_or_central(begin)
         work += (1 + 0.5 * forwards) * count_tokens(batches)
         top_lr = first * WARMUP_SHARE
         for attempt in range(ATTEMPTS + 1):
@@ -134,36 +150,32 @@ def adam_sharpness(
                 work += sum(
                     count_tokens([warmup_batches[i % len(warmup_batches)]]) for i in range(WARMUP_STEPS)
                 )
-                operator = HessianOperator(model, batches, dtype=dtype, memory_budget=memory_budget)
-                metric = geometry(made, operator.parameters)
-                direction = metric.direction
-                slope, bend = _along(operator, direction)
-                trouble = None if bend > 0 else "the loss bends down along Adam's step, as at B = 0"
+                metric = geometry(made, trainable(model))
                 last = attempt == ATTEMPTS
-                if trouble is None or last:
-                    found = _preconditioned(operator, metric, rtol, max_products, seed, tell, checkpoints)
-                    scatter = sampling_error(operator.batch_forms, operator.weights)
-                    trouble = trouble or _decided_by_epsilon(found, metric)
-                work += operator.cost.gradient_equivalents * operator.tokens
-                if trouble is None or last:
-                    directional = slope / bend if slope > 0 and bend > 0 else None
+                seen = twice_or_central(partial(measure, metric=metric, anyway=last))
+                if seen.trouble is None or last:
+                    directional = seen.slope / seen.bend if seen.slope > 0 and seen.bend > 0 else None
                     critical = None
                     if directional is not None:
                         tell("critical learning rate", 0, 1, "along Adam's step")
                         critical, forwards = critical_learning_rate(
-                            model, batches[:1], direction, start=2 * directional, dtype=dtype
+                            model, batches[:1], metric.direction, start=2 * directional, dtype=dtype
                         )
                         work += 0.5 * forwards * count_tokens(batches[:1])
                     break
-            notes.append(f"warm-up enlarged {ENLARGE:g}-fold from a learning rate of {top_lr:.1e}: {trouble}")
+            notes.append(
+                f"warm-up enlarged {ENLARGE:g}-fold from a learning rate of {top_lr:.1e}: {seen.trouble}"
+            )
             top_lr *= ENLARGE
-    if trouble is not None:
-        notes.append(f"the warm-up may be too small: {trouble}")
+    if seen.trouble is not None:
+        notes.append(f"the warm-up may be too small: {seen.trouble}")
+    found = seen.found
+    assert found is not None
     return AdamSharpness(
         lambda_preconditioned=found.value,
         residual=found.residual,
         upper=found.upper,
-        sampling_error=scatter,
+        sampling_error=seen.sampling_error,
         status=found.status,
         lr_stability=stability_threshold(BETAS[0]) / found.value if found.value > 0 else math.inf,
         lr_directional=directional,
@@ -171,20 +183,25 @@ def adam_sharpness(
         lr_critical_start=first,
         warmup_lr=top_lr,
         warmup_steps=WARMUP_STEPS,
-        matvecs=operator.cost.matvecs,
-        gradient_equivalents=round(work / operator.tokens, 3),
+        matvecs=sum(cost.matvecs for cost in costs),
+        gradient_equivalents=round(work / seen.tokens + sum(cost.gradient_equivalents for cost in costs), 3),
         seconds=round(time.perf_counter() - began, 3),
         peak_rss_bytes=peak_rss_bytes(),
-        notes=(*notes, *spectrum_notes(found, operator)),
+        notes=(*notes, *seen.notes),
         stability_slack=metric.stability_slack,
     )
 
 
 def _initial_critical(
-    model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype, optimizer: MakeOptimizer
+    make: Callable[..., HessianOperator],
+    *,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    dtype: torch.dtype,
+    optimizer: MakeOptimizer,
 ) -> tuple[float, int]:
     """η_c along the optimizer's first step at initialization, with the forward passes it took."""
-    operator = HessianOperator(model, batches, dtype=dtype, memory_budget=0)
+    operator = make(model, batches, dtype=dtype, memory_budget=0)
     gradient = operator.gradient()
     if not bool(gradient.any()):
         raise HessianLRError("the gradient is zero at the start: nothing to learn from these batches")
@@ -221,47 +238,3 @@ def _first_step(operator: HessianOperator, gradient: Tensor, optimizer: MakeOpti
             parameter.grad = piece
         made.step()
         return before - flatten(parameters)
-
-
-def _along(operator: HessianOperator, direction: Tensor) -> tuple[float, float]:
-    """g·u and u·H·u over the whole sample."""
-    slope = dot(operator.gradient(), direction)
-    return slope, dot(direction, operator.matvec(direction))
-
-
-def _preconditioned(
-    operator: HessianOperator,
-    metric: Geometry,
-    rtol: float,
-    max_products: int,
-    seed: int,
-    tell: Report,
-    checkpoints: Checkpoints | None,
-) -> Eigenvalue:
-    preconditioned = metric.precondition(operator)
-
-    def show(done: int, total: int, theta: float, residual: float) -> None:
-        tell(
-            "preconditioned Lanczos", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
-        )
-
-    asked: dict[str, Any] = {"rtol": 0.8 * rtol, "max_products": max_products, "seed": seed}
-    found = lanczos(
-        preconditioned.matvec,
-        operator.size,
-        **asked,
-        device=operator.device,
-        dtype=operator.parameters[0].dtype,
-        progress=show,
-        # Adam's step tells P and the moments apart, as the weights tell the warm-up.
-        checkpoint=None
-        if checkpoints is None
-        else checkpoints.of(operator, metric.direction, stage="adam", **asked),
-    )
-    return verified(found, preconditioned, rtol)
-
-
-def _decided_by_epsilon(found: Eigenvalue, metric: Geometry) -> str | None:
-    """The complaint if λ_P's eigenvector lives where the optimizer's ε, not the gradients, makes P."""
-    share = metric.decided_by_epsilon(found.vector)
-    return f"Adam's epsilon decides {share:.0%} of the eigenvector" if share > 0.5 else None

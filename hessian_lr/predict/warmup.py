@@ -71,8 +71,9 @@ def warm_up(
             batch = to_device(usable[step % len(usable)], device)
             for group in made.param_groups:
                 group["lr"] = group["initial_lr"] * (step + 1) / steps
-            made.zero_grad(set_to_none=True)
             sums = [torch.zeros_like(parameter) for parameter in parameters]
+            for parameter, total in zip(parameters, sums, strict=True):
+                parameter.grad = total
             plan = Plan(device, {0: count_tokens([batch])}, 0)
             with ranks.summing(*sums), plan.explained(dtype):
                 for part in _parts(batch, ranks):
@@ -80,11 +81,8 @@ def warm_up(
                         loss = summed_loss(model, part) / count_labels(batch)
                     if not bool(torch.isfinite(loss)):
                         raise nonfinite_loss(model, part, dtype, f"the loss at warm-up step {step + 1}")
-                    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                    for total, gradient in zip(sums, gradients, strict=True):
-                        total.add_(gradient)
-            for parameter, total in zip(parameters, sums, strict=True):
-                parameter.grad = total
+                    # Adds to the sums in place; autograd.grad sees nothing inside reentrant checkpoints.
+                    loss.backward()
             made.step()
     return made
 

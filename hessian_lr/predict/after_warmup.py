@@ -1,0 +1,128 @@
+"""What the Hessian's products tell after a warm-up: the curvature along the optimizer's step, and λ_P."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints import Checkpoints
+from ..curvature.adam import Geometry
+from ..curvature.central import CentralOperator
+from ..curvature.loss import Batch
+from ..curvature.operator import Cost, HessianOperator
+from ..measure import differences_checked, sampling_error, spectrum_notes, verified
+from ..spectrum import Eigenvalue, lanczos
+from ..spectrum.lanczos import dot
+
+Report = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class AfterWarmUp:
+    """What was measured at the weights that a warm-up led to.
+
+    Attributes:
+        slope, bend: g·u and u·H·u along the optimizer's step u, over the whole sample.
+        found: λ_P with its eigenvector in the optimizer's geometry; None where it was not looked for.
+        sampling_error: Of λ_P.
+        trouble: Why the warm-up may have been too small, or None.
+        tokens: Of the sample, padding included.
+        notes: What a reader should know of λ_P.
+    """
+
+    slope: float
+    bend: float
+    found: Eigenvalue | None
+    sampling_error: float | None
+    trouble: str | None
+    tokens: int
+    notes: tuple[str, ...]
+
+
+def after_warm_up(
+    make: Callable[..., HessianOperator],
+    *,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    metric: Geometry,
+    anyway: bool,
+    dtype: torch.dtype,
+    memory_budget: int | None,
+    rtol: float,
+    max_products: int,
+    seed: int,
+    tell: Report,
+    checkpoints: Checkpoints | None,
+    costs: list[Cost],
+) -> AfterWarmUp:
+    """Measure at the model's weights as they are.
+
+    Args:
+        make: ``HessianOperator``, or what makes one of its kind from the same arguments.
+        model, batches: Where to measure, and on which sample.
+        metric: The geometry of the optimizer that led here.
+        anyway: Look for λ_P also where the loss bends down along the optimizer's step.
+        dtype, memory_budget, rtol, max_products, seed, checkpoints: As for ``adam_sharpness``.
+        tell: Called with (stage, done, total, detail).
+        costs: Gets what the products cost, also of an attempt that fails.
+    """
+    operator = make(model, batches, dtype=dtype, memory_budget=memory_budget)
+    costs.append(operator.cost)
+    if isinstance(operator, CentralOperator):
+        operator.choose_step(metric.root)
+    u = metric.direction
+    slope, bend = dot(operator.gradient(), u), dot(u, operator.matvec(u))
+    trouble = None if bend > 0 else "the loss bends down along Adam's step, as at B = 0"
+    found, scatter = None, None
+    notes: tuple[str, ...] = ()
+    if trouble is None or anyway:
+        found = _preconditioned(operator, metric, rtol, max_products, seed, tell, checkpoints)
+        scatter = sampling_error(operator.batch_forms, operator.weights)
+        checked, _ = differences_checked(found, operator, found.vector, rtol, metric.root)
+        # Of the search itself; whether differences served is the operator's to tell.
+        notes = spectrum_notes(found, operator)
+        found = checked
+        trouble = trouble or _decided_by_epsilon(found, metric)
+    return AfterWarmUp(slope, bend, found, scatter, trouble, operator.tokens, notes)
+
+
+def _preconditioned(
+    operator: HessianOperator,
+    metric: Geometry,
+    rtol: float,
+    max_products: int,
+    seed: int,
+    tell: Report,
+    checkpoints: Checkpoints | None,
+) -> Eigenvalue:
+    preconditioned = metric.precondition(operator)
+
+    def show(done: int, total: int, theta: float, residual: float) -> None:
+        tell(
+            "preconditioned Lanczos", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
+        )
+
+    asked: dict[str, Any] = {"rtol": 0.8 * rtol, "max_products": max_products, "seed": seed}
+    found = lanczos(
+        preconditioned.matvec,
+        operator.size,
+        **asked,
+        device=operator.device,
+        dtype=operator.parameters[0].dtype,
+        progress=show,
+        # Adam's step tells P and the moments apart, as the weights tell the warm-up.
+        checkpoint=None
+        if checkpoints is None
+        else checkpoints.of(operator, metric.direction, stage="adam", **asked),
+    )
+    return verified(found, preconditioned, rtol)
+
+
+def _decided_by_epsilon(found: Eigenvalue, metric: Geometry) -> str | None:
+    """The complaint if λ_P's eigenvector lives where the optimizer's ε, not the gradients, makes P."""
+    share = metric.decided_by_epsilon(found.vector)
+    return f"Adam's epsilon decides {share:.0%} of the eigenvector" if share > 0.5 else None
