@@ -108,7 +108,9 @@ def settings(
         str | None,
         typer.Option(metavar="all-linear|A,B", help="Modules to adapt.", show_default="all-linear"),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="Optimizer of the runs.")] = DEFAULTS.optimizer,
+    optimizer: Annotated[
+        str, typer.Option(metavar="adamw|sgd", help="Optimizer of the runs.")
+    ] = DEFAULTS.optimizer,
     batch_size: Annotated[int, typer.Option(help="Samples in an optimizer step.")] = DEFAULTS.batch_size,
     steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = DEFAULTS.steps,
     seed: Annotated[int, typer.Option(help="Seed of the initialization.")] = DEFAULTS.seed,
@@ -157,12 +159,11 @@ def settings(
 
     # Seconds of imports, which a bad number needs not wait for.
     from .data import check
-    from .methods import METHODS
+    from .methods import method_of
     from .models import resolve_device
 
     for setting in made:
-        if setting.peft_config is None and setting.method not in METHODS:
-            raise unknown_name("method", setting.method, METHODS)
+        method_of(setting)
     resolve_device(device)
     check(data, fields=made[0].fields)
     return made

@@ -12,7 +12,8 @@ from .errors import RequestError, unknown_name
 from .peft_config import PeftSource
 from .records import Record, digest
 
-OPTIMIZERS = ("adamw",)
+ADAMW, SGD = "adamw", "sgd"
+OPTIMIZERS = (ADAMW, SGD)
 DTYPES = ("auto", "float32", "bfloat16")
 # A sample that grows: by doubling, from the default to at most so many rows.
 AUTO, MOST_SAMPLES = "auto", 64
@@ -33,7 +34,8 @@ class Setting(Record):
         rank: Adapter rank r.
         alpha: LoRA's alpha, scaling s = alpha / r; None becomes ``rank``.
         target_modules: ``"all-linear"`` or the module names to adapt.
-        optimizer: The optimizer a run is trained with.
+        optimizer: The optimizer a run is trained with: ``"adamw"``, or ``"sgd"``, plain gradient descent
+            (see ``sweep.run`` for both recipes).
         batch_size: Samples in an optimizer step.
         steps: Optimizer steps of a run.
         seed: Seed of the adapter's initialization and of the order of the data.

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..data import Batch, Example, make_batches
 from ..errors import RequestError, unknown_name
-from ..setting import Setting
+from ..setting import ADAMW, Setting
 from .builtin import BUILTIN
 from .dora_exact import DORA_EXACT
 from .init_ab import INIT_AB
@@ -136,13 +136,19 @@ def method_of(setting: Setting) -> Method:
     """The registered method that ``setting`` names, or the user's own adapter.
 
     Raises:
-        RequestError: the method is unknown.
+        RequestError: the method is unknown, or is an optimizer of its own and the setting wants another.
     """
     if setting.peft_config is not None:
         return OWN
     if setting.method not in METHODS:
         raise unknown_name("method", setting.method, METHODS)
-    return METHODS[setting.method]
+    method = METHODS[setting.method]
+    if method.optimizer is not None and setting.optimizer != ADAMW:
+        raise RequestError(
+            f"{method.name} is plain LoRA with an optimizer of its own, which follows AdamW: it cannot train "
+            f"with optimizer {setting.optimizer}; use method lora, or leave the optimizer {ADAMW}"
+        )
+    return method
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import TypeVar
 from ..errors import RequestError
 
 POINTS_PER_DECADE = 4
-LOWEST, HIGHEST = -28, 0  # 1e-7 and 1: outside, no run of AdamW on an adapter is worth its price
+# 1e-7 and 100: AdamW on an adapter wants less than 1, SGD, whose step is as short as the gradient, more.
+LOWEST, HIGHEST = -28, 8
 MAX_POINTS = 12
 _STRIDE = 2  # the search strides by 10^0.5 and fills the gaps only beside the best
 _FILL = 2  # points the filling needs: one on either side of the best

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HessianLRError, RequestError
 from ..exhausted import memory_errors
 from ..records import Record, digest
-from ..setting import Setting
+from ..setting import SGD, Setting
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,7 +30,22 @@ RECIPE: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "lr_scheduler_type": "cosine",
 }
+#: Plain gradient descent θ ← θ − η·g: no momentum, no weight decay, the same schedule. Gradients are not
+#: clipped: a clipped step is at most η long however steep the loss, so that a run beyond 2/λ would bounce
+#: instead of diverging, and the learning rate would mean a length. What AdamW makes of the gradient hardly
+#: depends on its size; here clipping would be another optimizer.
+SGD_RECIPE: dict[str, Any] = {
+    "optim": "sgd",
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,  # to the Trainer: do not clip
+    "lr_scheduler_type": "cosine",
+}
 WARMUP_FRACTION = 0.03
+
+
+def recipe(setting: Setting) -> dict[str, Any]:
+    """What the Trainer is told of the setting's optimizer, beside its learning rate."""
+    return dict(SGD_RECIPE if setting.optimizer == SGD else RECIPE)
 
 
 @dataclass(frozen=True)
@@ -92,17 +107,18 @@ def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: st
     for name in ("model", "data", "fields", "max_length"):  # told by the two fingerprints
         del identity[name]
     identity["dtype"] = str(precision(setting))
-    recipe = {**RECIPE, "warmup": WARMUP_FRACTION}
-    return digest([identity, recipe, float(lr), data_digest, model_fingerprint], 20)
+    told = {**recipe(setting), "warmup": WARMUP_FRACTION}
+    return digest([identity, told, float(lr), data_digest, model_fingerprint], 20)
 
 
 def train_once(
     setting: Setting, lr: float, loaded: LoadedModel, data: TaskData, initial_loss: float | None = None
 ) -> RunResult:
-    """Train one adapter with AdamW, a cosine schedule and linear warm-up over 3% of the steps.
+    """Train one adapter with a cosine schedule and linear warm-up over 3% of the steps.
 
-    The recipe is ``RECIPE``: betas (0.9, 0.999), no weight decay, gradients clipped to norm 1 (the
-    Trainer's default, so what users' runs do). The order of the data follows the setting's seed.
+    The recipe of AdamW is ``RECIPE``: betas (0.9, 0.999), no weight decay, gradients clipped to norm 1
+    (the Trainer's default, so what users' runs do); that of plain gradient descent is ``SGD_RECIPE``,
+    without clipping. The order of the data follows the setting's seed.
     A run whose loss becomes NaN or infinite stops there. ``loaded`` is copied, not changed, and
     the caller's random state is left as it was.
 

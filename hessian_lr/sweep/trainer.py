@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..data import Batch, Example, make_batches
 from ..methods import method_of
 from ..setting import Setting
-from .run import RECIPE, WARMUP_FRACTION
+from .run import WARMUP_FRACTION, recipe
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ def fit(
 ) -> Done:
     """Train ``model``'s trainable parameters in place, on the device they are on.
 
-    With AdamW, or with the optimizer of the setting's method, of the same recipe.
+    With the setting's optimizer, or with that of its method, of AdamW's recipe.
 
     Nothing is printed or kept on disk. Random states, the current CUDA device and accelerate's
     process-wide state are as they were afterwards.
     """
     device = next(model.parameters()).device
-    optimizer, recipe = _optimizer(model, setting, lr)
+    optimizer, told = _optimizer(model, setting, lr)
     stop = _StopWhenNotFinite()
     with ExitStack() as stack:
         stack.enter_context(_no_trace(device))
@@ -70,7 +70,6 @@ def fit(
             bf16=dtype is torch.bfloat16,
             use_cpu=device.type == "cpu",
             dataloader_pin_memory=device.type == "cuda",
-            optim="adamw_torch",
             save_strategy="no",
             eval_strategy="no",
             # A finite loss must be seen at every step; the filter would hide the one that is not.
@@ -81,7 +80,7 @@ def fit(
             disable_tqdm=True,
             report_to=[],
             remove_unused_columns=False,
-            **recipe,
+            **told,
         )
 
         def collate(rows: list[dict[str, list[int]]]) -> Batch:
@@ -113,17 +112,17 @@ def _optimizer(
     model: torch.nn.Module, setting: Setting, lr: float
 ) -> tuple[torch.optim.Optimizer | None, dict[str, Any]]:
     """The method's own optimizer, or None for the Trainer's, and what the Trainer keeps of the recipe."""
-    method, recipe = method_of(setting), dict(RECIPE)
+    method, told = method_of(setting), recipe(setting)
     if method.optimizer is None:
-        return None, recipe
+        return None, {"optim": "adamw_torch"} | told
     options: dict[str, Any] = {
-        "betas": (recipe["adam_beta1"], recipe["adam_beta2"]),
-        "eps": recipe["adam_epsilon"],
+        "betas": (told["adam_beta1"], told["adam_beta2"]),
+        "eps": told["adam_epsilon"],
     }
     if method.clips:
-        options["max_norm"] = recipe["max_grad_norm"]
-        recipe["max_grad_norm"] = 0.0  # to the Trainer: do not
-    return method.optimizer(model, lr, **options), recipe
+        options["max_norm"] = told["max_grad_norm"]
+        told["max_grad_norm"] = 0.0  # to the Trainer: do not
+    return method.optimizer(model, lr, **options), told
 
 
 class _StopWhenNotFinite(TrainerCallback):
