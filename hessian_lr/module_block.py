@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .confirm import afresh
 from .curvature.operator import flatten, unflatten
 from .records import Record, digest
 from .spectrum import Eigenvalue, upper_bound
 from .spectrum.basis import Basis
-from .spectrum.lanczos import BREAKDOWN, dot, start_vector
+from .spectrum.lanczos import BREAKDOWN, start_vector
 from .spectrum.stopping import error_estimate, settled
 
 
@@ -133,16 +134,8 @@ class Block:
         if self.failed or not bool(torch.isfinite(image).all()):
             self.failed, self.found = True, None
             return True
-        theta = dot(self.vector, image)
-        rest = image - theta * self.vector
-        fresh = replace(rough, value=theta, residual=dot(rest, rest) ** 0.5)
-        holds = rough.residual == 0.0 or fresh.error <= self.rtol * abs(theta)
-        self.rounding = abs(theta - rough.value)
-        self.found = replace(
-            fresh,
-            upper=None if rough.upper is None else max(rough.upper, theta),
-            status="converged" if rough.status == "converged" and holds else "budget",
-        )
+        self.found = afresh(rough, image, self.rtol)
+        self.rounding = abs(self.found.value - rough.value)
         return self.found.status == rough.status
 
     @property

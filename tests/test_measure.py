@@ -11,8 +11,8 @@ from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch
 from tolerances import DENSE64_FLOAT32_ISLANDS, RTOL_TIGHT, SAME_LAMBDA
 
 import hessian_lr as hlr
+from hessian_lr.confirm import sampling_error
 from hessian_lr.errors import RequestError
-from hessian_lr.measure import sampling_error
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -187,8 +187,8 @@ def test_bfloat16_only_finds_the_vector_and_float32_gives_the_numbers(batches):
 
 
 def test_a_roughly_found_vector_is_refined_by_a_few_exact_products(batches):
+    from hessian_lr.confirm import REFINEMENTS, refined
     from hessian_lr.curvature import HessianOperator
-    from hessian_lr.measure import REFINEMENTS, refined
     from hessian_lr.spectrum import lanczos
 
     operator = HessianOperator(adapted(), batches)
