@@ -226,7 +226,8 @@ def _read(source: str, ref: str, *, local: bool) -> tuple[PreTrainedModel, PreTr
     if absent := sorted(info["missing_keys"]):
         raise HessianLRError(
             f"{ref} lacks {len(absent)} weights of a {type(model).__name__} (first: {absent[0]}); "
-            "it is incomplete, or not a causal language model"
+            "it is incomplete, its config.json is another model's, or it is no causal language model: copy "
+            "or download all of it again"
         )
     return model, tokenizer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_text import byte_tokenizer, tiny_llama
+from tiny_text import save, sums, tiny_llama, write_rows
 
 from hessian_lr.records import read_json
 from hessian_lr.sweep import RunResult
@@ -37,16 +37,18 @@ class Ended:
 
 
 class Server:
-    """Runs command lines, each in a process of its own (see ``server``); a context manager."""
+    """Runs command lines, each in a process of its own (see ``server``); a context manager.
 
-    def __init__(self, scratch: Path) -> None:
+    ``variables`` are the environment's, beside those of this process.
+    """
+
+    def __init__(self, scratch: Path, **variables: str) -> None:
         self._scratch = scratch
         self.model, self.data = scratch / "model", scratch / "rows.jsonl"
         save_model(self.model)
-        rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(6) for b in range(6)]
-        self.data.write_text("\n".join(map(json.dumps, rows)))
+        write_rows(self.data, sums(6))
         warm_up = self.validate(scratch / "warm", steps=1, lrs="1e-3", seeds="0")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
         environment["PYTHONPATH"] = str(SERVER.parents[2])
         self._process = subprocess.Popen(
             [sys.executable, str(SERVER), json.dumps(warm_up)],
@@ -119,8 +121,7 @@ def save_model(folder: Path, spoil: float | None = None, width: int = 16) -> Non
     if spoil is not None:
         with torch.no_grad():
             model.model.layers[1].mlp.up_proj.weight[1, 1] = spoil
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    save(model, folder)
     for path in folder.iterdir():
         path.chmod(0o644)  # for the trials that run as another user
 

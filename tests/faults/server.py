@@ -68,6 +68,18 @@ def _run(job: dict[str, Any]) -> None:
         os._exit(status)
 
 
+def inside(folder: str) -> None:
+    """The command is given in this folder."""
+    os.chdir(folder)
+
+
+def hub_gone(_: Any) -> None:
+    """Nobody answers where the hub was."""
+    from huggingface_hub import constants
+
+    constants.ENDPOINT = "http://127.0.0.1:9"
+
+
 def keep_state_always(_: Any) -> None:
     """Lanczos's state after every product: a tiny model's take less time than any disk."""
     from hessian_lr.spectrum import checkpoint
@@ -202,7 +214,7 @@ FAULTS = {
             as_nobody,
             clock_backwards,
         ),
-        *(bad_gradient, bad_training_gradient, bad_loss),
+        *(bad_gradient, bad_training_gradient, bad_loss, inside, hub_gone),
     )
 }
 

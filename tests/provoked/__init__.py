@@ -1,0 +1,1 @@
+"""What each failure that a user can cause prints: ``python -m tests.provoked`` writes docs/errors.md."""
