@@ -81,9 +81,11 @@ def predict(
     from . import results, session, terminal
     from .methods import method_of
     from .predict import Prediction, load_calibration, predict_learning_rate
+    from .predict.rate import refuse_unpredicted
     from .predict.transfer import transfer
     from .spectra import BRACKETED
 
+    refuse_unpredicted(settings[0])
     _check_predictor(predictor)
     _check_fixed_sample(settings)
     if fast and predictor != "eigenvalue":
@@ -259,7 +261,15 @@ def align(
     from .figures import eigenvalue_figure
     from .score import align as fit
 
-    points = results.eigenvalue_points(results.read_validated(runs))
+    rows = results.read_validated(runs)
+    trained = {str(one.setting.get("optimizer")): one.file for one in rows}
+    if len(trained) > 1:
+        raise RequestError(
+            "learning rates of different optimizers do not compare: "
+            + ", ".join(f"{file} has {name}" for name, file in trained.items())
+            + "; name those of one of them"
+        )
+    points = results.eigenvalue_points(rows)
     used = [(p.eigenvalue, p.score.best_lr) for p in points if p.score.best_lr and not p.score.censored]
     if not used:
         raise RequestError(

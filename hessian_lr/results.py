@@ -25,7 +25,7 @@ from .predict.rate import Quantities
 from .predict.start import lr_sharpness
 from .records import read_json
 from .score import Score
-from .setting import OPTIMIZERS, Setting
+from .setting import ADAMW, OPTIMIZERS, Setting
 from .spectrum import SpectralDensity
 from .sweep import RunResult, Sweep
 
@@ -227,8 +227,8 @@ def error_bar(
 
 
 def observation(one: Validated) -> Observation | None:
-    """What a calibration can learn from a row: None if its best learning rate is not known."""
-    if one.score.best_lr is None or one.score.censored:
+    """What a calibration can learn from a row: None if its best learning rate is unknown, or not AdamW's."""
+    if one.score.best_lr is None or one.score.censored or one.setting.get("optimizer", ADAMW) != ADAMW:
         return None
     names = ("model", "data", "rank", "alpha", "batch_size", "steps", "seed")
     try:

@@ -129,14 +129,20 @@ def merge(
 
 
 def _grid(file: str) -> Grid:
-    """The file's settings, their data known to exist."""
+    """The file's settings, each method known to go with its optimizer, their data to exist."""
     from .sweep.grid import expand
     from .sweep.request import read
 
     grid = expand(read(file))
 
     from . import data
+    from .methods import method_of
 
+    for one in grid.wanted:
+        try:
+            method_of(one.setting)
+        except RequestError as error:
+            raise RequestError(f"{file}: exclude {grid.label(one.setting)}: {error}") from error
     for name, fields in dict.fromkeys((one.setting.data, one.setting.fields) for one in grid.wanted):
         data.check(name, fields=fields)
     return grid

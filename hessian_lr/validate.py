@@ -17,13 +17,14 @@ from .figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figur
 from .methods import method_of
 from .models import LoadedModel
 from .predict import PREDICTORS, Calibration, Prediction, predict_learning_rate
+from .predict.classical import NONE, stability_bound, unpredicted
 from .predict.predictor import quantities
 from .predict.rate import Quantities, rate
 from .prepare import prepare, split_rows
 from .progress import Progress
 from .records import digest, read_json, write_sealed
 from .score import Score, score
-from .setting import Setting
+from .setting import ADAMW, SGD, Setting
 from .sweep import Sweep, sweep
 from .sweep.engine import Engine
 
@@ -102,7 +103,7 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
                 setting,
                 job.loaded,
                 job.data,
-                start_lr=lr or FALLBACK_LR,
+                start_lr=lr or _theory(setting, measured) or FALLBACK_LR,
                 lrs=job.lrs,
                 seeds=job.seeds,
                 out=job.out,
@@ -139,6 +140,12 @@ def predicted(
     return found.ends if found else (None, None, None)
 
 
+def _theory(setting: Setting, measured: Measured) -> float | None:
+    """Where a search starts without a prediction: 2/λ for gradient descent."""
+    curvature = measured.prediction.curvature
+    return stability_bound(curvature) if setting.optimizer == SGD and curvature else None
+
+
 def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     """A method's measurements, from their file in ``job.out`` if it is there."""
     notes: list[str] = []
@@ -151,20 +158,28 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     if prediction is None:
         prepared = prepare(setting, job.loaded, job.data)
         checkpoints = Checkpoints(job.out / "checkpoints", setting)
-        prediction = predict_learning_rate(
-            prepared.model,
-            prepared.batches,
-            warmup_batches=prepared.warmup_batches,
-            predictor="combined",
-            steps=setting.steps,
-            batch_size=setting.batch_size,
-            dtype=prepared.dtype,
-            calibration=job.constants,
-            seed=setting.seed,
-            optimizer=optimizer,
-            report=progress.report,
-            checkpoints=checkpoints,
-        )
+        common: dict[str, Any] = {
+            "dtype": prepared.dtype,
+            "seed": setting.seed,
+            "report": progress.report,
+            "checkpoints": checkpoints,
+        }
+        if setting.optimizer == ADAMW:
+            prediction = predict_learning_rate(
+                prepared.model,
+                prepared.batches,
+                warmup_batches=prepared.warmup_batches,
+                predictor="combined",
+                steps=setting.steps,
+                batch_size=setting.batch_size,
+                calibration=job.constants,
+                optimizer=optimizer,
+                **common,
+            )
+        else:
+            prediction = unpredicted(
+                prepared.model, prepared.batches, calibration=job.constants.version, **common
+            )
         notes += checkpoints.notes
         if prediction.status != "failed":
             write_sealed(path, {"schema": 1, "identity": identity, "prediction": prediction})
@@ -175,7 +190,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     known = quantities(
         prediction.adam,
         prediction.curvature,
-        optimizer is not None,
+        optimizer is not None or setting.optimizer != ADAMW,
         batch_size=setting.batch_size,
         steps=setting.steps,
     )
@@ -207,7 +222,8 @@ def _row(
     """A row of ``validate.json``: the sweep, the score, and what ``calibrate`` and ``align`` need."""
     prediction = measured.prediction
     known = results.prediction_row(setting.method, prediction)
-    failed = failure is not None or scored.predicted_lr is None
+    named = prediction.predictor != NONE
+    failed = failure is not None or (named and scored.predicted_lr is None)
     notes = [*measured.notes, *prediction.notes, *(found.notes if found else ())]
     notes += [failure] if failure else []
     return {
@@ -217,7 +233,7 @@ def _row(
         **scored.to_dict(),
         **{name: known[name] for name in (*results.LAMBDAS, *_KNOWN, *results.COSTS)},
         "sweep_seconds": sum(run.seconds for run in found.runs) if found else None,
-        "predictor": job.predictor,
+        "predictor": job.predictor if named else None,
         "calibration": job.constants.version,
         "predictions": {
             name: dict(

@@ -14,14 +14,21 @@ import torch
 from tolerances import SAME_STEPS
 from torch import Tensor, nn
 
-from hessian_lr import methods
+from hessian_lr import methods, results
+from hessian_lr.cli import main
+from hessian_lr.curvature.adam import geometry
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.data import make_batches
 from hessian_lr.errors import RequestError
+from hessian_lr.predict import load_calibration, predict_learning_rate
+from hessian_lr.predict.transfer import transfer
+from hessian_lr.progress import Progress
+from hessian_lr.records import read_json, write_sealed
 from hessian_lr.setting import SGD
 from hessian_lr.sweep import run_key, train_once
 from hessian_lr.sweep.run import adapted
 from hessian_lr.sweep.trainer import fit
+from hessian_lr.validate import Job, validate
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_sweep.py"))))
 SETTING = dataclasses.replace(tiny.SETTING, optimizer=SGD)
@@ -125,3 +132,75 @@ def test_a_method_with_an_optimizer_of_its_own_is_refused(method: str) -> None:
     with pytest.raises(RequestError, match=f"{re.escape(method)} is plain LoRA with an optimizer of its own"):
         methods.check(tiny.tiny_model().model, setting)
     methods.check(tiny.tiny_model().model, dataclasses.replace(setting, optimizer="adamw"))
+
+
+@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("command", ["spectrum", "validate"])
+def test_that_is_so_before_the_model_is_looked_for(capsys, command: str, method: str) -> None:
+    assert main([command, "--model", "/nowhere", "--optimizer", "sgd", "--method", method]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it cannot train with optimizer sgd; use method lora, or leave the optimizer adamw" in line
+
+
+def test_a_sweeps_file_takes_it_and_is_told_of_such_a_pair(capsys, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    text = "model: /nowhere\noptimizer: [adamw, sgd]\nmethod: [lora, lora+]\nlr: 0.1\n"
+    file.write_text(text, encoding="utf-8")
+    assert main(["sweep", str(file), "--dry-run"]) == 2
+    assert "lora+ is plain LoRA with an optimizer of its own" in capsys.readouterr().err
+    file.write_text(f"{text}exclude: {{method: lora+, optimizer: sgd}}\n", encoding="utf-8")
+    assert main(["sweep", str(file), "--dry-run"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+
+
+def test_list_names_it(capsys) -> None:
+    assert main(["list", "optimizers"]) == 0
+    assert {"adamw", "sgd"} <= set(capsys.readouterr().out.split())
+
+
+def test_no_number_of_adamws_is_told_for_it(capsys) -> None:
+    assert main(["predict", "--model", "/nowhere", "--optimizer", "sgd"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "say nothing of sgd" in line and "hessian-lr spectrum" in line and "2/λ" in line
+    known = [(SETTING, 0.1)]
+    with pytest.raises(RequestError, match="say nothing of sgd"):
+        transfer(load_calibration().transfer, known, dataclasses.replace(SETTING, rank=8))
+
+    data = tiny.tiny_data()
+    model = adapted(SETTING, tiny.tiny_model(), data)
+
+    def descent(model: nn.Module, lr: float, **_: object) -> torch.optim.Optimizer:
+        return torch.optim.SGD(trainable(model), lr=lr)
+
+    with pytest.raises(RequestError, match="Adam's geometry, which SGD does not have"):
+        geometry(descent(model, 0.1), trainable(model))
+    with pytest.raises(RequestError, match="Adam's geometry"):
+        predict_learning_rate(model, make_batches(data.train[:8], 2, 0), optimizer=descent)
+
+
+def test_a_sweep_starts_at_the_classical_bound_and_claims_no_prediction(tmp_path: Path) -> None:
+    rates, data = (0.1, 0.3, 1.0, 3.0), tiny.tiny_data()
+    job = Job([SETTING], tiny.tiny_model(), data, tmp_path, (0,), rates, "combined", load_calibration())
+    (row,) = validate(job, Progress(quiet=True))["results"]
+    assert (row["status"], row["predictor"]) == ("converged", None)
+    assert row["predicted_lr"] is None and row["lambda_preconditioned"] is None
+    assert all(value is None for told in row["predictions"].values() for value in told.values())
+    assert any(f"2/λ is {2 / row['lambda_max']:.3g}" in note for note in row["notes"])
+
+    searched = dataclasses.replace(job, lrs=None, out=tmp_path / "searched")
+    (found,) = validate(searched, Progress(quiet=True))["results"]
+    tried = [run["lr"] for run in found["runs"]]
+    start = 10 ** (round(4 * math.log10(2 / row["lambda_max"])) / 4)
+    assert any(lr == pytest.approx(start) for lr in tried)
+
+    # Its best learning rate is none to fit AdamW's constants to, nor does it compare with AdamW's.
+    (one,) = results.read_validated([searched.out])
+    assert one.score.best_lr is not None and not one.score.censored
+    assert results.observation(one) is None
+    other = read_json(searched.out / results.VALIDATE_FILE)
+    other["setting"]["optimizer"] = "adamw"
+    (tmp_path / "adam").mkdir()
+    write_sealed(tmp_path / "adam" / results.VALIDATE_FILE, other)
+    (two,) = results.read_validated([tmp_path / "adam"])
+    assert results.observation(two) is not None
+    assert main(["align", str(searched.out), str(tmp_path / "adam")]) == 2

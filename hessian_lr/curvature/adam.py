@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import RequestError
 from .operator import HessianOperator, flatten
 
 
@@ -137,5 +138,10 @@ def _hyperparameters(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
 ) -> tuple[float, float, float, int]:
     group = optimizer.param_groups[0]
+    if "betas" not in group:
+        raise RequestError(
+            f"λ_P is measured in Adam's geometry, which {type(optimizer).__name__} does not have; measure λ "
+            "itself (sharpness), or train with AdamW"
+        )
     beta1, beta2 = group["betas"]
     return beta1, beta2, group["eps"], int(optimizer.state[parameters[0]]["step"])

@@ -30,9 +30,10 @@ class Prediction(Record):
     """A learning rate for a run, before any tuning.
 
     Attributes:
-        predictor: ``"combined"``, ``"adam"`` or ``"eigenvalue"``; ``"transfer"`` where nothing was measured.
+        predictor: ``"combined"``, ``"adam"`` or ``"eigenvalue"``; ``"transfer"`` where nothing was measured,
+            ``"none"`` where no constants are known of the optimizer (see ``classical``).
         status: ``"converged"``, ``"budget"`` or ``"failed"`` (then no learning rate is given).
-        lr: The learning rate η̂.
+        lr: The learning rate η̂; None where it failed, or where the predictor is ``"none"``.
         lr_low, lr_high: Its range, which four of five settings of a method or model that had no part in
             the constants should lie in; wider outside the settings these were fitted to.
         calibration: Version of the constants used.
@@ -67,6 +68,18 @@ class Prediction(Record):
         lr, low, high = found.ends
         ends = {"lr": lr, "lr_low": low, "lr_high": high, "notes": found.notes}
         return cls._unmeasured(predictor="transfer", calibration=calibration, status="converged", **ends)
+
+    @classmethod
+    def measured(
+        cls, predictor: str, found: Curvature, calibration: str, notes: tuple[str, ...]
+    ) -> Prediction:
+        """λ at initialization alone, with no learning rate."""
+        cost = {
+            name: getattr(found, name)
+            for name in ("status", "matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes")
+        }
+        told = {"predictor": predictor, "calibration": calibration, "curvature": found, "notes": notes}
+        return cls._unmeasured(**told, **cost)
 
     @classmethod
     def _unmeasured(cls, **told: Any) -> Prediction:
@@ -242,7 +255,7 @@ def _start(request: _Request) -> Curvature:
         "dtype": request.dtype,
         "memory_budget": request.memory_budget,
         "seed": request.seed,
-        "progress": _shown(request.report, "closed form" if request.fast else "Lanczos"),
+        "progress": shown(request.report, "closed form" if request.fast else "Lanczos"),
     }
     if request.fast:
         start = by_closed_form(request.model, request.batches, **common)
@@ -253,7 +266,7 @@ def _start(request: _Request) -> Curvature:
     return start
 
 
-def _shown(report: Report | None, stage: str) -> Progress | None:
+def shown(report: Report | None, stage: str) -> Progress | None:
     """An eigensolver's progress as a stage of the report."""
     if report is None:
         return None

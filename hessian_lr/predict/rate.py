@@ -6,18 +6,33 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import HessianLRError
+from ..errors import HessianLRError, RequestError
+from ..setting import ADAMW, Setting
 
 if TYPE_CHECKING:
     from .calibration import Calibration
 
-
+NO_LAW = "the constants of predictions come from runs with AdamW, whose steps hardly follow a gradient's size"
 # Each predictor's law, and those that take its place where one of its quantities does not exist.
 FALLBACKS = {
     "combined": ("combined", "adam", "eigenvalue"),
     "adam": ("adam",),
     "eigenvalue": ("eigenvalue",),
 }
+
+
+def refuse_unpredicted(setting: Setting) -> None:
+    """Refuse to predict for an optimizer that no constants are known of.
+
+    Raises:
+        RequestError: the setting has another optimizer than AdamW.
+    """
+    if setting.optimizer != ADAMW:
+        raise RequestError(
+            f"{NO_LAW}: they say nothing of {setting.optimizer}. `hessian-lr spectrum` measures λ, and by "
+            "theory gradient descent is stable below 2/λ; `hessian-lr validate --optimizer "
+            f"{setting.optimizer}` sweeps from there"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..errors import RequestError, unknown_name
 from ..records import Record
 from ..setting import Setting
-from .rate import Rate
+from .rate import Rate, refuse_unpredicted
 
 # What two settings must share: nothing here knows what a difference in it does.
 SHARED = ("model", "target_modules", "peft_config", "optimizer")
@@ -89,9 +89,10 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
         wanted: Another setting of the same model, modules and optimizer.
 
     Raises:
-        RequestError: no measured setting is of the same model, modules and optimizer, or the law knows
-            one of two different methods not.
+        RequestError: no measured setting is of the same model, modules and optimizer, the law knows one
+            of two different methods not, or the optimizer is not AdamW.
     """
+    refuse_unpredicted(wanted)
     usable = [(one, lr) for one, lr in measured if all(_same(name, one, wanted) for name in SHARED)]
     if not usable:
         raise RequestError(

@@ -1,0 +1,64 @@
+"""What λ says of plain gradient descent: the classical bound, and no more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..checkpoints import Checkpoints
+from ..curvature.loss import Batch
+from ..distributed import require_shared
+from ..errors import HessianLRError, RequestError
+from ..exhausted import memory_errors
+from ..measure import Curvature
+from .adam import Report
+from .predictor import Prediction, shown
+from .rate import NO_LAW
+from .start import by_lanczos
+
+# The predictor of a prediction that names no learning rate.
+NONE = "none"
+
+
+def stability_bound(curvature: Curvature) -> float | None:
+    """2/λ: gradient descent on a quadratic is stable iff its learning rate stays below; None unless λ > 0."""
+    value = curvature.lambda_max
+    return 2 / value if value is not None and value > 0 else None
+
+
+def unpredicted(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    calibration: str,
+    dtype: torch.dtype,
+    seed: int,
+    report: Report | None,
+    checkpoints: Checkpoints | None,
+) -> Prediction:
+    """λ at initialization with the bound it sets, as a prediction that names no learning rate.
+
+    Raises:
+        RequestError: nothing is trainable or labelled.
+    """
+    try:
+        with memory_errors():
+            found = by_lanczos(
+                model,
+                batches,
+                dtype=dtype,
+                memory_budget=None,
+                seed=seed,
+                progress=shown(report, "Lanczos"),
+                checkpoints=checkpoints,
+            )
+    except RequestError:
+        raise
+    except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
+        require_shared(error)
+        return Prediction.failed(NONE, calibration, str(error) or type(error).__name__)
+    bound = stability_bound(found)
+    told = "λ is not positive, so that it sets no bound" if bound is None else f"2/λ is {bound:.3g}"
+    return Prediction.measured(NONE, found, calibration, (*found.notes, f"no prediction: {NO_LAW}; {told}"))
