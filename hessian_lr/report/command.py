@@ -15,16 +15,16 @@ def command(document: Document) -> str:
     at its default.
     """
     setting, row, whole = document.entries[0].setting, document.entries[0].row, document.whole
+    if setting.peft_config is not None:
+        adapter = ["--peft-config " + shlex.quote(str(setting.peft_config))]
+    else:
+        adapter = [
+            " ".join(_options(method=entry.method) for entry in document.entries),
+            _options(rank=setting.rank, alpha=setting.alpha, target_modules=setting.target_modules),
+        ]
     lines = [
         _options(model=setting.model, data=setting.data, fields=setting.fields),
-        "--peft-config " + shlex.quote(str(setting.peft_config))
-        if setting.peft_config is not None
-        else " ".join(
-            [
-                *(_options(method=entry.method) for entry in document.entries),
-                _options(rank=setting.rank, alpha=setting.alpha, target_modules=setting.target_modules),
-            ]
-        ),
+        *adapter,
         _options(
             optimizer=setting.optimizer,
             batch_size=setting.batch_size,
