@@ -26,9 +26,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two processes of one thread each: the models are small, and threads would wait for each other.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest
 
 demo: setup
 	$(BIN)/hessian-lr validate --method lora --method rslora --method pissa --method olora \
