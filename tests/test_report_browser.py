@@ -23,6 +23,10 @@ LOOK = """<!DOCTYPE html><body style="margin:0">
 <script>
 addEventListener("load", () => {{
   const view = document.getElementById("frame").contentWindow, page = view.document;
+  // What is for paper is for everything then, and what is for screens for nothing.
+  for (const sheet of {print} ? page.styleSheets : [])
+    for (const rule of sheet.cssRules)
+      if (rule.media) rule.media.mediaText = rule.media.mediaText.includes("print") ? "all" : "not all";
   const seen = [...page.querySelectorAll("svg")].map(svg => [svg.getBoundingClientRect(), svg])
     .filter(([box]) => box.width > 0);
   const found = document.createElement("pre");
@@ -35,12 +39,18 @@ addEventListener("load", () => {{
     paper: view.getComputedStyle(page.body).backgroundColor,
     ink: view.getComputedStyle(page.body).color,
     axis: seen.length && view.getComputedStyle(seen[0][1].querySelector("[style*='--ink']")).fill,
+    whole: [...page.querySelectorAll("figure, table, pre, .advice")]
+      .every(box => view.getComputedStyle(box).breakInside === "avoid"),
+    followed: [...page.querySelectorAll("h2")]
+      .every(box => view.getComputedStyle(box).breakAfter === "avoid"),
     fetched: view.performance.getEntriesByType("resource").map(entry => entry.name),
   }});
   document.body.append(found);
 }});
 </script>"""
 WIDE, PHONE = 1000, 380
+# A4 and US letter without their margins of 16 mm, at 96 pixels an inch.
+PAPER = [int((across - 32) / 25.4 * 96) for across in (210, 216)]
 LIGHT, DARK = 1, 0
 
 
@@ -55,9 +65,10 @@ def browse(folder, page, *options):
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
 
 
-def look(folder, source, width, scheme):
+def look(folder, source, width, scheme, *, print_=False):
     page = folder / f"look-{width}-{scheme}.html"
-    page.write_text(LOOK.format(source=source.as_uri(), width=width, height=6000), encoding="utf-8")
+    text = LOOK.format(source=source.as_uri(), width=width, height=6000, print=str(print_).lower())
+    page.write_text(text, encoding="utf-8")
     done = browse(folder, page, f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom")
     (found,) = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)
     return json.loads(html.unescape(found)), done.stderr
@@ -100,6 +111,16 @@ def test_what_would_be_fetched_is_seen(folder):
     )
     found, _ = look(folder, page, WIDE, LIGHT)
     assert found["fetched"] == ["http://example.invalid/x"]
+
+
+@pytest.mark.parametrize("width", PAPER)
+def test_it_fits_paper_in_light_with_figures_whole(folder, report, width):
+    found, _ = look(folder, report, width, DARK, print_=True)
+    assert len(found["figures"]) == 4
+    assert all(across <= width for across, *_ in found["figures"])
+    assert found["width"] <= width and found["scrolls"] == 0, "nothing is cut"
+    assert found["paper"] == "rgb(255, 255, 255)" and found["axis"] == found["ink"]
+    assert found["whole"] and found["followed"], "no page ends within a figure or right after a heading"
 
 
 def test_it_prints(folder, report):
