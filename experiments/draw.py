@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.classical.figure import classical_figure
+from experiments.classical.findings import rows as classical_rows
 from experiments.cost_curve.figure import cost_figure
 from experiments.lr_bench import evaluate, table
 from experiments.lr_bench.figure import bench_figure
@@ -41,6 +43,8 @@ def main() -> None:
         for file in save(figure, FIGURES / "lr_bench.svg"):
             print(file.relative_to(HERE.parent))
     for file in save(paper_figure(groups(*table.read())), FIGURES / "paper.svg"):
+        print(file.relative_to(HERE.parent))
+    for file in save(classical_figure(classical_rows()), FIGURES / "classical.svg"):
         print(file.relative_to(HERE.parent))
     points = HERE / "cost_curve" / "results.json"
     if points.exists():
