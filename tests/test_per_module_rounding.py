@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from test_per_module import dense_blocks
+from tiny_blocks import dense_blocks
 from tiny_models import adapted, make_batch
 from tolerances import DENSE32
 

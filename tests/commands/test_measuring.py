@@ -1,0 +1,133 @@
+"""predict, spectrum, list and help: the JSON they promise, and what a shell makes of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import PREDICT_KEYS, SETTING_KEYS, run_json
+
+from hessian_lr import cli
+from hessian_lr.cli import main
+from hessian_lr.predict.start import RTOL
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_predict_writes_the_promised_keys(capsys, options):
+    status, found = run_json(capsys, "predict", *options, "--method", "lora", "--method", "pissa")
+    assert status == 0
+    assert found["schema"] == 1 and found["setting"].keys() == SETTING_KEYS
+    assert found["setting"]["methods"] == ["lora", "pissa"]
+    assert [row["method"] for row in found["results"]] == ["lora", "pissa"]
+    for row in found["results"]:
+        assert row.keys() >= PREDICT_KEYS
+        assert row["status"] in ("converged", "budget")
+        assert 0 < row["lr_low"] < row["lr"] < row["lr_high"]
+        assert row["lambda_max"] > 0 and row["lambda_preconditioned"] > 0, "both are measured"
+        assert row["warmup_steps"] == 10 and row["predictor"] == "combined"
+
+
+def test_the_adam_predictor_measures_no_eigenvalue_at_the_start(capsys, options):
+    _, found = run_json(capsys, "predict", *options, "--predictor", "adam")
+    (row,) = found["results"]
+    assert row["lr"] > 0 and row["lambda_preconditioned"] > 0 and row["lambda_max"] is None
+
+
+def test_the_eigenvalue_predictor_reports_what_spectrum_measures(capsys, options):
+    _, predicted = run_json(capsys, "predict", *options, "--predictor", "eigenvalue")
+    # To the same error: a prediction needs no sharper one.
+    status, measured = run_json(capsys, "spectrum", *options, "--rtol", str(RTOL))
+    (row,), (curvature,) = predicted["results"], measured["results"]
+    assert status == 0 and row["lr"] > 0
+    assert row["lambda_preconditioned"] is None and row["warmup_steps"] is None
+    for name in ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min", "residual", "sampling_error"):
+        assert row[name] == curvature[name] is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "completed"), [("pre", 1, "predict"), ("predict --meth", 2, "--method")]
+)
+def test_a_shell_completes_commands_and_options(line, word, completed):
+    asked = {
+        "_HESSIAN_LR_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"hessian-lr {line}",
+        "COMP_CWORD": str(word),
+    }
+    command = [sys.executable, "-c", "from hessian_lr.cli import main; main([])"]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [completed]
+
+
+def test_spectrum_brackets_plain_lora_only(capsys, options):
+    status, found = run_json(
+        capsys, "spectrum", *options, "--bracket", "--rtol", "0.01", "--method", "lora", "--method", "olora"
+    )
+    lora, olora = found["results"]
+    assert status == 0 and olora["bracket"] is None
+    assert lora["bracket"]["lower"] <= lora["lambda_max"] * 1.01
+    assert lora["lambda_max"] <= lora["bracket"]["upper"]
+    assert {"matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes"} <= lora.keys()
+
+
+def test_spectrum_tells_density_and_modules_when_asked(capsys, options):
+    status, found = run_json(capsys, "spectrum", *options, "--density", "--per-module")
+    (row,) = found["results"]
+    assert status == 0 and row["bracket"] is None
+    assert row["held_out"] is not None and row["held_out_error"] > 0
+    modules = {one["name"]: one["lambda_max"] for one in row["modules"]["modules"]}
+    # A block's eigenvalue is a Rayleigh quotient of the whole matrix.
+    assert 0 < max(modules.values()) <= row["lambda_upper"]
+    nodes = [node for probe in row["density"]["nodes"] for node in probe]
+    assert row["lambda_min"] * 1.1 <= min(nodes) <= max(nodes) <= row["lambda_upper"]
+    assert main(["spectrum", *options, "--density", "--per-module", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "trace" in shown and "sharpest" in shown and "held out" in shown
+
+
+def test_spectrum_grows_its_sample(capsys, options):
+    status, found = run_json(capsys, "spectrum", *options, "--samples", "auto", "--rtol", "0.1")
+    (row,) = found["results"]
+    assert status == 0 and found["setting"]["samples"] == "auto"
+    assert row["samples"] >= 8
+    enough = row["sampling_error"] <= 0.1 * row["lambda_max"]
+    assert enough or any("sampling error still exceeds" in note for note in row["notes"])
+
+
+def test_fast_predictions_take_lambda_from_the_closed_form(capsys, options):
+    _, found = run_json(capsys, "predict", *options, "--predictor", "eigenvalue", "--fast")
+    _, slow = run_json(capsys, "predict", *options, "--predictor", "eigenvalue")
+    (fast,), (exact,) = found["results"], slow["results"]
+    assert fast["lambda_max"] == pytest.approx(exact["lambda_max"], rel=0.1)
+    assert fast["lambda_lower"] <= exact["lambda_upper"] and exact["lambda_lower"] <= fast["lambda_upper"]
+    assert fast["matvecs"] <= 8
+    assert any("closed form" in note for note in fast["notes"])
+
+
+def test_list_names_what_the_other_commands_take(capsys):
+    status, found = run_json(capsys, "list")
+    assert status == 0
+    assert {"lora", "pissa"} <= {entry["name"] for entry in found["methods"]}
+    assert "math" in {entry["name"] for entry in found["tasks"]}
+    assert "smollm2-135m" in {entry["name"] for entry in found["models"]}
+    assert main(["list", "tasks"]) == 0
+    assert "math" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["predict", "spectrum", "validate", "align", "calibrate", "list"])
+def test_the_help_of_each_command_ends_with_an_example(capsys, command):
+    assert main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert lines[-1].startswith(f"    hessian-lr {command}") and "Example:" in lines[-2]
+
+
+def test_help_and_version_load_no_torch():
+    code = (
+        "import sys; from hessian_lr.cli import main; "
+        "assert main(['--version']) == main(['predict', '--help']) == 0; assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("hessian-lr 0.")
