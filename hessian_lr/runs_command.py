@@ -1,0 +1,92 @@
+"""The commands that live on what `validate` wrote: align, which compares it with theory, and calibrate."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from . import options
+from .errors import RequestError
+from .options import Output
+
+
+def align(
+    runs: options.Runs,
+    output: Output,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw it; FILE.svg and FILE.png are written.")
+    ] = None,
+) -> int:
+    """Compare validated results with classical theory."""
+    if out is not None:
+        options.check_writable(out, "--out")
+
+    from . import results, terminal
+    from .figure_style import save
+    from .figures import eigenvalue_figure
+    from .score import align as fit
+
+    rows = results.read_validated(runs)
+    trained = {str(one.setting.get("optimizer")): one.file for one in rows}
+    if len(trained) > 1:
+        raise RequestError(
+            "learning rates of different optimizers do not compare: "
+            + ", ".join(f"{file} has {name}" for name, file in trained.items())
+            + "; name those of one of them"
+        )
+    points = results.eigenvalue_points(rows)
+    used = [(p.eigenvalue, p.score.best_lr) for p in points if p.score.best_lr and not p.score.censored]
+    if not used:
+        raise RequestError(
+            "none of these results has both a positive eigenvalue and a best learning rate inside its sweep; "
+            "run `hessian-lr validate` with more learning rates"
+        )
+    alignment = fit(*zip(*used, strict=True))
+    if out is not None:
+        save(eigenvalue_figure(points), out)
+    listed = [
+        {
+            "method": p.method,
+            "lambda_max": p.eigenvalue,
+            "best_lr": p.score.best_lr,
+            "censored": p.score.censored,
+        }
+        for p in points
+    ]
+    output.write({"schema": results.SCHEMA, "alignment": alignment, "points": listed})
+    if output.tables:
+        terminal.align_table(alignment)
+    return 0
+
+
+def calibrate(
+    runs: options.Runs,
+    output: Output,
+    out: Annotated[str, typer.Option(metavar="FILE", help="Where the constants are written.")],
+    calibration: options.Calibrated = None,
+) -> int:
+    """Fit the predictors' constants to sweeps.
+
+    `predict --calibration FILE` and `validate --calibration FILE` then use them.
+    """
+    options.check_writable(out, "--out")
+
+    from . import results, terminal
+    from .predict import load_calibration
+    from .predict.fit import fit
+
+    observations = [o for one in results.read_validated(runs) if (o := results.observation(one)) is not None]
+    found = fit(observations, load_calibration(calibration))
+    found.write(out)
+    output.write(
+        {
+            "schema": results.SCHEMA,
+            "calibration": found,
+            "observations": [dataclasses.asdict(o) for o in observations],
+        }
+    )
+    if output.tables:
+        terminal.calibration_table(found)
+    return 0
