@@ -228,7 +228,10 @@ def _sharpness(
         else:
             found = verified(found, matrix, rtol)
         scatter = sampling_error(matrix.batch_forms, matrix.weights)
-        found, difference_error = differences_checked(found, matrix, found.vector, rtol)
+        checked, difference_error = differences_checked(found, matrix, found.vector, rtol)
+        # Of the search itself; how far differences served is the operator's to tell.
+        notes += spectrum_notes(found, used[0])
+        found = checked
         if held_out is not None:
             matrix.release()
             other = make(model, held_out, dtype=dtype, memory_budget=0)
@@ -255,7 +258,7 @@ def _sharpness(
         status=found.status,
         loss=matrix.loss,
         samples=sum(len(batch["input_ids"]) for batch in matrix.batches),
-        notes=(*notes, *spectrum_notes(found, used[0])),
+        notes=tuple(notes),
         **_spent(used, began),
     )
 

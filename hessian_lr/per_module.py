@@ -84,7 +84,7 @@ def module_sharpness(
             (samples, tokens); any split into microbatches gives the same λᵢ.
         rtol: Relative error of λᵢ at which a module has converged (the rule is that of
             ``spectrum.lanczos``) and takes no part in later steps.
-        max_products: Products spent on one module at most.
+        max_products: Products spent on the search for one module's λᵢ at most.
         dtype: Precision of the products: float32, bfloat16 (autocast), or float64. Those in bfloat16 only
             find the eigenvectors: every θ and ρ is then that of one product in float32, and modules
             whose error proves larger than rtol are searched again in float32.

@@ -3,8 +3,7 @@ import copy
 import pytest
 import torch
 from test_operator import random_vector
-from tiny_models import adapted, dense_hessian, make_batch
-from torch.utils.checkpoint import checkpoint
+from tiny_models import adapted, dense_hessian, make_batch, with_reentrant_checkpoint
 
 import hessian_lr as hlr
 from hessian_lr.curvature import HessianOperator
@@ -100,19 +99,17 @@ def test_a_function_without_second_derivative_is_measured_by_differences(functio
 
 
 def test_reentrant_checkpoints_are_measured_by_differences():
-    def model(reentrant):
-        made = adapted("llama", torch.float32)
-        made.enable_input_require_grads()
-        layer = made.get_base_model().model.layers[0]
-        if reentrant:
-            plain = layer.forward
-            layer.forward = lambda x, **more: checkpoint(lambda y: plain(y, **more), x, use_reentrant=True)
-        return made
-
-    expected = hlr.sharpness(model(False), BATCHES, rtol=0.01)
-    found = hlr.sharpness(model(True), BATCHES, rtol=0.01)
+    expected = hlr.sharpness(adapted("llama", torch.float32), BATCHES, rtol=0.01)
+    found = hlr.sharpness(with_reentrant_checkpoint(adapted("llama", torch.float32)), BATCHES, rtol=0.01)
     assert "central differences" in " ".join(found.notes)
     assert abs(found.lambda_max / expected.lambda_max - 1) < 0.01 + found.difference_error
+
+
+def test_where_differences_do_not_serve_the_search_is_not_blamed(monkeypatch):
+    monkeypatch.setattr(CentralOperator, "check", lambda *_: 0.5)
+    found = hlr.sharpness(adapted("llama", torch.float32), BATCHES, operator="central-differences")
+    assert found.status == "budget" and found.difference_error == 0.5
+    assert not any("stopped after" in note for note in found.notes)
 
 
 def test_the_models_own_checkpointing_runs_and_changes_nothing(monkeypatch):

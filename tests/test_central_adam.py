@@ -9,9 +9,8 @@ from functools import partial
 import pytest
 import torch
 from test_central import Once, Square
-from tiny_models import adapted, counting_batch, dense_hessian, learned, make_batch
+from tiny_models import adapted, counting_batch, dense_hessian, learned, make_batch, with_reentrant_checkpoint
 from tolerances import CENTRAL_LAMBDA_P
-from torch.utils.checkpoint import checkpoint
 
 import hessian_lr as hlr
 from hessian_lr.checkpoints import Checkpoints
@@ -105,22 +104,15 @@ def test_the_combined_prediction_has_both_measurements_and_that_of_the_twin():
 
 
 def test_reentrant_checkpoints_are_warmed_up_and_measured():
-    def model(reentrant):
-        made = learned(method="pissa")
-        made.enable_input_require_grads()
-        layer = made.get_base_model().model.layers[0]
-        if reentrant:
-            whole = layer.forward
-            layer.forward = lambda x, **more: checkpoint(lambda y: whole(y, **more), x, use_reentrant=True)
-        return made
-
-    exact = adam_sharpness(model(False), SAMPLE, WARMUP, rtol=0.01)
-    found = adam_sharpness(model(True), SAMPLE, WARMUP, rtol=0.01)
+    exact = adam_sharpness(learned(method="pissa"), SAMPLE, WARMUP, rtol=0.01)
+    found = adam_sharpness(with_reentrant_checkpoint(learned(method="pissa")), SAMPLE, WARMUP, rtol=0.01)
     alike(found, exact)
     assert any("CheckpointFunction" in note for note in found.notes)
     # What lies inside has a gradient that autograd.grad takes for zero.
     with pytest.raises(NotTwiceDifferentiable):
-        HessianOperator(model(True), SAMPLE, memory_budget=0).gradient()
+        HessianOperator(
+            with_reentrant_checkpoint(learned(method="pissa")), SAMPLE, memory_budget=0
+        ).gradient()
 
 
 def test_weights_gradients_modes_and_random_state_are_left_bit_for_bit():

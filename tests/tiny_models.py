@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -118,6 +119,15 @@ def _learned_weights(steps: int = 300) -> dict[str, Tensor]:
         optimizer.step()
         optimizer.zero_grad()
     return model.state_dict()
+
+
+def with_reentrant_checkpoint(model: PeftModel) -> PeftModel:
+    """The model, its first layer behind a checkpoint of the kind that cannot be differentiated twice."""
+    model.enable_input_require_grads()
+    layer = model.get_base_model().model.layers[0]
+    plain = layer.forward
+    layer.forward = lambda x, **more: checkpoint(lambda y: plain(y, **more), x, use_reentrant=True)
+    return model
 
 
 def learned(alpha: float = 4, *, method: str = "lora") -> PeftModel:
