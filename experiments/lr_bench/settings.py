@@ -8,9 +8,10 @@ is part of the experiment; nothing in it depends on a result.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from hessian_lr.setting import Setting
 
@@ -73,28 +74,25 @@ def small() -> list[Setting]:
 
 def long() -> list[Setting]:
     """The small models' longest runs, their models in turn."""
-    return [
-        Setting(model=_model(name), method=method, **LONG)
-        for method in LONG_METHODS
-        for name in CONFIGURATIONS
-        if method not in REFUSED.get(name, ())
-    ]
+    by_model = [_each(name, LONG_METHODS, LONG) for name in CONFIGURATIONS]
+    return [one for row in zip_longest(*by_model) for one in row if one is not None]
 
 
 def at_base() -> list[Setting]:
     """The small models' settings that differ in nothing but the method."""
-    return [
-        Setting(model=_model(name), method=method, **BASE)
-        for name in CONFIGURATIONS
-        for method in METHODS
-        if method not in REFUSED.get(name, ())
-    ]
+    return [one for name in CONFIGURATIONS for one in _each(name, METHODS, BASE)]
+
+
+def _each(name: str, methods: Sequence[str], base: dict[str, Any]) -> list[Setting]:
+    """A setting of every method that the model can be adapted with."""
+    able = [method for method in methods if method not in REFUSED.get(name, ())]
+    return [Setting(model=_model(name), method=method, **base) for method in able]
 
 
 def _of(name: str) -> Iterator[Setting]:
     draw = random.Random(f"{SEED} {name}")
     methods = [method for method in METHODS if method not in REFUSED.get(name, ())]
-    same = [Setting(model=_model(name), method=method, **BASE) for method in methods]
+    same = _each(name, METHODS, BASE)
     drawn = [_draw(draw, name, methods) for _ in range(DRAWS)]
     # Two draws between any two of the base, so that a cut leaves both kinds.
     while same or drawn:
