@@ -108,7 +108,7 @@ YAML_JUNK = st.sampled_from(
 )
 FUZZED = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)  # `tried` counts the processor's time, which a busy machine does not lengthen
+)  # `assert_answered` counts the processor's time, which a busy machine does not lengthen
 # Those that draw figures take a fifth of a second each.
 DRAWN = settings(FUZZED, max_examples=settings.default.max_examples // 5)
 TOKENIZER = byte_tokenizer(chat_template=CHAT)
@@ -131,7 +131,7 @@ def model():
     return base_model("llama").requires_grad_(False)
 
 
-def tried(path, content, work):
+def assert_answered(path, content, work):
     """What ``work`` makes of a file, or None where it refuses it with an error that can be shown."""
     path.write_bytes(content)
     before = time.process_time()
@@ -149,7 +149,7 @@ def tried(path, content, work):
 @FUZZED
 @given(content=json_files(Setting(fields=("a", "b"), target_modules=("q_proj",)).to_dict()))
 def test_settings(folder, content):
-    found = tried(folder / "setting.json", content, Setting.read)
+    found = assert_answered(folder / "setting.json", content, Setting.read)
     if found is not None:
         assert Setting.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
 
@@ -157,7 +157,7 @@ def test_settings(folder, content):
 @FUZZED
 @given(content=json_files(RUN))
 def test_runs(folder, content):
-    found = tried(folder / "run.json", content, RunResult.read)
+    found = assert_answered(folder / "run.json", content, RunResult.read)
     if found is not None:
         found.write(folder / "again.json")
         assert RunResult.read(folder / "again.json") == found
@@ -166,7 +166,7 @@ def test_runs(folder, content):
 @FUZZED
 @given(content=json_files(CALIBRATION))
 def test_calibrations_give_a_learning_rate_or_are_refused(folder, content):
-    constants = tried(folder / "calibration.json", content, load_calibration)
+    constants = assert_answered(folder / "calibration.json", content, load_calibration)
     if constants is not None:
         for predictor in PREDICTORS:
             with contextlib.suppress(HessianLRError):
@@ -184,7 +184,7 @@ def test_adapters(folder, model, content):
         methods.check(model, setting)
         return setting
 
-    tried(folder / "adapter_config.json", content, adapter)
+    assert_answered(folder / "adapter_config.json", content, adapter)
 
 
 @FUZZED
@@ -200,7 +200,7 @@ def test_sweeps(folder, text):
         )
     content = "\n".join(lines).encode("utf-8", "surrogatepass")
     content = text.draw(spoiled(content)) if text.draw(st.booleans()) else content
-    grid = tried(folder / "sweep.yaml", content, lambda path: expand(read_request(path)))
+    grid = assert_answered(folder / "sweep.yaml", content, lambda path: expand(read_request(path)))
     if grid is not None:
         assert all(grid.label(one.setting) for one in grid.wanted)
 
@@ -212,7 +212,7 @@ def test_rows_of_text(folder, suffix, content):
     rows = content.draw(changed(*ROWS))
     lines = suffix == "jsonl" and isinstance(rows, list)
     text = content.draw(spoiled(b"\n".join(map(as_json, rows)) if lines else as_json(rows)))
-    found = tried(folder / f"rows.{suffix}", text, lambda path: data.load(str(path), TOKENIZER))
+    found = assert_answered(folder / f"rows.{suffix}", text, lambda path: data.load(str(path), TOKENIZER))
     if found is not None:
         assert found.train and found.heldout
         assert data.make_batches(found.train, 2, 2)
@@ -227,7 +227,7 @@ def _parquet() -> bytes:
 @FUZZED
 @given(content=spoiled(_parquet()))
 def test_rows_of_parquet(folder, content):
-    tried(
+    assert_answered(
         folder / "rows.parquet",
         content,
         lambda path: data.load(str(path), TOKENIZER, fields=("prompt", "response")),
@@ -245,7 +245,7 @@ def test_rows_of_any_type_in_parquet(folder, rows):
         return
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)
-    tried(
+    assert_answered(
         folder / "types.parquet", sink.getvalue().to_pybytes(), lambda path: data.load(str(path), TOKENIZER)
     )
 
@@ -261,26 +261,28 @@ def test_results_of_validate(folder, content):
             (results.best_learning_rates(rows)),
         )
 
-    tried(folder / "validate.json", content, work)
+    assert_answered(folder / "validate.json", content, work)
 
 
 @DRAWN
 @given(content=json_files(predict_document(), spectrum_document()))
 def test_reports_of_measurements(folder, content):
-    tried(folder / "predict.json", content, lambda path: write_report([path], folder / "page.html"))
+    assert_answered(folder / "predict.json", content, lambda path: write_report([path], folder / "page.html"))
 
 
 @DRAWN
 @given(content=json_files(VALIDATED | {"results": VALIDATED["results"][:1]}))
 def test_reports_of_sweeps(folder, content):
-    tried(folder / "validate.json", content, lambda path: write_report([path], folder / "page.html"))
+    assert_answered(
+        folder / "validate.json", content, lambda path: write_report([path], folder / "page.html")
+    )
 
 
 @FUZZED
 @given(content=json_files({"schema": 1, "files": {"config.json": {"bytes": 2, "sha256": "0"}}}))
 def test_manifests_of_the_cache(folder, content):
     (folder / "config.json").write_text("{}")
-    tried(folder / alias.MANIFEST, content, lambda path: alias.verify(path.parent))
+    assert_answered(folder / alias.MANIFEST, content, lambda path: alias.verify(path.parent))
 
 
 OPTIONS = {field.name: TEXT | st.sampled_from(["1", "a,b"]) for field in dataclasses.fields(Setting)}

@@ -52,7 +52,7 @@ def test_lanczos_finds_the_algebraically_largest(name):
     assert float(found.vector.norm()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", set(SPECTRA) - {"decay over eight decades"})
+@pytest.mark.parametrize("name", [name for name in SPECTRA if name != "decay over eight decades"])
 def test_shifted_power_iteration_finds_the_algebraically_largest(name):
     found = run(power_iteration, with_spectrum(SPECTRA[name]), rtol=1e-4, max_products=5000)
     assert found.status == "converged"
