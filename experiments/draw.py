@@ -16,6 +16,7 @@ from experiments.paper.figure import paper_figure
 from experiments.paper.findings import groups
 from experiments.peers.figure import peers_figure
 from experiments.peers.summary import read_rows
+from experiments.per_module.figure import draw as draw_modules
 from hessian_lr.figure_style import save
 from hessian_lr.figures import eigenvalue_figure, sweep_figure
 from hessian_lr.records import read_json
@@ -45,6 +46,8 @@ def main() -> None:
     for file in save(paper_figure(groups(*table.read())), FIGURES / "paper.svg"):
         print(file.relative_to(HERE.parent))
     for file in save(classical_figure(classical_rows()), FIGURES / "classical.svg"):
+        print(file.relative_to(HERE.parent))
+    for file in draw_modules():
         print(file.relative_to(HERE.parent))
     points = HERE / "cost_curve" / "results.json"
     if points.exists():

@@ -126,7 +126,7 @@ def ratio_figure(
     rows = math.ceil(len(shown) / columns)
     with styled():
         width = max(columns * (1.1 + 0.5 * max(len(kinds), 3)), 4.6)
-        figure = Figure(figsize=(width, 2.2 * rows + 1.3), layout="constrained")
+        figure = Figure(figsize=(width, 2.2 * rows + (1.3 if columns > 1 else 1.7)), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         values = [r for ratios in shown.values() for group in ratios.values() for r in group]
         values += [r for group in theirs.values() for kind, r in group.items() if kind in kinds] + [1.0]
@@ -143,11 +143,11 @@ def ratio_figure(
             axes.tick_params(axis="x", labelbottom=True, labelrotation=60)
             for label in axes.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
-        figure.supylabel("λ of the module / its λ with plain LoRA", fontsize=STYLE["axes.labelsize"])
+        figure.supylabel("λ of the module /\nits λ with plain LoRA", fontsize=STYLE["axes.labelsize"])
         figure.legend(
             handles=_ratio_legend(source if any(theirs.values()) else None),
             loc="outside upper left",
-            ncols=2,
+            ncols=columns,
         )
         return figure
 

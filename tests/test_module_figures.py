@@ -96,7 +96,11 @@ def test_heatmap_leaves_blank_what_has_no_logarithm_and_marks_what_stopped_early
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_ratio_figure_is_readable(drawn, count):
     spectra = {method: made_up(i, 4.0) for i, method in enumerate(("pissa", "milora", "olora", "rslora"))}
-    drawn(ratio_figure(dict(list(spectra.items())[:count]), made_up(9)))
+    theirs = {
+        "published": {"pissa": {"k_proj": 8.5}},
+        "source": "median in arXiv 2602.04998v2 (a model, r = 128)",
+    }
+    drawn(ratio_figure(dict(list(spectra.items())[:count]), made_up(9), **theirs))
     assert_readable(drawn[0])
     assert sum(axes.axison for axes in drawn[0].axes) == count
 

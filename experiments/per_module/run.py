@@ -27,20 +27,18 @@ from hessian_lr import data, models
 from hessian_lr.adapter_modules import owned_parameters, places
 from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.loss import Batch, compute_in, count_labels, quiet_model, summed_loss, trainable
-from hessian_lr.figure_style import save
 from hessian_lr.measure import peak_rss_bytes
 from hessian_lr.module_block import module_seed
-from hessian_lr.module_figures import heatmap_figure, ratio_figure
-from hessian_lr.per_module import ModuleSpectrum, module_sharpness
+from hessian_lr.per_module import module_sharpness
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting
 from hessian_lr.spectrum import lanczos
 
 from ..peers.naive import product
+from .figure import draw
 
 HERE = Path(__file__).parent
-FIGURES = HERE.parents[1] / "figures"
 METHODS = ("lora", "pissa", "milora", "olora", "rslora")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Name: recipe, precision, which modules.
@@ -229,23 +227,9 @@ def measure_methods(request: argparse.Namespace) -> None:
         print(f"\n{method}: {found.matvecs} products, {found.seconds:.0f} s", file=sys.stderr)
 
 
-def draw(request: argparse.Namespace) -> None:
-    spectra = {
-        method: ModuleSpectrum.read(request.out / "modules" / f"{method}.json")
-        for method in METHODS
-        if (request.out / "modules" / f"{method}.json").exists()
-    }
-    for method, spectrum in spectra.items():
-        title = f"{method}: largest Hessian eigenvalue of each module"
-        save(heatmap_figure(spectrum, title=title), FIGURES / f"per-module-{method}")
-    published = read_json(HERE / "published.json")
-    ratios = ratio_figure(
-        {method: spectrum for method, spectrum in spectra.items() if method != "lora"},
-        spectra["lora"],
-        published=published["median_ratio_to_lora"],
-        source=published["short"],
-    )
-    save(ratios, FIGURES / "per-module-ratios")
+def show(request: argparse.Namespace) -> None:
+    for file in draw(request.out):
+        print(file)
 
 
 def main() -> None:
@@ -270,7 +254,7 @@ def main() -> None:
         out = request.out / "cost" / f"{request.row}.json"
         measure_row(request.row, request.samples, request.products, request.each, out)
     else:
-        {"cost": measure_cost, "methods": measure_methods, "figures": draw}[request.command](request)
+        {"cost": measure_cost, "methods": measure_methods, "figures": show}[request.command](request)
 
 
 if __name__ == "__main__":
