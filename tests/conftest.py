@@ -31,3 +31,8 @@ def batches() -> list[dict[str, Tensor]]:
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.register_profile("fuzz", max_examples=2_000)
 hypothesis.settings.load_profile("same")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The pretrained model's tests first: they take longest, and a process that ends early waits for them."""
+    items.sort(key=lambda item: "real_model" not in item.keywords)
