@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import __version__
 from .curvature.operator import HessianOperator
-from .distributed import team
+from .distributed import team, whole
 from .errors import RequestError
 from .records import digest, read_json
 from .setting import Setting
@@ -117,7 +117,7 @@ def _hash(tensors: Sequence[Tensor]) -> str:
     total = hashlib.sha256()
     for tensor in tensors:
         total.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        total.update(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()[:16]
 
 

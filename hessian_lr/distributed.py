@@ -1,8 +1,9 @@
 """One sample over several processes: each takes its share, and one sum a product makes it whole.
 
 Every rank is given the same model and the same whole sample, cuts it alike, works on its own pieces and
-learns the sums. All else (Lanczos, optimizer steps, decisions) every rank does by itself from these sums,
-which are the same to the last bit on all of them, so that the ranks stay in step without further talk.
+learns the sums. Where the model itself lies in pieces (FSDP2), every rank runs the whole sample instead. All
+else (Lanczos, optimizer steps, decisions) every rank does by itself from these sums, which are the same to
+the last bit on all of them, so that the ranks stay in step without further talk.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import HessianLRError, NonFiniteError, NotTwiceDifferentiable, RankError, RequestError
 
@@ -44,11 +46,14 @@ class Team:
     Attributes:
         rank: This one's place in the group.
         size: How many there are.
+        sharded: Whether they hold one model in pieces.
 
     Args:
         group: A process group of torch.distributed that this process belongs to.
         board: Names the ranks that are missing; without it a loss is told without names.
     """
+
+    sharded = False
 
     def __init__(self, group: dist.ProcessGroup | None = None, board: Board | None = None) -> None:
         self._group, self._board = group, board
@@ -178,6 +183,31 @@ class Team:
             ) from error
 
 
+class ShardedTeam(Team):
+    """Processes that hold one model in pieces, and so can only run it together: each does all the work.
+
+    FSDP2 gathers the pieces of a layer for the time it needs them, on all ranks at once, and leaves each its
+    piece of the gradients' mean: of the same sample, which is the gradient.
+    """
+
+    sharded = True
+
+    def share(self, loads: Sequence[int]) -> list[int]:
+        """All of it."""
+        return list(range(len(loads)))
+
+    def _sum(
+        self, tensors: Sequence[Tensor], failure: Exception | None, alike: Sequence[Tensor], of: str
+    ) -> None:
+        """Rank 0's numbers on every rank; what is sharded needs no sum."""
+        told = [torch.zeros(1, device=tensors[0].device)]
+        told += [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
+        if self.rank:
+            for tensor in told:
+                tensor.zero_()
+        super()._sum(told, failure, alike, of)
+
+
 _ALONE = Team()
 _current: ContextVar[Team] = ContextVar("team", default=_ALONE)
 
@@ -188,7 +218,9 @@ def team() -> Team:
 
 
 @contextmanager
-def across_ranks(group: dist.ProcessGroup | None = None, board: Board | None = None) -> Iterator[Team]:
+def across_ranks(
+    group: dist.ProcessGroup | None = None, board: Board | None = None, *, sharded: bool = False
+) -> Iterator[Team]:
     """Inside it, what is measured is measured once by all processes of a group, each on its share.
 
     Every process of the group must enter it, hold the same model, make the same calls and give each the
@@ -199,6 +231,8 @@ def across_ranks(group: dist.ProcessGroup | None = None, board: Board | None = N
     Args:
         group: A process group; None: the default one.
         board: See ``Team``.
+        sharded: The model lies in pieces on these processes, by FSDP2's ``fully_shard``: each then runs the
+            whole sample, and products are central differences.
 
     Raises:
         RequestError: torch.distributed has not been initialised, or this process is not in the group.
@@ -211,18 +245,31 @@ def across_ranks(group: dist.ProcessGroup | None = None, board: Board | None = N
     joined = dist.group.WORLD if group is None else group
     if joined is None or dist.get_rank(joined) < 0:
         raise RequestError("this process does not belong to the group that was given to across_ranks()")
-    token = _current.set(Team(joined, board))
+    token = _current.set((ShardedTeam if sharded else Team)(joined, board))
     try:
         yield team()
     finally:
         _current.reset(token)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be in pieces on several processes; all of them must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's piece of a whole tensor that ``like`` is a piece of, if it is one."""
+    if not isinstance(like, DTensor):
+        return tensor
+    # Every rank has the same whole: None takes each rank's own, without a message.
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def _stamp(tensors: Sequence[Tensor]) -> int:
     """A checksum of their bits and their order; others have the same one with a chance of 2⁻²⁴."""
     checksum = 0
     for tensor in tensors:
-        raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        raw = whole(tensor.detach()).contiguous().view(-1).view(torch.uint8)
         checksum = zlib.crc32(raw.cpu().numpy().tobytes(), checksum)
     return checksum % _STAMP
 

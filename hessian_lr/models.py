@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from . import alias, gguf, hub
+from .distributed import whole
 from .errors import HessianLRError, RequestError, unknown_name
 from .exhausted import memory_errors, ran_out
 from .job import launched, local_rank
@@ -99,7 +100,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     """A short hash over every parameter's name, shape and up to 64 evenly spaced values."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
+        flat = whole(parameter.detach()).reshape(-1)
         values = flat[:: max(1, -(-flat.numel() // 64))].float().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.numpy().tobytes())

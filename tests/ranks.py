@@ -243,6 +243,81 @@ def measure(out):
     Path(out, f"{rank}.json").write_text(json.dumps(found))
 
 
+def in_pieces(model, how="layers"):
+    """A tiny Llama in pieces on all ranks: layer by layer and the rest, as one, or all but the adapter."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    more = {"ignored_params": {p for p in model.parameters() if p.requires_grad}} if how == "base" else {}
+    if how == "bfloat16":
+        import torch
+
+        more = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)}
+    if how != "root":
+        for layer in model.get_base_model().model.layers:
+            fully_shard(layer, **more)
+    fully_shard(model, **more)
+    return model
+
+
+def measure_in_pieces(out):
+    """λ of models in pieces; by two ranks also a prediction, what is refused, and with its state kept."""
+    import torch
+    import torch.distributed as dist
+    from tiny_models import adapted, counting_batch, learned
+
+    import hessian_lr as hlr
+    from hessian_lr.checkpoints import Checkpoints
+    from hessian_lr.distributed import across_ranks, whole
+    from hessian_lr.methods import METHODS
+    from hessian_lr.setting import Setting
+
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    rows = [counting_batch(3, 1, seed) for seed in range(6)]
+
+    def sharpness(how, sample=None, **more):
+        return hlr.sharpness(in_pieces(adapted("llama"), how), sample or globals()["sample"](), **more)
+
+    def predict():
+        model = in_pieces(learned().double(), "root")
+        with torch.no_grad():
+            model(rows[0]["input_ids"])  # after which all weights stay gathered
+        before = [whole(p.detach()).clone() for p in model.parameters()]
+        prediction = hlr.predict_learning_rate(model, rows, dtype=torch.float64)
+        same = all(torch.equal(a, whole(b.detach())) for a, b in zip(before, model.parameters(), strict=True))
+        return {
+            "same": same and all(p.grad is None for p in model.parameters()),
+            "lr": prediction.lr,
+            "lambda_preconditioned": prediction.adam.lambda_preconditioned,
+            "lr_critical_start": prediction.adam.lr_critical_start,
+        }
+
+    found = {}
+    with across_ranks(sharded=True):
+        for how in ("layers", "root", "base") if size == 2 else ("layers",):
+            one = sharpness(how, rtol=1e-3, dtype=torch.float64, held_out=sample())
+            names = ("lambda_max", "lambda_upper", "sampling_error", "held_out", "loss", "matvecs", "notes")
+            found[how] = {name: getattr(one, name) for name in (*names, "difference_error")}
+        if size == 2:
+            found["prediction"] = predict()
+            found["other sample"] = told(lambda: sharpness("layers", rows[rank:]))
+            found["bfloat16"] = told(lambda: sharpness("bfloat16"))
+            found["modules"] = told(lambda: hlr.module_sharpness(in_pieces(adapted("llama")), sample()))
+            found["whole"] = told(lambda: hlr.sharpness(adapted("llama"), sample()))
+            loft = METHODS["loft"].optimizer
+            found["loft"] = told(
+                lambda: hlr.predict_learning_rate(in_pieces(learned()), rows, optimizer=loft)
+            )
+            kept = Checkpoints(Path(out, f"state-{rank}"), Setting())
+            found["kept"] = sharpness("layers", rtol=1e-3, dtype=torch.float64, checkpoints=kept).lambda_max
+    if size == 2:
+        found["outside"] = told(lambda: sharpness("layers"))
+        with across_ranks():
+            found["shares"] = told(lambda: sharpness("layers"))
+            found["other number"] = told(lambda: hlr.sharpness(adapted("llama"), rows[rank:]))
+    Path(out, f"{rank}.json").write_text(json.dumps(found))
+
+
 def command(trouble, *arguments):
     """The command line, with some trouble on rank 1 in its third product."""
     from hessian_lr.cli import main

@@ -1,13 +1,10 @@
-"""Models that do not lie whole on one device: offloaded by accelerate, or sharded by FSDP2."""
+"""Models that do not lie whole on one device: offloaded by accelerate (sharded ones: test_sharded)."""
 
 import pytest
 import torch
-import torch.distributed as dist
 from accelerate import dispatch_model
 from accelerate.hooks import remove_hook_from_module
 from tiny_models import adapted, make_batch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 import hessian_lr as hlr
 
@@ -45,16 +42,3 @@ def test_frozen_layers_on_disk_change_no_bit_of_lambda(dispatched, operator):
 def test_an_offloaded_adapter_is_refused_with_its_mend(dispatched, operator):
     with pytest.raises(hlr.RequestError, match="remove_hook_from_module"):
         hlr.sharpness(dispatched, BATCHES, operator=operator)
-
-
-def test_sharded_parameters_are_refused_with_their_mend(tmp_path):
-    store = dist.FileStore(str(tmp_path / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model = adapted("llama", torch.float32)
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        for operator in ("hessian", "central-differences"):
-            with pytest.raises(hlr.RequestError, match=r"before fully_shard\(\)"):
-                hlr.sharpness(model, BATCHES, operator=operator)
-    finally:
-        dist.destroy_process_group()

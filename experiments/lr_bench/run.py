@@ -23,7 +23,7 @@ from hessian_lr.sweep import RunResult, sweep
 
 from .measure import measure
 from .range_test import range_test
-from .settings import all_settings, at_base
+from .settings import all_settings, at_base, long
 
 OUT = Path("runs/lr_bench")
 # Where a sweep starts: a guess from the first measurements, which only decides what it costs.
@@ -99,11 +99,13 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="K/N: every N-th setting, from the K-th")
     parser.add_argument("--stage", choices=list(STAGES), default="first")
     parser.add_argument("--model", default="", help="only settings whose model has this in its name")
+    parser.add_argument("--long", action="store_true", help="only the longest runs")
     asked = parser.parse_args()
     index, parts = map(int, asked.part.split("/"))
     keep_freed_memory()
     loader = Loader()
-    chosen = [one for one in all_settings() if asked.model in one.model and asked_for(asked.stage, one)]
+    settings = long() if asked.long else all_settings()
+    chosen = [one for one in settings if asked.model in one.model and asked_for(asked.stage, one)]
     with quiet_libraries():
         for setting in chosen[index::parts]:
             began = time.perf_counter()

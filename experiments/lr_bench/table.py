@@ -2,11 +2,13 @@
 
 ``settings.csv``: a row a setting, with its sweep's answer, every measured quantity and its cost, and the
 baselines. ``runs.csv``: a row a run. Both read back without loss of what the evaluation needs. The longest
-runs, which no fit takes part of (see ``long``), are in two tables of their own.
+runs, which no fit takes part of (see ``long``), are in two tables of their own: with ``--long`` only
+these are written.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +101,17 @@ def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:
     print(f"{folder.name}: {len(settings)} settings, {len(runs)} runs")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--long", action="store_true", help="only the longest runs' tables")
+    only_long = parser.parse_args().long
     kept_aside = {one.key for one in long()}
     settings, every_run = collect()
     for folder, chosen in ((HERE, False), (LONG, True)):
-        some, theirs = (t[t["key"].isin(kept_aside) == chosen] for t in (settings, every_run))
-        write(folder, some, theirs)
+        if chosen or not only_long:
+            some, theirs = (t[t["key"].isin(kept_aside) == chosen] for t in (settings, every_run))
+            write(folder, some, theirs)
+
+
+if __name__ == "__main__":
+    main()

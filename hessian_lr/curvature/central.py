@@ -2,11 +2,7 @@
 
     H·v ≈ (g(θ + h·u) − g(θ − h·u)) · ‖v‖ / 2h,     u = v/‖v‖
 
-Two errors oppose: the third-order term of Taylor's series, h²/6·‖D³g[u, u, u]‖, and the rounding of
-the gradients and of the displaced weights, about r/h. The sum is least where h³ = 3r/‖D³g‖, so h goes with
-the cube root of the rounding (Nocedal & Wright, Numerical Optimization, 2006, section 8.1). Neither constant
-is known beforehand: both are seen in D(2h) − D(h), D the quotient above, which is three times
-D(h)'s truncation where that is what counts, and its rounding where that is. The step is where it is least.
+How h is chosen stands in ``central_step``.
 """
 
 from __future__ import annotations
@@ -21,20 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
+from .central_step import LONGEST, NARROW, WORST, valley, weights_used
 from .loss import Batch, compute_in, count_labels, quiet_model, require_finite, summed_loss
 from .nonfinite import nonfinite_loss
 from .once import told_once
-from .operator import HessianOperator, displaced
+from .operator import HessianOperator, displaced, flatten
 
-# Steps tried are ‖θ‖·2^−k, k below this; first every third.
-LONGEST, COARSE = 30, 3
-# As LONGEST, where the base's weights are narrower than float32: gradients that are equal but for a few
-# flips of their last bits give differences that agree with each other and mean nothing.
-NARROW = 12
 # Rounding's share of D(2h) − D(h) scatters: the reported error is so many times what was seen.
 CAUTION = 2.0
-# A share of H·u beyond which differences are noise rather than products.
-WORST = 0.25
 Result = TypeVar("Result")
 Root: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -64,6 +54,8 @@ class CentralOperator(HessianOperator):
         RequestError: as ``HessianOperator``, or the trainable parameters are narrower than float32: steps
             small enough would be lost in their rounding.
     """
+
+    exact = False
 
     def __init__(
         self,
@@ -168,8 +160,14 @@ class CentralOperator(HessianOperator):
         Raises:
             HessianLRError: it is a large part of D(h)·u at every h.
         """
-        size = _norm(torch.cat([p.detach().reshape(-1).to(self.device) for p in self.parameters]))
-        g = root(self._on_row(None, 0.0))
+        size = _norm(flatten(self.parameters))
+        with weights_used(self.model) as types:
+            g = root(self._on_row(None, 0.0))
+        if narrow := [kind for kind in types if torch.finfo(kind).bits < 32]:
+            raise RequestError(
+                f"the adapter computes in {narrow[0]}, in which the small steps of central differences are "
+                "lost: for the measurement, shard the model without a MixedPrecisionPolicy's param_dtype"
+            )
         if not bool(g.any()):
             raise HessianLRError(
                 "the gradient is zero: central differences have no direction to choose a step by"
@@ -187,7 +185,7 @@ class CentralOperator(HessianOperator):
             value = _share(known[k + apart] - known[k], known[k])
             return value if math.isfinite(value) else math.inf
 
-        best = _valley(change, NARROW if self._narrow else LONGEST)
+        best = valley(change, NARROW if self._narrow else LONGEST)
         if not (share := change(best, 1)) <= WORST:
             raise HessianLRError(
                 f"central differences of gradients are off by {share:.0%} of the product at the best step: "
@@ -248,15 +246,15 @@ class CentralOperator(HessianOperator):
         if index is not None:
             self._losses[index] = float(loss.detach())
             self.cost.gradient_equivalents += self.weights[index] / self.labels
-        pieces = [
-            torch.zeros(p.numel(), dtype=p.dtype, device=self.device)
-            if p.grad is None
-            else p.grad.detach().reshape(-1).to(self.device)
-            for p in self.parameters
-        ]
+        gradient = flatten(
+            [
+                torch.zeros(p.shape, dtype=p.dtype, device=self.device) if p.grad is None else p.grad
+                for p in self.parameters
+            ]
+        )
         for parameter in self.parameters:
             parameter.grad = None
-        return torch.cat(pieces)
+        return gradient
 
     def _exact(self, vector: Tensor) -> Tensor | None:
         """H·v of the shortest row, or None where there is no second derivative."""
@@ -303,27 +301,6 @@ def twice_or_central(measure: Callable[[Callable[..., HessianOperator]], Result]
         why = str(error)
     # Not in the handler: the error's traceback holds the graph that is of no use, and its memory.
     return measure(partial(CentralOperator, why=why))
-
-
-def _valley(change: Callable[[int, int], float], longest: int) -> int:
-    """The k ≤ −1 where ``change(k, 1)`` is least: by factors of 8 downwards, then by 2 around the best."""
-    coarse: dict[int, float] = {}
-    for k in range(-COARSE, -longest, -COARSE):
-        coarse[k] = change(k, COARSE)
-        best = min(coarse, key=lambda one: coarse[one])
-        # Where even D(8h) and D(h) agree, smaller steps that do worse are rounding's.
-        if coarse[best] <= WORST and k <= best - 2 * COARSE:
-            break
-    fine: dict[int, float] = {}
-    at = best
-    while True:
-        for k in (at - 1, at, at + 1):
-            if k not in fine:
-                fine[k] = change(k, 1) if k < 0 else math.inf
-        lowest = min(fine, key=lambda one: fine[one])
-        if lowest == at:
-            return at
-        at = lowest
 
 
 def _norm(vector: Tensor) -> float:

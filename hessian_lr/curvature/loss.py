@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..distributed import team
 from ..errors import NonFiniteError, RequestError
 from .cross_entropy import summed_cross_entropy
 
@@ -107,8 +109,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters θ over which curvature is taken: those that require a gradient, in model order.
 
     Raises:
-        RequestError: there is none, they do not share one device and floating-point type, they are offloaded
-            or sharded, or accelerate has exchanged the model's forward or wrapped it for several devices.
+        RequestError: there is none, they do not share one device and floating-point type, they are offloaded,
+            accelerate has exchanged the model's forward or wrapped it for several devices, or the model is
+            sharded and not measured by all that hold it (see ``distributed.across_ranks``).
     """
     own = vars(model).get("_original_forward")
     if (own is not None and model.forward != own) or isinstance(model, _PARALLEL):
@@ -116,13 +119,16 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
             "accelerate has wrapped this model (mixed precision, or several devices), and curvature needs it "
             "as it is: measure inside `with hessian_lr.integrations.unwrapped(model) as model:`"
         )
+    _reshard(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise RequestError("the model has no trainable parameter: wrap it with a PEFT adapter first")
-    if any(isinstance(p, DTensor) for p in parameters):
+    if team().sharded != is_sharded(model):
         raise RequestError(
-            "the trainable parameters are sharded over processes (FSDP2), which is not supported: measure "
-            "before fully_shard()"
+            "the model is sharded over processes (FSDP2): measure on all of them, each with the same whole "
+            "sample, inside `with hessian_lr.distributed.across_ranks(sharded=True):`"
+            if is_sharded(model)
+            else "across_ranks(sharded=True) is for a model that fully_shard() has sharded; this one is whole"
         )
     if any(p.is_meta for p in parameters):
         raise RequestError(
@@ -139,6 +145,20 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model (by FSDP2's ``fully_shard``) or its adapter lies in pieces on several processes."""
+    return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in model.parameters() if parameter.requires_grad
+    )
+
+
+def _reshard(model: nn.Module) -> None:
+    """Undo that FSDP2 leaves weights gathered, deaf to a displacement, after a forward pass by itself."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @contextmanager
 def quiet_model(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, no gradient checkpointing), with each module's mode restored."""
@@ -149,6 +169,7 @@ def quiet_model(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        _reshard(model)
 
 
 @contextmanager

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..distributed import team
-from ..errors import RequestError
+from ..distributed import laid_out, team, whole
+from ..errors import NotTwiceDifferentiable, RequestError
 from .loss import (
     Batch,
     compute_in,
     count_labels,
     count_tokens,
     differentiable_attention,
+    is_sharded,
     quiet_model,
     require_finite,
     summed_loss,
@@ -65,7 +66,10 @@ class HessianOperator:
 
     Raises:
         RequestError: no trainable parameter, no labelled token, or another rank has another sample.
+        NotTwiceDifferentiable: the model is sharded over processes.
     """
+
+    exact = True
 
     def __init__(
         self,
@@ -77,6 +81,11 @@ class HessianOperator:
     ) -> None:
         self.model = model
         self.parameters = trainable(model)
+        if self.exact and is_sharded(model):
+            raise NotTwiceDifferentiable(
+                "FSDP2 gathers sharded weights for one backward pass, not for a second: only sharpness and "
+                "predict_learning_rate do without, by central differences"
+            )
         self.device = self.parameters[0].device
         self.dtype = dtype
         self.batches = [to_device(batch, self.device) for batch in microbatches(batches, self.device)]
@@ -99,11 +108,11 @@ class HessianOperator:
         self._seen = self._versions()
         self._losses: dict[int, float] = {}
         self._cast_weights: dict[int, tuple[Tensor, Tensor]] = {}
-        if self._team.size > 1:
-            # Once, before anything is built on it: ranks that cut different samples would sum nonsense.
-            sample = [batch[name] for batch in self.batches for name in sorted(batch)]
-            with self.over_ranks(alike=sample, of="sample"):
-                pass
+        # Once, before anything is built on it: ranks that cut different samples would sum nonsense, or wait
+        # for numbers of another length.
+        sample = [batch[name] for batch in self.batches for name in sorted(batch)]
+        with self._team.summing(torch.zeros(1, device=self.device), alike=sample, of="sample"):
+            pass
 
     @property
     def kept(self) -> int:
@@ -265,14 +274,14 @@ class HessianOperator:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of any shapes as one vector, in order."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    """Tensors of any shapes as one vector, in order; all of it on every process, also of sharded ones."""
+    return torch.cat([whole(tensor.detach()).reshape(-1) for tensor in tensors])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of ``flatten``: views of ``vector`` with the shapes of ``like``."""
     pieces = vector.split([tensor.numel() for tensor in like])
-    return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 @contextmanager
@@ -282,7 +291,7 @@ def displaced(parameters: Sequence[Tensor], direction: Tensor, distance: float) 
     try:
         with torch.no_grad():
             for parameter, piece in zip(parameters, unflatten(direction, parameters), strict=True):
-                parameter.add_(distance * piece.to(parameter.dtype))
+                parameter.add_(laid_out(distance * piece.to(parameter.dtype), parameter))
         # Autocast remembers what it cast of the weights, also after they were written to.
         torch.clear_autocast_cache()
         yield

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..curvature.operator import HessianOperator, flatten, unflatten
+from ..errors import RequestError
 
 # Singular values of a factor below a thousandth of its largest are left out of the inverse (squared
 # here): a step along them would be that much larger in the other factor, for rounding to be seen.
@@ -43,6 +45,9 @@ class LoftAdamW(torch.optim.Optimizer):
         betas: β₁ and β₂.
         eps: ε.
         max_norm: Clip to this norm; None: do not.
+
+    Raises:
+        RequestError: the factors are sharded.
     """
 
     def __init__(
@@ -54,6 +59,11 @@ class LoftAdamW(torch.optim.Optimizer):
         eps: float,
         max_norm: float | None = None,
     ) -> None:
+        if any(isinstance(factor, DTensor) for a, b, _ in adapters for factor in (a, b)):
+            raise RequestError(
+                "LoFT multiplies whole factors, and these are sharded over processes (FSDP2): measure before "
+                "fully_shard(), or train another method"
+            )
         groups = [{"params": [a, b], "scaling": scaling} for a, b, scaling in adapters]
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
         self._max_norm = max_norm

@@ -22,6 +22,7 @@ from ..curvature.adam import geometry, stability_threshold
 from ..curvature.central import twice_or_central
 from ..curvature.loss import Batch, count_tokens, trainable
 from ..curvature.operator import Cost, HessianOperator, flatten, unflatten
+from ..distributed import laid_out
 from ..errors import HessianLRError
 from ..measure import peak_rss_bytes, unchanged
 from ..records import Record
@@ -235,6 +236,6 @@ def _first_step(operator: HessianOperator, gradient: Tensor, optimizer: MakeOpti
         made = optimizer(operator.model, 1.0, betas=BETAS, eps=EPSILON)
         before = flatten(parameters)
         for parameter, piece in zip(parameters, unflatten(gradient, parameters), strict=True):
-            parameter.grad = piece
+            parameter.grad = laid_out(piece, parameter)
         made.step()
         return before - flatten(parameters)

@@ -1,0 +1,99 @@
+"""A model that FSDP2 holds in pieces on several processes: the same numbers as of the whole one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import ranks
+import torch
+from tiny_models import adapted, counting_batch, dense_hessian, learned
+from tolerances import CENTRAL_LAMBDA_P, SAME_LAMBDA
+
+import hessian_lr as hlr
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each of two and of three ranks found."""
+    out = tmp_path_factory.mktemp("pieces")
+    programs = {}
+    for size in (2, 3):
+        (out / str(size)).mkdir()
+        programs[str(size)] = (size, {}, "measure_in_pieces", [str(out / str(size))])
+    ended = ranks.start(out, programs)
+    for size, all_ranks in ended.items():
+        assert [status for status, _, _ in all_ranks] == [0] * int(size), all_ranks
+    return {
+        size: [json.loads((out / str(size) / f"{rank}.json").read_text()) for rank in range(size)]
+        for size in (2, 3)
+    }
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same differences of a model that is whole."""
+    return hlr.sharpness(
+        adapted("llama"),
+        ranks.sample(),
+        rtol=1e-3,
+        dtype=torch.float64,
+        operator="central-differences",
+        held_out=ranks.sample(),
+    )
+
+
+@pytest.mark.parametrize("size, how", [(2, "layers"), (2, "root"), (2, "base"), (3, "layers")])
+def test_lambda_is_that_of_the_whole_model(size, how, found, alone):
+    one = found[size][0][how]
+    for name in ("lambda_max", "lambda_upper", "sampling_error", "held_out", "loss"):
+        assert one[name] == pytest.approx(getattr(alone, name), rel=SAME_LAMBDA), name
+    assert one["matvecs"] == alone.matvecs
+    assert "FSDP2" in one["notes"][0]
+    exact = float(torch.linalg.eigvalsh(dense_hessian(adapted("llama"), ranks.sample()))[-1])
+    assert one["lambda_max"] == pytest.approx(exact, rel=one["difference_error"])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_ranks_have_the_same_bits(size, found):
+    first, *others = found[size]
+    for other in others:
+        assert other == first
+
+
+def test_a_prediction_is_that_of_the_whole_model_and_leaves_every_piece_as_it_was(found):
+    rows = [counting_batch(3, 1, seed) for seed in range(6)]
+    whole = hlr.predict_learning_rate(learned().double(), rows, dtype=torch.float64)
+    one = found[2][0]["prediction"]
+    assert one["same"]
+    # From forward passes alone, each with other weights: nothing gathered for one is used for the next.
+    assert one["lr_critical_start"] == pytest.approx(whole.adam.lr_critical_start, rel=SAME_LAMBDA)
+    expected = whole.adam.lambda_preconditioned
+    assert one["lambda_preconditioned"] == pytest.approx(expected, rel=CENTRAL_LAMBDA_P)
+    assert one["lr"] == pytest.approx(whole.lr, rel=CENTRAL_LAMBDA_P)
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("outside", "across_ranks(sharded=True)"),
+        ("shares", "across_ranks(sharded=True)"),
+        ("whole", "this one is whole"),
+        ("other sample", "rank 1 has another sample than rank 0"),
+        ("other number", "rank 1 has another sample than rank 0"),
+        ("bfloat16", "without a MixedPrecisionPolicy's param_dtype"),
+        ("loft", "measure before fully_shard()"),
+    ],
+)
+def test_what_cannot_be_measured_in_pieces_is_refused_with_its_mend(what, words, found):
+    kind, message = found[2][0][what]
+    assert kind == "RequestError" and words in message
+
+
+def test_what_needs_exact_products_says_so(found):
+    kind, message = found[2][0]["modules"]
+    assert kind == "NotTwiceDifferentiable" and "central differences" in message
+
+
+def test_a_state_that_is_kept_changes_no_bit(found):
+    assert found[2][0]["kept"] == found[2][0]["layers"]["lambda_max"]
