@@ -81,7 +81,7 @@ def predict(
     from . import results, session, terminal
     from .methods import method_of
     from .predict import Prediction, load_calibration, predict_learning_rate
-    from .predict.rate import refuse_unpredicted
+    from .predict.law import refuse_unpredicted
     from .predict.transfer import transfer
     from .spectra import BRACKETED
 
@@ -220,7 +220,7 @@ def validate(
     from . import session, terminal
     from .predict import load_calibration
     from .progress import Progress, quiet_libraries
-    from .sweep.engine import opened
+    from .sweep.engines import opened
     from .sweep.runner import check_plan
     from .validate import Job
     from .validate import validate as run

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import results
+from .digits import rate
 from .progress import Progress
 from .records import Record, write_bytes, write_json
 from .score import Score, score
@@ -24,7 +25,6 @@ from .sweep.runner import censored
 from .sweep.schedule import Work, make
 from .sweep.wanted import Wanted
 from .sweep.work import Source, assign, strangers
-from .terminal import rate
 
 TABLE, DOCUMENT = "sweep.csv", "sweep.json"
 BEST = ("best_lr", "best_loss", "band_low", "band_high", "censored")

@@ -21,7 +21,7 @@ from .models import ALIASES
 from .per_module import ModuleSpectrum
 from .predict import Prediction
 from .predict.fit import Observation
-from .predict.rate import Quantities
+from .predict.law import Quantities
 from .predict.start import lr_sharpness
 from .records import read_json
 from .score import Score

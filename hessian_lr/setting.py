@@ -35,7 +35,7 @@ class Setting(Record):
         alpha: LoRA's alpha, scaling s = alpha / r; None becomes ``rank``.
         target_modules: ``"all-linear"`` or the module names to adapt.
         optimizer: The optimizer a run is trained with: ``"adamw"``, or ``"sgd"``, plain gradient descent
-            (see ``sweep.run`` for both recipes).
+            (see ``sweep.recipe`` for both recipes).
         batch_size: Samples in an optimizer step.
         steps: Optimizer steps of a run.
         seed: Seed of the adapter's initialization and of the order of the data.

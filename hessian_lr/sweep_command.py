@@ -56,7 +56,8 @@ def sweep(
     grid = _grid(file)
 
     from . import results, terminal
-    from .sweep.engine import Local, opened
+    from .sweep.engine import Local
+    from .sweep.engines import opened
 
     with (
         opened(None if dry_run else cluster, [one.setting for one in grid.wanted]) as remote,

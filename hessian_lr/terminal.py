@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .digits import number, rate
+
 if TYPE_CHECKING:
     from .predict import Calibration
     from .score import Alignment
@@ -23,19 +25,6 @@ _LABEL = 36  # characters of a setting's label in a line
 def say(text: str) -> None:
     """A line on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def rate(value: float | None) -> str:
-    """A learning rate or eigenvalue in two digits: 3.1e-3."""
-    if value is None:
-        return "–"
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits}e{int(exponent)}"
-
-
-def number(value: float | None) -> str:
-    """An eigenvalue in three digits."""
-    return "–" if value is None else f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
 
 
 def span(low: float | None, high: float | None) -> str:

@@ -18,8 +18,9 @@ from .methods import method_of
 from .models import LoadedModel
 from .predict import PREDICTORS, Calibration, Prediction, predict_learning_rate
 from .predict.classical import NONE, stability_bound, unpredicted
+from .predict.law import Quantities
 from .predict.predictor import quantities
-from .predict.rate import Quantities, rate
+from .predict.rate import rate
 from .prepare import prepare, split_rows
 from .progress import Progress
 from .records import digest, read_json, write_sealed

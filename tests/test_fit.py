@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from hessian_lr.errors import RequestError
-from hessian_lr.predict.calibration import Calibration, PowerLaw
+from hessian_lr.predict.calibration import Calibration
 from hessian_lr.predict.fit import SCATTER, Observation, conformal, fit
-from hessian_lr.predict.rate import Quantities, rate
+from hessian_lr.predict.law import PowerLaw, Quantities
+from hessian_lr.predict.rate import rate
 from hessian_lr.predict.transfer import Transfer
 
 CURRENT = Calibration(

@@ -26,7 +26,8 @@ from hessian_lr import alias, cli, data, methods, options, results
 from hessian_lr.errors import HessianLRError
 from hessian_lr.methods import METHODS
 from hessian_lr.predict import PREDICTORS, load_calibration
-from hessian_lr.predict.rate import Quantities, rate
+from hessian_lr.predict.law import Quantities
+from hessian_lr.predict.rate import rate
 from hessian_lr.predict.transfer import transfer
 from hessian_lr.records import read_json
 from hessian_lr.report import write_report

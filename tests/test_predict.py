@@ -19,7 +19,7 @@ from hessian_lr.curvature.operator import flatten
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.predict import adam, load_calibration
 from hessian_lr.predict.adam import AdamSharpness, adam_sharpness
-from hessian_lr.predict.calibration import EXTRAPOLATION, PowerLaw
+from hessian_lr.predict.law import EXTRAPOLATION, PowerLaw
 from hessian_lr.predict.line_search import critical_learning_rate
 from hessian_lr.predict.warmup import warm_up
 

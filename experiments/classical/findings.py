@@ -11,7 +11,7 @@ import numpy as np
 
 from hessian_lr.records import read_json, write_bytes
 from hessian_lr.score import Alignment, align
-from hessian_lr.sweep.run import WARMUP_FRACTION
+from hessian_lr.sweep.recipe import WARMUP_FRACTION
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"

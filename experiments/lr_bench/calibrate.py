@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 import hessian_lr.predict
-from hessian_lr.predict.calibration import Calibration, PowerLaw
+from hessian_lr.predict.calibration import Calibration
 from hessian_lr.predict.fit import conformal
+from hessian_lr.predict.law import PowerLaw
 
 from .evaluate import scored
 from .held_out import fit, left_out, usable

@@ -13,7 +13,8 @@ import pandas as pd
 
 from hessian_lr.predict import PREDICTORS
 from hessian_lr.predict.calibration import Calibration
-from hessian_lr.predict.rate import Quantities, rate
+from hessian_lr.predict.law import Quantities
+from hessian_lr.predict.rate import rate
 from hessian_lr.records import read_json, write_json
 from hessian_lr.sweep import Sweep
 

@@ -14,8 +14,8 @@ from ..errors import HessianLRError, RequestError
 from ..exhausted import memory_errors
 from ..measure import Curvature
 from .adam import Report
+from .law import NO_LAW
 from .predictor import Prediction, shown
-from .rate import NO_LAW
 from .start import by_lanczos
 
 # The predictor of a prediction that names no learning rate.

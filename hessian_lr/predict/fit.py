@@ -14,8 +14,8 @@ from scipy.optimize import least_squares
 
 from ..errors import RequestError
 from ..records import digest
-from .calibration import COVERAGE, Calibration, PowerLaw
-from .rate import Quantities
+from .calibration import Calibration
+from .law import COVERAGE, PowerLaw, Quantities
 
 # In ln η: beyond this a setting's residual counts linearly (Huber 1964), and against this the priors weigh.
 SCATTER = 0.5

@@ -20,7 +20,8 @@ from ..records import Record
 from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
-from .rate import Quantities, Rate, rate
+from .law import Quantities, Rate
+from .rate import rate
 from .start import by_closed_form, by_lanczos, lr_sharpness
 from .warmup import MakeOptimizer, adamw
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..errors import RequestError, unknown_name
 from ..records import Record
 from ..setting import Setting
-from .rate import Rate, refuse_unpredicted
+from .law import Rate, check_numbers, refuse_unpredicted
 
 # What two settings must share: nothing here knows what a difference in it does.
 SHARED = ("model", "target_modules", "peft_config", "optimizer")
@@ -65,19 +65,6 @@ def quantities(setting: Setting) -> dict[str, float]:
         "batch_size": setting.batch_size,
         "steps": setting.steps,
     }
-
-
-def check_numbers(*values: float | None, least: float = -math.inf, positive: bool = False) -> None:
-    """Refuse constants of a file that are no finite numbers, or lie below ``least``.
-
-    Raises:
-        RequestError: names the first.
-    """
-    for value in values:
-        if value is None or not math.isfinite(value) or value < least or (positive and value <= 0):
-            wanted = "a positive number" if positive else "a finite number"
-            wanted += "" if least == -math.inf else f" of at least {least:g}"
-            raise RequestError(f"a constant is {value}; expected {wanted}")
 
 
 def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: Setting) -> Rate:

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..predict.calibration import COVERAGE
+from ..digits import rate
+from ..predict.law import COVERAGE
 from ..score import BAND_REGRET
-from ..terminal import rate
 from .documents import Entry
 from .numbers import factor, measured, share
 from .view import Advice

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from matplotlib.figure import Figure
 
 from ..density_figure import density_figure
+from ..digits import rate
 from ..figures import SweepPanel, eigenvalue_figure, sweep_figure
 from ..module_figures import heatmap_figure
 from ..per_module import ModuleSharpness, ModuleSpectrum
 from ..results import Validated, eigenvalue_points
 from ..spectrum import SpectralDensity
-from ..terminal import rate
 from .numbers import measured, number
 from .sections import Sourced, labels
 from .svg import inline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .. import terminal
+from .. import digits
 from ..figure_style import times
 
 ABSENT = "–"
@@ -12,7 +12,7 @@ ABSENT = "–"
 
 def number(value: float | None) -> str:
     """A number in three digits, with a proper minus."""
-    text = terminal.number(value)
+    text = digits.number(value)
     return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
@@ -40,8 +40,8 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return ABSENT
     if low is None or high is None:
-        return f"up to {terminal.rate(high)}" if low is None else f"from {terminal.rate(low)}"
-    return f"{terminal.rate(low)} to {terminal.rate(high)}"
+        return f"up to {digits.rate(high)}" if low is None else f"from {digits.rate(low)}"
+    return f"{digits.rate(low)} to {digits.rate(high)}"
 
 
 def factor(value: float | None) -> str:

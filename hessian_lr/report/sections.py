@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..predict.calibration import COVERAGE
+from ..digits import rate
+from ..predict.law import COVERAGE
 from ..results import Validated
 from ..score import BAND_REGRET
 from ..spectrum.certificate import CONFIDENCE
 from ..sweep.plan import FEWEST_POINTS, MAX_POINTS
-from ..terminal import rate
 from .documents import Document, Entry
 from .numbers import ABSENT, count, duration, factor, interval, measured, number, share
 from .view import Section, Table

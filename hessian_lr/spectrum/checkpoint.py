@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,7 @@ from ..distributed import team
 from ..errors import HessianLRError, RequestError
 from ..records import read_json, write_sealed
 from .basis import Basis
-
-if TYPE_CHECKING:
-    from .lanczos import Tridiagonal
+from .tridiagonal import Tridiagonal
 
 STATE = "state.json"
 # The share of an iteration's time that writing its state may take.

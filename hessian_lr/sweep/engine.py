@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +12,6 @@ from .run import RunResult, train_once
 if TYPE_CHECKING:
     from ..data import TaskData
     from ..models import LoadedModel
-    from ..options import Cluster
 
 
 @dataclass(frozen=True)
@@ -105,19 +102,3 @@ def train(task: Task, models: Models) -> RunResult | Exception:
         return train_once(task.setting, task.lr, loaded, data, task.initial_loss)
     except (HessianLRError, MemoryError) as error:
         return error
-
-
-@contextmanager
-def opened(cluster: Cluster | None, settings: Iterable[Setting]) -> Iterator[Engine | None]:
-    """The engine that ``--engine`` asked for, for as long as the context lasts; None: this process.
-
-    Raises:
-        RequestError: the cluster cannot be reached, or has no room for a run.
-    """
-    if cluster is None:
-        yield None
-        return
-    from .on_ray import connected
-
-    with connected(cluster, cpu_only=all(one.device == "cpu" for one in settings)) as engine:
-        yield engine

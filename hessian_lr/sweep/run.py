@@ -1,4 +1,4 @@
-"""One training run: the recipe every run follows, the run's name, and what is kept of it."""
+"""One training run: the run's name, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HessianLRError, RequestError
 from ..exhausted import memory_errors
 from ..records import Record, digest
-from ..setting import SGD, Setting
+from ..setting import Setting
+from .recipe import WARMUP_FRACTION, recipe
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -19,33 +20,6 @@ if TYPE_CHECKING:
     from ..data import Batch, TaskData
     from ..models import LoadedModel
     from .trainer import Done
-
-#: What a user of transformers' Trainer gets who asks for AdamW with a cosine schedule: gradients
-#: clipped to norm 1, no weight decay. Part of every run's key, so a changed recipe repeats its runs.
-RECIPE: dict[str, Any] = {
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "lr_scheduler_type": "cosine",
-}
-#: Plain gradient descent θ ← θ − η·g: no momentum, no weight decay, the same schedule. Gradients are not
-#: clipped: a clipped step is at most η long however steep the loss, so that a run beyond 2/λ would bounce
-#: instead of diverging, and the learning rate would mean a length. What AdamW makes of the gradient hardly
-#: depends on its size; here clipping would be another optimizer.
-SGD_RECIPE: dict[str, Any] = {
-    "optim": "sgd",
-    "weight_decay": 0.0,
-    "max_grad_norm": 0.0,  # to the Trainer: do not clip
-    "lr_scheduler_type": "cosine",
-}
-WARMUP_FRACTION = 0.03
-
-
-def recipe(setting: Setting) -> dict[str, Any]:
-    """What the Trainer is told of the setting's optimizer, beside its learning rate."""
-    return dict(SGD_RECIPE if setting.optimizer == SGD else RECIPE)
 
 
 @dataclass(frozen=True)
@@ -116,8 +90,8 @@ def train_once(
 ) -> RunResult:
     """Train one adapter with a cosine schedule and linear warm-up over 3% of the steps.
 
-    The recipe of AdamW is ``RECIPE``: betas (0.9, 0.999), no weight decay, gradients clipped to norm 1
-    (the Trainer's default, so what users' runs do); that of plain gradient descent is ``SGD_RECIPE``,
+    The recipe of AdamW is ``recipe.RECIPE``: betas (0.9, 0.999), no weight decay, gradients clipped to norm 1
+    (the Trainer's default, so what users' runs do); that of plain gradient descent is ``recipe.SGD_RECIPE``,
     without clipping. The order of the data follows the setting's seed.
     A run whose loss becomes NaN or infinite stops there. ``loaded`` is copied, not changed, and
     the caller's random state is left as it was.

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..data import Batch, Example, make_batches
 from ..methods import method_of
 from ..setting import Setting
-from .run import WARMUP_FRACTION, recipe
+from .recipe import WARMUP_FRACTION, recipe
 
 
 @dataclass(frozen=True)

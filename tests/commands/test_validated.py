@@ -12,7 +12,7 @@ from hessian_lr import session
 from hessian_lr.cli import main
 from hessian_lr.errors import HessianLRError, NonFiniteError
 from hessian_lr.predict import load_calibration
-from hessian_lr.predict.calibration import PowerLaw
+from hessian_lr.predict.law import PowerLaw
 from hessian_lr.sweep import engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")

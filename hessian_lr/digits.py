@@ -1,0 +1,16 @@
+"""Numbers in the few digits that are known of them."""
+
+from __future__ import annotations
+
+
+def rate(value: float | None) -> str:
+    """A learning rate or eigenvalue in two digits: 3.1e-3."""
+    if value is None:
+        return "–"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def number(value: float | None) -> str:
+    """An eigenvalue in three digits."""
+    return "–" if value is None else f"{value:.3g}".replace("e+0", "e").replace("e+", "e")

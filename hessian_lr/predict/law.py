@@ -1,0 +1,160 @@
+"""What a law of learning rates is: of which quantities, with which constants, and what it gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from scipy.stats import t as student_t
+
+from ..errors import RequestError
+from ..records import Record
+from ..setting import ADAMW, Setting
+
+COVERAGE = 0.8
+# Beyond the settings a law was fitted to, its exponents are a guess: their uncertainty, as a standard
+# deviation, by which each factor e of distance widens the range.
+EXTRAPOLATION = 0.3
+NO_LAW = "the constants of predictions come from runs with AdamW, whose steps hardly follow a gradient's size"
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """What laws may be made of; None where it was not measured or does not exist.
+
+    Attributes:
+        batch_size: Samples in an optimizer step.
+        steps: Optimizer steps of the run.
+        lr_stability: 38/λ_P after the warm-up.
+        lr_critical_start: η_c along the first step, before the warm-up.
+        lr_sharpness: √(L / (λ·n)) at initialization (see ``start.lr_sharpness``).
+        slack: Factor within which ``lr_stability`` is known; it widens the range.
+    """
+
+    batch_size: int
+    steps: int
+    lr_stability: float | None = None
+    lr_critical_start: float | None = None
+    lr_sharpness: float | None = None
+    slack: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate η̂, the factor f of its range [η̂/f, η̂·f], and what a reader should know."""
+
+    lr: float
+    factor: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """η̂ and the lower and upper end of its range."""
+        return self.lr, self.lr / self.factor, self.lr * self.factor
+
+
+@dataclass(frozen=True)
+class PowerLaw(Record):
+    """ln η = ln(scale) + Σ exponent·ln(quantity), with the scatter of the runs it was fitted to.
+
+    Attributes:
+        scale: The constant factor.
+        exponents: Each quantity's exponent, by name.
+        references: The value at which each quantity's factor is 1, by name.
+        log_scatter: Standard deviation of ln(η* / η̂) over the settings it was fitted to.
+        settings: How many those were.
+        sources: Where each constant came from, by name.
+        spreads: How far a new fit may take each exponent, and ``scale``'s logarithm, from its value
+            here: the prior's standard deviation, by name. An exponent without one is fixed; a scale
+            without one is free.
+        log_half_width: ln f of the range [η̂/f, η̂·f]: the 80% quantile of |ln(η* / η̂)| over settings whose
+            method or model had no part in the fit. None: from ``log_scatter`` (see ``range_factor``).
+        domain: The smallest and the largest value of each quantity among those settings, by name.
+    """
+
+    scale: float
+    exponents: dict[str, float]
+    references: dict[str, float]
+    log_scatter: float
+    settings: int
+    sources: dict[str, str]
+    spreads: dict[str, float] = field(default_factory=dict)
+    log_half_width: float | None = None
+    domain: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ends = [end for pair in self.domain.values() for end in pair]
+        check_numbers(*self.exponents.values())
+        check_numbers(*self.spreads.values(), self.log_scatter, least=0)
+        check_numbers(self.scale, self.settings, *self.references.values(), *ends, positive=True)
+        if self.log_half_width is not None:
+            check_numbers(self.log_half_width, least=0)
+        if not all(len(pair) == 2 and pair[0] <= pair[1] for pair in self.domain.values()):
+            raise RequestError("each quantity of a law's domain must have a smallest and a largest value")
+
+    def __call__(self, **quantities: float) -> float:
+        """η̂ for the given quantities; each named exponent needs its quantity.
+
+        Raises:
+            KeyError: a quantity is missing.
+        """
+        value = self.scale
+        for name, exponent in self.exponents.items():
+            value *= (quantities[name] / self.references.get(name, 1.0)) ** exponent
+        return value
+
+    def range_factor(self, **quantities: float) -> float:
+        """f of the 80% range [η̂/f, η̂·f], the wider the further the quantities lie outside the domain.
+
+        Without held-out errors (``log_half_width``) it is the prediction interval of a normal scatter:
+        Student's t with the fit's degrees of freedom, times √(1 + 1/n) for the constant's own uncertainty.
+        """
+        width = self.log_half_width
+        if width is None:
+            n = self.settings
+            quantile = float(student_t.ppf(0.5 + COVERAGE / 2, max(n - 1, 1)))
+            width = quantile * self.log_scatter * math.sqrt(1 + 1 / n)
+        beyond = EXTRAPOLATION * sum(self._distance(name, value) for name, value in quantities.items())
+        return math.exp(width + beyond)
+
+    def outside(self, **quantities: float) -> list[str]:
+        """What lies outside the settings this law was fitted to, in words."""
+        return [
+            f"{name} {value:.3g} (fitted to {self.domain[name][0]:.3g} … {self.domain[name][1]:.3g})"
+            for name, value in quantities.items()
+            if self._distance(name, value) > 0
+        ]
+
+    def _distance(self, name: str, value: float) -> float:
+        """How far, in ln, a value lies outside the domain; 0 inside, or where none is known."""
+        if name not in self.domain:
+            return 0.0
+        low, high = self.domain[name]
+        return max(0.0, math.log(low / value), math.log(value / high))
+
+
+def check_numbers(*values: float | None, least: float = -math.inf, positive: bool = False) -> None:
+    """Refuse constants of a file that are no finite numbers, or lie below ``least``.
+
+    Raises:
+        RequestError: names the first.
+    """
+    for value in values:
+        if value is None or not math.isfinite(value) or value < least or (positive and value <= 0):
+            wanted = "a positive number" if positive else "a finite number"
+            wanted += "" if least == -math.inf else f" of at least {least:g}"
+            raise RequestError(f"a constant is {value}; expected {wanted}")
+
+
+def refuse_unpredicted(setting: Setting) -> None:
+    """Refuse to predict for an optimizer that no constants are known of.
+
+    Raises:
+        RequestError: the setting has another optimizer than AdamW.
+    """
+    if setting.optimizer != ADAMW:
+        raise RequestError(
+            f"{NO_LAW}: they say nothing of {setting.optimizer}. `hessian-lr spectrum` measures λ, and by "
+            "theory gradient descent is stable below 2/λ; `hessian-lr validate --optimizer "
+            f"{setting.optimizer}` sweeps from there"
+        )
