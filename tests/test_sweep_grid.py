@@ -119,6 +119,12 @@ def test_an_inclusion_brings_back_what_was_excluded_with_its_own_plan(grid):
     assert {one.setting.method: one.lrs for one in found.wanted} == {"lora": (1e-3,), "dora": None}
 
 
+@pytest.mark.parametrize("lr", ["{auto: 0.1}", "0.1"])
+def test_plain_gradient_descent_is_searched_from_where_the_file_says(grid, lr):
+    (one,) = grid(f"optimizer: sgd\nlr: {lr}").wanted
+    assert (one.start_lr if one.lrs is None else one.lrs[0]) == 0.1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -126,6 +132,7 @@ def test_an_inclusion_brings_back_what_was_excluded_with_its_own_plan(grid):
         ("method: lora\nexclude: {method: lora}", "exclude leaves no setting"),
         ("lr: [1e-3]\ninclude: {lr: auto}", "line 2, include: gives a setting that is there already (lora"),
         ("lr: [1e-3]\ninclude: {lr: [1e-2], seed: 1}", "another plan of learning rates"),
+        ("optimizer: [adamw, sgd]", "for optimizer sgd say where it starts, such as {auto: 0.1}"),
         (f"rank: {list(range(1, 400))}\nseed: {list(range(400))}", "159,600 runs are more than the 100,000"),
     ],
 )

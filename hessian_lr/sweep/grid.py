@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import RequestError
 from ..peft_config import PeftSource
 from ..records import digest
-from ..setting import Setting
+from ..setting import SGD, Setting
 from .request import BY_RANK, DEFAULTS, FIELDS, FIXED, START_LR, Part, Request
 from .wanted import Wanted
 
@@ -75,6 +75,12 @@ def expand(request: Request) -> Grid:
             if fits:
                 continue
             seeds = own.setdefault(_identity(setting), (setting, []))[1]
+            if part.lrs is None and part.start_lr == START_LR and setting.optimizer == SGD:
+                raise RequestError(
+                    f"{request.path}, line {part.line}: lr: auto starts at {START_LR:g}, which suits AdamW; for "
+                    "optimizer sgd say where it starts, such as {auto: 0.1} (by theory below 2/λ, which "
+                    "`hessian-lr spectrum` measures)"
+                )
             if setting.seed in seeds:
                 again.append(setting)
             else:
