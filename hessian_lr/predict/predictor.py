@@ -213,7 +213,7 @@ def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
 
 def _by_both(request: _Request, constants: Calibration) -> Prediction:
     """Both measurements; where one fails, the other's law has to do."""
-    failures: list[str] = []
+    failed: dict[str, list[str]] = {}  # what, by why
     adam, start = None, None
     try:
         start = _start(request)
@@ -221,14 +221,15 @@ def _by_both(request: _Request, constants: Calibration) -> Prediction:
         raise
     except HessianLRError as error:
         require_shared(error)
-        failures.append(f"λ at initialization: {error}")
+        failed.setdefault(str(error), []).append("λ at initialization")
     try:
         adam = _adam(request)
     except RequestError:
         raise
     except HessianLRError as error:
         require_shared(error)
-        failures.append(f"sharpness in Adam's geometry: {error}")
+        failed.setdefault(str(error), []).append("sharpness in Adam's geometry")
+    failures = [f"{' and '.join(what)}: {why}" for why, what in failed.items()]
     if adam is None and start is None:
         raise HessianLRError("; ".join(failures))
     return _told("combined", request, constants, adam, start, failures)

@@ -77,8 +77,8 @@ def expand(request: Request) -> Grid:
             seeds = own.setdefault(_identity(setting), (setting, []))[1]
             if part.lrs is None and part.start_lr == START_LR and setting.optimizer == SGD:
                 raise RequestError(
-                    f"{request.path}, line {part.line}: lr: auto starts at {START_LR:g}, which suits AdamW; for "
-                    "optimizer sgd say where it starts, such as {auto: 0.1} (by theory below 2/λ, which "
+                    f"{request.path}, line {part.line}: lr: auto starts at {START_LR:g}, which suits AdamW; "
+                    "for optimizer sgd say where it starts, such as {auto: 0.1} (by theory below 2/λ, which "
                     "`hessian-lr spectrum` measures)"
                 )
             if setting.seed in seeds:
