@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from . import alias, gguf, hub
+from .devices import resolve_device
 from .distributed import whole
 from .errors import HessianLRError, RequestError, unknown_name
 from .exhausted import memory_errors, ran_out
-from .job import launched, local_rank
 from .package import cache_folder
-from .setting import DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +25,6 @@ ALIASES: dict[str, str] = {
     "smollm2-135m": "SmolLM2-135M-Instruct (Apache-2.0): 135 million parameters, dequantised from 4 bits",
 }
 
-_DEVICES = "expected auto, cpu, cuda, or cuda:0, cuda:1, …"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -53,7 +51,7 @@ def load(ref: str, *, device: str = "auto", quiet: bool = False) -> LoadedModel:
     Args:
         ref: A name in ``ALIASES`` (these win over a folder of the same name), a ``.gguf`` file, a
             local folder of safetensors, or a hub id. Code inside a repository is never run.
-        device: See ``resolve_device``.
+        device: See ``devices.resolve_device``.
         quiet: Show no progress. It is shown on standard error only, and only on a terminal.
 
     Raises:
@@ -105,58 +103,6 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device ``name`` asks for; ``"auto"`` is the first CUDA GPU, or the CPU where there is none.
-
-    Raises:
-        RequestError: there is no such device on this machine.
-    """
-    if launched() and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{local_rank()}"
-    elif launched() and name.startswith("cuda:"):
-        raise RequestError(f"device {name!r} is one GPU for all ranks; with cuda each takes its own")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RequestError(f"unknown device {name!r}: {_DEVICES}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise RequestError(
-            f"device {name!r} is not on this machine ({found} CUDA devices found); use auto or cpu"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise RequestError(f"device {name!r} is not supported: {_DEVICES}")
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of matrix products: ``"auto"`` is bfloat16 where ``device`` multiplies it natively.
-
-    Raises:
-        RequestError: the name is none of ``setting.DTYPES``.
-    """
-    if name not in DTYPES:
-        raise unknown_name("dtype", name, DTYPES)
-    if name != "auto":
-        return torch.float32 if name == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device)[0] >= 8
-    else:
-        native = bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
-    return torch.bfloat16 if native else torch.float32
-
-
-def _cpu_flags() -> set[str]:
-    # The kernel's list: torch has no public question for it. Elsewhere than on Linux: none, so float32.
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
 
 def _check_folder(path: Path) -> None:

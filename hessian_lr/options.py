@@ -159,8 +159,8 @@ def settings(
 
     # Seconds of imports, which a bad number needs not wait for.
     from .data import check
+    from .devices import resolve_device
     from .methods import method_of
-    from .models import resolve_device
 
     for setting in made:
         method_of(setting)

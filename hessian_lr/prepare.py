@@ -10,9 +10,9 @@ import torch
 
 from . import methods
 from .data import Batch, TaskData, make_batches
+from .devices import resolve_device, resolve_dtype
 from .errors import HessianLRError, RequestError
 from .exhausted import memory_errors
-from .models import resolve_device, resolve_dtype
 from .setting import Setting
 
 if TYPE_CHECKING:

@@ -195,31 +195,6 @@ def test_the_fingerprint_tells_checkpoints_apart():
     assert models.fingerprint(tiny.tiny_llama(tie_word_embeddings=True)) != print_
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
-def test_a_device_that_is_not_here_is_refused(name):
-    with pytest.raises(RequestError, match="device"):
-        models.resolve_device(name)
-
-
-def test_auto_takes_a_gpu_where_there_is_one():
-    assert models.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert models.resolve_device("cpu") == torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [({"avx2", "avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16), ({"avx2"}, torch.float32)],
-)
-def test_auto_precision_is_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch, flags, expected):
-    monkeypatch.setattr(models, "_cpu_flags", lambda: flags)
-    cpu = torch.device("cpu")
-    assert models.resolve_dtype("auto", cpu) == expected
-    assert models.resolve_dtype("float32", cpu) == torch.float32
-    assert models.resolve_dtype("bfloat16", cpu) == torch.bfloat16
-    with pytest.raises(RequestError, match="unknown dtype 'float16'"):
-        models.resolve_dtype("float16", cpu)
-
-
 def test_the_cache_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("HESSIAN_LR_CACHE", "~/elsewhere")
     assert package.cache_folder() == Path(os.path.expanduser("~/elsewhere"))

@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from ..devices import resolve_device
 from ..errors import RequestError
-from ..models import resolve_device
 from ..setting import Setting
 from .builtin import plain_lora
 from .loft_adamw import LoftAdamW

@@ -1,6 +1,7 @@
 """From curvature to a learning rate with a range."""
 
 from .calibration import Calibration, load_calibration
-from .predictor import PREDICTORS, Prediction, predict_learning_rate
+from .prediction import Prediction
+from .predictor import PREDICTORS, predict_learning_rate
 
 __all__ = ["PREDICTORS", "Calibration", "Prediction", "load_calibration", "predict_learning_rate"]

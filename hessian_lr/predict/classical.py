@@ -15,7 +15,8 @@ from ..exhausted import memory_errors
 from ..measure import Curvature
 from .adam import Report
 from .law import NO_LAW
-from .predictor import Prediction, shown
+from .prediction import Prediction
+from .predictor import shown
 from .start import by_lanczos
 
 # The predictor of a prediction that names no learning rate.

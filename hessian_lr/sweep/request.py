@@ -123,8 +123,8 @@ class _Reader:
 
     def check_names(self) -> None:
         """Check the names that only torch's and PEFT's modules know: seconds of imports, so at the end."""
+        from ..devices import resolve_device
         from ..methods import METHODS
-        from ..models import resolve_device
 
         for key, node in self.named:
             if key == "method" and node.value not in METHODS:

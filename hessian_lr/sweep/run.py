@@ -172,7 +172,7 @@ def heldout_batches(loaded: LoadedModel, data: TaskData) -> list[Batch]:
 
 def precision(setting: Setting) -> Any:
     """The precision of the matrix products, which "auto" leaves to the hardware."""
-    from ..models import resolve_device, resolve_dtype
+    from ..devices import resolve_device, resolve_dtype
 
     return resolve_dtype(setting.dtype, resolve_device(setting.device))
 
