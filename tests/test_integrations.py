@@ -315,7 +315,7 @@ def test_wrong_arguments_and_sharded_models_are_refused():
     with pytest.raises(RequestError, match="track_every must be at least 1 step, or None, not 0"):
         PredictedLearningRate(SimpleNamespace(), track_every=0)
     sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
-    with pytest.raises(RequestError, match=r"sharded \(FSDP or DeepSpeed\).*predict on one first"):
+    with pytest.raises(RequestError, match=r"sharded \(FSDP or DeepSpeed\).*predict first, whole"):
         PredictedLearningRate(sharded).on_train_begin(None, None, None)
 
 
