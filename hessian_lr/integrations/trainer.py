@@ -86,9 +86,9 @@ class PredictedLearningRate(TrainerCallback):
         """Predict, or read the prediction of the checkpoint's run, and set the learning rate."""
         if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
             raise RequestError(
-                "the model is sharded (FSDP or DeepSpeed), which the Trainer does in its own ways: predict first, "
-                "whole (`hessian-lr predict --peft-config FOLDER`) or sharded by fully_shard() "
-                "(across_ranks(sharded=True)), and set learning_rate"
+                "the model is sharded (FSDP or DeepSpeed), which the Trainer does in its own ways: predict "
+                "first, whole (`hessian-lr predict --peft-config FOLDER`) or sharded by fully_shard() ("
+                "inside across_ranks(sharded=True)), and set learning_rate"
             )
         optimizer = adamw(kwargs["optimizer"])
         told: dict[str, float] | None = next((log for log in state.log_history if PREDICTED in log), None)
