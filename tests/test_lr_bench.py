@@ -1,18 +1,20 @@
 """The learning-rate bench: what is held out stays out; the shipped constants are its tables'."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.lr_bench import noise, prospective
+from experiments.lr_bench import long, noise, prospective
 from experiments.lr_bench.calibrate import calibration
 from experiments.lr_bench.evaluate import scored
 from experiments.lr_bench.held_out import left_out, widths
 from experiments.lr_bench.laws import LAWS
 from experiments.lr_bench.settings import LARGE, METHODS, all_settings
-from experiments.lr_bench.table import read
+from experiments.lr_bench.table import LONG, read
 from experiments.lr_bench.transfer import pair_errors
-from hessian_lr.predict import load_calibration
+from hessian_lr.predict import PREDICTORS, load_calibration
 from hessian_lr.records import read_json
 
 BY_NAME = {law.name: law for law in LAWS}
@@ -58,7 +60,7 @@ def test_transfer_to_a_model_takes_nothing_of_that_model_but_the_setting_it_star
 
 
 def test_the_shipped_constants_are_what_the_committed_tables_give(table):
-    made, shipped = calibration(table), load_calibration()
+    made, shipped = calibration(table, scored(read(LONG)[0])), load_calibration()
     assert made.version == shipped.version
     for name in ("combined", "adam", "eigenvalue"):
         one, other = getattr(made, name), getattr(shipped, name)
@@ -79,6 +81,21 @@ def test_the_test_on_later_settings_has_none_that_the_fixed_constants_were_fitte
     written = {row["predictor"]: row for row in read_json(prospective.HERE / "prospective.json")["rows"]}
     for predictor, row in told.items():
         assert row == pytest.approx(written[predictor], nan_ok=True), predictor
+
+
+def test_the_longest_runs_are_in_no_fit_and_are_judged_as_told():
+    bench, (settings, runs) = read()[0], read(LONG)
+    assert set(settings["steps"]) == {300} and not set(settings["key"]) & set(bench["key"])
+    # Wherever their best learning rates lay, the laws would be these; but not known for so many steps.
+    far = settings.assign(**{name: settings[name] * 100 for name in ("best_lr", "band_low", "band_high")})
+    made, other = (calibration(scored(bench), scored(one)) for one in (settings, far))
+    for name in PREDICTORS:
+        one, two = getattr(made, name), getattr(other, name)
+        assert two.domain["steps"][1] == 120
+        assert one == replace(two, domain=one.domain, sources=one.sources)
+    written = read_json(LONG / "evaluation.json")["rows"]
+    for row, told in zip(long.evaluate(bench, settings, runs), written, strict=True):
+        assert row == pytest.approx(told, nan_ok=True), told["predictor"]
 
 
 def test_the_noise_between_seeds_is_that_of_the_committed_runs():

@@ -1,7 +1,8 @@
 """Fit the package's constants to the bench: `python -m experiments.lr_bench.calibrate`.
 
-Writes ``hessian_lr/predict/calibration.json``. The fit is to all settings; the range comes from settings
-whose method or model was left out, whichever is wider.
+Writes ``hessian_lr/predict/calibration.json``. The fit is to all settings but the longest; the range comes
+from settings whose method or model was left out, whichever is wider. The longest are a test (``long``): a
+law whose range holds there is known for so many steps.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from hessian_lr.predict.law import PowerLaw
 from .evaluate import scored
 from .held_out import fit, left_out, usable
 from .laws import LAWS, Law
-from .table import read
+from .prospective import covered
+from .table import HERE, LONG, read
 from .transfer import transfer_law
 
-VERSION = "2026.11-d"
+VERSION = "2026.11-e"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
     "combined": "combined",
@@ -36,15 +38,32 @@ COMPOSED = {
     "critical_over_sharpness": {"lr_critical_start": 1.0, "lr_sharpness": -1.0},
 }
 REFERENCES = {"batch_size": 4.0, "steps": 60.0}
+# The share of 80% ranges that must hold the best learning rate for the test to be stood.
+HOLDS = 0.75
 # How far a user's own model may lie from these, in ln η: the spread of the models' mean errors, rounded up.
 SCALE_SPREAD = 0.3
 
 
-def calibration(table: pd.DataFrame) -> Calibration:
-    """The three predictors' laws."""
+def calibration(table: pd.DataFrame, longest: pd.DataFrame) -> Calibration:
+    """The three predictors' laws.
+
+    Args:
+        table: The settings they are fitted to.
+        longest: Those of the longest runs, of which nothing is taken but how long they are, and whether a
+            law's range holds there.
+    """
     laws = {law.name: law for law in LAWS}
     fitted = {predictor: power_law(laws[name], table) for predictor, name in PREDICTORS.items()}
-    return Calibration(schema=1, version=VERSION, **fitted, transfer=transfer_law(table))
+    longer = {predictor: _known_to(law, float(longest["steps"].max())) for predictor, law in fitted.items()}
+    made = Calibration(schema=1, version=VERSION, **longer, transfer=transfer_law(table))
+    failed = {name: law for name, law in fitted.items() if covered(name, made, longest) < HOLDS}
+    return replace(made, **failed)
+
+
+def _known_to(law: PowerLaw, steps: float) -> PowerLaw:
+    told = f"of the same settings, and the {steps:g} steps of a test that no fit took part of"
+    low, _ = law.domain["steps"]
+    return replace(law, domain=law.domain | {"steps": [low, steps]}, sources=law.sources | {"domain": told})
 
 
 def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
@@ -72,7 +91,8 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
         settings=len(rows),
         sources=dict.fromkeys(("scale", *exponents), source)
         | {"log_scatter": "root mean square of the errors on a method or model left out, whichever is larger"}
-        | {"log_half_width": "80% quantile of those errors, likewise"},
+        | {"log_half_width": "80% quantile of those errors, likewise"}
+        | {"domain": "the smallest and largest of the same settings"},
         spreads={"scale": SCALE_SPREAD},
         log_half_width=max(half.values()),
         # Not of the learning rates: where they lie depends on the parameters' units.
@@ -84,10 +104,9 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
 
 
 def main() -> None:
-    table, _ = read()
-    table = scored(table)
+    table, longest = (scored(read(folder)[0]) for folder in (HERE, LONG))
     file = Path(hessian_lr.predict.__file__).parent / "calibration.json"
-    found = calibration(table)
+    found = calibration(table, longest)
     found.write(file)
     for name in PREDICTORS:
         law = getattr(found, name)

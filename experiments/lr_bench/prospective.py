@@ -61,13 +61,18 @@ def judged(
 ) -> dict[str, Any]:
     """The predictor's row on settings that are scored."""
     found = predicted(predictor, constants, table)
-    covered = found["low"].le(table["best_lr"]) & found["high"].ge(table["best_lr"])
     return {
         "predictor": predictor,
         **metrics(found["lr"], table, sweeps),
-        "coverage": float(covered.mean()),
+        "coverage": covered(predictor, constants, table),
         "median_width": float((found["high"] / found["low"]).median()),
     }
+
+
+def covered(predictor: str, constants: Calibration, table: pd.DataFrame) -> float:
+    """The share of settings whose best learning rate lies inside the predictor's range."""
+    found = predicted(predictor, constants, table)
+    return float((found["low"].le(table["best_lr"]) & found["high"].ge(table["best_lr"])).mean())
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from ..records import Record
 from ..setting import ADAMW, Setting
 
 COVERAGE = 0.8
-# Beyond the settings a law was fitted to, its exponents are a guess: their uncertainty, as a standard
+# Beyond the settings a law was tried on, its exponents are a guess: their uncertainty, as a standard
 # deviation, by which each factor e of distance widens the range.
 EXTRAPOLATION = 0.3
 NO_LAW = "the constants of predictions come from runs with AdamW, whose steps hardly follow a gradient's size"
@@ -69,7 +69,8 @@ class PowerLaw(Record):
             without one is free.
         log_half_width: ln f of the range [η̂/f, η̂·f]: the 80% quantile of |ln(η* / η̂)| over settings whose
             method or model had no part in the fit. None: from ``log_scatter`` (see ``range_factor``).
-        domain: The smallest and the largest value of each quantity among those settings, by name.
+        domain: The smallest and the largest value of each quantity among the settings that the law was fitted
+            to or has stood a test on, by name.
     """
 
     scale: float
@@ -118,9 +119,9 @@ class PowerLaw(Record):
         return math.exp(width + beyond)
 
     def outside(self, **quantities: float) -> list[str]:
-        """What lies outside the settings this law was fitted to, in words."""
+        """What lies outside the settings this law was tried on, in words."""
         return [
-            f"{name} {value:.3g} (fitted to {self.domain[name][0]:.3g} … {self.domain[name][1]:.3g})"
+            f"{name} {value:.3g} (tried on {self.domain[name][0]:.3g} … {self.domain[name][1]:.3g})"
             for name, value in quantities.items()
             if self._distance(name, value) > 0
         ]

@@ -21,7 +21,7 @@ class Prediction(Record):
         status: ``"converged"``, ``"budget"`` or ``"failed"`` (then no learning rate is given).
         lr: The learning rate η̂; None where it failed, or where the predictor is ``"none"``.
         lr_low, lr_high: Its range, which four of five settings of a method or model that had no part in
-            the constants should lie in; wider outside the settings these were fitted to.
+            the constants should lie in; wider outside the settings these were tried on.
         calibration: Version of the constants used.
         curvature: λ at initialization (predictors ``combined``, ``eigenvalue``).
         adam: λ_P and its company after the warm-up (predictors ``combined``, ``adam``).

@@ -37,7 +37,7 @@ def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate
             notes.append(f"predicted by the law {name!r}: the law {predictor!r} lacks a quantity here")
         if outside := law.outside(**known):
             notes.append(
-                "outside the settings the constants were fitted to, so the range is wider: "
+                "outside the settings the constants were tried on, so the range is wider: "
                 + ", ".join(outside)
             )
         return Rate(lr, factor, tuple(notes))
