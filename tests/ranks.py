@@ -260,7 +260,7 @@ def in_pieces(model, how="layers"):
 
 
 def measure_in_pieces(out):
-    """λ of models in pieces; by two ranks also a prediction, what is refused, and with its state kept."""
+    """λ of models in pieces; by two ranks also a prediction, and what is refused."""
     import torch
     import torch.distributed as dist
     from tiny_models import adapted, counting_batch, learned
@@ -283,7 +283,7 @@ def measure_in_pieces(out):
         with torch.no_grad():
             model(rows[0]["input_ids"])  # after which all weights stay gathered
         before = [whole(p.detach()).clone() for p in model.parameters()]
-        prediction = hlr.predict_learning_rate(model, rows, dtype=torch.float64)
+        prediction = hlr.predict_learning_rate(model, rows, predictor="adam", dtype=torch.float64)
         same = all(torch.equal(a, whole(b.detach())) for a, b in zip(before, model.parameters(), strict=True))
         return {
             "same": same and all(p.grad is None for p in model.parameters()),
@@ -295,7 +295,11 @@ def measure_in_pieces(out):
     found = {}
     with across_ranks(sharded=True):
         for how in ("layers", "root", "base") if size == 2 else ("layers",):
-            one = sharpness(how, rtol=1e-3, dtype=torch.float64, held_out=sample())
+            # A state that is kept changes nothing.
+            kept = (
+                {"checkpoints": Checkpoints(Path(out, f"state-{rank}"), Setting())} if how == "root" else {}
+            )
+            one = sharpness(how, rtol=1e-3, dtype=torch.float64, held_out=sample(), **kept)
             names = ("lambda_max", "lambda_upper", "sampling_error", "held_out", "loss", "matvecs", "notes")
             found[how] = {name: getattr(one, name) for name in (*names, "difference_error")}
         if size == 2:
@@ -308,13 +312,16 @@ def measure_in_pieces(out):
             found["loft"] = told(
                 lambda: hlr.predict_learning_rate(in_pieces(learned()), rows, optimizer=loft)
             )
-            kept = Checkpoints(Path(out, f"state-{rank}"), Setting())
-            found["kept"] = sharpness("layers", rtol=1e-3, dtype=torch.float64, checkpoints=kept).lambda_max
     if size == 2:
         found["outside"] = told(lambda: sharpness("layers"))
         with across_ranks():
             found["shares"] = told(lambda: sharpness("layers"))
             found["other number"] = told(lambda: hlr.sharpness(adapted("llama"), rows[rank:]))
+    else:
+        model, two = in_pieces(adapted("llama")), dist.new_group([0, 1])
+        if rank < 2:
+            with across_ranks(two, sharded=True):
+                found["fewer"] = told(lambda: hlr.sharpness(model, sample()))
     Path(out, f"{rank}.json").write_text(json.dumps(found))
 
 

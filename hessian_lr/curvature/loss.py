@@ -130,6 +130,12 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
             if is_sharded(model)
             else "across_ranks(sharded=True) is for a model that fully_shard() has sharded; this one is whole"
         )
+    pieces = next((p.device_mesh.size() for p in model.parameters() if isinstance(p, DTensor)), None)
+    if team().sharded and pieces not in (None, team().size):
+        raise RequestError(
+            f"the model is sharded over {pieces} processes, and across_ranks() joins {team().size}: give it "
+            "the group of all that hold a piece"
+        )
     if any(p.is_meta for p in parameters):
         raise RequestError(
             "some trainable parameters are offloaded (to the CPU or a disk) and so cannot be moved: add "

@@ -1,0 +1,72 @@
+"""Settings that came after the constants and are in no fit: `python -m experiments.lr_bench.later`.
+
+What `hessian-lr validate` wrote, as it wrote it: each prediction was made before its sweep, by constants
+that had been shipped. SmolLM2-135M on tasks that no constant has seen it on, and methods with optimizers of
+their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hessian_lr.digits import rate
+from hessian_lr.records import read_json
+
+from .table import HERE
+
+LATER = HERE / "later"
+
+
+def found(folder: Path = LATER) -> list[dict[str, Any]]:
+    """A row for each method of each document, with the setting it shares with the others."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        document = read_json(path)
+        setting = document["setting"]
+        shared = {name: setting[name] for name in ("data", "rank", "batch_size", "steps")}
+        model = Path(setting["model"]).name
+        rows += [{"file": path.name, "model": model, **shared, **row} for row in document["results"]]
+    return rows
+
+
+def in_range(row: dict[str, Any]) -> bool:
+    """Whether the best learning rate lies in the predicted range."""
+    return bool(row["predicted_low"] <= row["best_lr"] <= row["predicted_high"])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown, and what they come to."""
+    columns = ("model", "task", "steps", "method", "predicted (range)", "best (1% band)", "factor", "regret")
+    lines = [_line((*columns, "in the range")), "|---" * 9 + "|"]
+    for row in rows:
+        predicted, low, high = (rate(row[f"predicted_{name}"]) for name in ("lr", "low", "high"))
+        best, start, end = (rate(row[name]) for name in ("best_lr", "band_low", "band_high"))
+        told = (f"{predicted} ({low}…{high})", f"{best} ({start}…{end})")
+        scores = (f"{row['factor_error']:.2f}", f"{row['regret']:.1%}", "yes" if in_range(row) else "no")
+        lines.append(_line((*(str(row[n]) for n in ("model", "data", "steps", "method")), *told, *scores)))
+    factors, regrets = ([row[name] for row in rows] for name in ("factor_error", "regret"))
+    lines.append(
+        f"\n{len(rows)} settings: factor {np.median(factors):.2f} in the median, {max(factors):.2f} at most; "
+        f"regret {np.median(regrets):.1%} and {max(regrets):.1%}; {sum(map(in_range, rows))} in the range"
+    )
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    rows = found()
+    for alike in (True, False):
+        own = [row for row in rows if (row["method"] in ("lora+", "loft")) is not alike]
+        if own:
+            print(table(own), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
