@@ -11,6 +11,6 @@ def rate(value: float | None) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def number(value: float | None) -> str:
-    """An eigenvalue in three digits."""
-    return "–" if value is None else f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
+def number(value: float | None, digits: int = 3) -> str:
+    """An eigenvalue, or with two digits its error."""
+    return "–" if value is None else f"{value:.{digits}g}".replace("e+0", "e").replace("e+", "e")

@@ -48,7 +48,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
         )
     for row in rows:
         drawn.add_row(*row)
-    Console(markup=False, emoji=False, highlight=False).print(drawn)
+    console = Console(markup=False, emoji=False, highlight=False)
+    unbounded = console.options.update(width=10 * console.width)
+    if left == 1 and console.measure(drawn, options=unbounded).maximum > console.width:
+        drawn.padding = (0, 0, 0, 0)  # rather narrow gaps than cells cut short
+    console.print(drawn)
 
 
 def predict_table(rows: Sequence[Row]) -> None:
@@ -250,7 +254,7 @@ def _decimals(value: float | None) -> str:
 def _with_error(row: Row) -> str:
     if row["lambda_max"] is None:
         return "failed"
-    error = "" if row["sampling_error"] is None else f" ±{row['sampling_error']:.2g}"
+    error = "" if row["sampling_error"] is None else f" ±{number(row['sampling_error'], 2)}"
     upper = "" if row["lambda_upper"] is None else f"\n≤ {number(row['lambda_upper'])}"
     return number(row["lambda_max"]) + error + upper
 

@@ -1,0 +1,42 @@
+"""Tables as a terminal of 80 columns shows them."""
+
+import pytest
+
+from hessian_lr import terminal
+from hessian_lr.methods import METHODS
+
+WIDEST = {
+    "method": max(METHODS, key=len),
+    "lambda_max": 927.4,
+    "sampling_error": 1_404.0,
+    "lambda_upper": 1_573.0,
+    "lambda_preconditioned": 38_400.0,
+    "predicted_lr": 1.8e-4,
+    "predicted_low": 1.1e-4,
+    "predicted_high": 3.1e-4,
+    "runs": [{}],
+    "best_lr": 2.4e-4,
+    "band_low": 1.5e-4,
+    "band_high": 3.7e-4,
+    "censored": False,
+    "factor_error": 12.34,
+    "regret": 1.001,
+    "inside_band": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_the_widest_line_of_a_validation_is_shown_whole(capsys):
+    terminal.validate_table([WIDEST])
+    shown = capsys.readouterr().out
+    assert "band" in shown and "927 ±1.4e3" in shown and "1.5e-4…3.7e-4" in shown and "12.34×" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_a_table_with_room_keeps_its_gaps(capsys):
+    terminal.validate_table([WIDEST | {"method": "lora", "sampling_error": None}])
+    assert "927  3.84e4" in capsys.readouterr().out
