@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.lr_bench import long, noise, prospective
+from experiments.lr_bench import later, long, noise, prospective
 from experiments.lr_bench.calibrate import calibration
 from experiments.lr_bench.evaluate import scored
 from experiments.lr_bench.held_out import left_out, widths
@@ -14,7 +14,10 @@ from experiments.lr_bench.laws import LAWS
 from experiments.lr_bench.settings import LARGE, METHODS, all_settings
 from experiments.lr_bench.table import LONG, read
 from experiments.lr_bench.transfer import pair_errors
+from hessian_lr.methods import METHODS as METHODS_TO_TRAIN
 from hessian_lr.predict import PREDICTORS, load_calibration
+from hessian_lr.predict.law import Quantities
+from hessian_lr.predict.rate import rate
 from hessian_lr.records import read_json
 
 BY_NAME = {law.name: law for law in LAWS}
@@ -96,6 +99,25 @@ def test_the_longest_runs_are_in_no_fit_and_are_judged_as_told():
     written = read_json(LONG / "evaluation.json")["rows"]
     for row, told in zip(long.evaluate(bench, settings, runs), written, strict=True):
         assert row == pytest.approx(told, nan_ok=True), told["predictor"]
+
+
+def test_what_came_later_is_in_no_fit_and_was_predicted_by_the_shipped_laws():
+    bench = read()[0]
+    rows = later.found()
+    assert {row["model"] for row in rows} >= {"smollm2-135m", "llama-3m", "gpt2-2m"}
+    fitted = set(zip(bench["model"], bench["data"], bench["method"], strict=True))
+    for row in rows:
+        assert (row["model"], row["data"], row["method"]) not in fitted
+        own = METHODS_TO_TRAIN[row["method"]].optimizer is not None
+        known = Quantities(
+            batch_size=row["batch_size"],
+            steps=row["steps"],
+            lr_stability=row["lr_stability"],
+            lr_critical_start=row["lr_critical_start"],
+            lr_sharpness=None if own else row["lr_sharpness"],
+        )
+        told = rate("combined", load_calibration(), known)
+        assert told is not None and told.lr == pytest.approx(row["predicted_lr"], rel=1e-6)
 
 
 def test_the_noise_between_seeds_is_that_of_the_committed_runs():

@@ -15,11 +15,11 @@ BASE: dict[str, Any] = {
 }
 # Of each axis the field that it varies, the factor from that field to the number shown, and the values.
 AXES: dict[str, tuple[str, int, tuple[int, ...]]] = {
-    "tokens": ("rows", 128, (1, 2, 4, 8)),
-    "length of one row": ("length", 1, (128, 256, 512, 1024)),
-    "rank": ("rank", 1, (1, 4, 16, 64, 256)),
-    "layers": ("layers", 1, (3, 7, 15, 30, 45)),
-    "width": ("hidden", 1, (192, 384, 576, 768, 1152)),
+    "tokens": ("rows", 128, (1, 2, 4)),
+    "length of one row": ("length", 1, (128, 256, 512)),
+    "rank": ("rank", 1, (1, 4, 16, 64)),
+    "layers": ("layers", 1, (3, 7, 15, 30)),
+    "width": ("hidden", 1, (192, 384, 576, 768)),
 }
 QUICK_BASE = BASE | {"hidden": 192, "layers": 2, "length": 32}
 QUICK_AXES: dict[str, tuple[str, int, tuple[int, ...]]] = {
