@@ -101,4 +101,4 @@ def test_a_group_that_holds_only_some_of_the_pieces_is_refused_rather_than_waite
 
 def test_what_needs_exact_products_says_so(found):
     kind, message = found[2][0]["modules"]
-    assert kind == "NotTwiceDifferentiable" and "central differences" in message
+    assert kind == "NotTwiceDifferentiable" and "only sharpness and predict_learning_rate" in message
