@@ -83,8 +83,8 @@ class HessianOperator:
         self.parameters = trainable(model)
         if self.exact and is_sharded(model):
             raise NotTwiceDifferentiable(
-                "FSDP2 gathers sharded weights for one backward pass, not for a second, which only sharpness and "
-                "predict_learning_rate can do without"
+                "FSDP2 gathers sharded weights for one backward pass, not for a second, which only "
+                "sharpness and predict_learning_rate can do without"
             )
         self.device = self.parameters[0].device
         self.dtype = dtype
