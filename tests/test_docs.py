@@ -58,6 +58,15 @@ def namespace(tmp_path, model, monkeypatch):
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
+def test_what_a_page_takes_in_from_files_is_there(page):
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if re.search(r"8\s*<", line) and "--" in line:
+            found = re.fullmatch(r'--8<-- "([^":]+)(:\w+)?"', line)
+            assert found, f"{line}: the builder does not know this as a file to put in"
+            assert (pages.ROOT / found[1]).is_file()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
 def test_the_code_of_a_page_runs(page, namespace):
     runs = [b for b in pages.blocks(page) if b.language in ("python", "console") and not b.reason]
