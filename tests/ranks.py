@@ -323,6 +323,8 @@ def measure_in_pieces(out):
             with across_ranks(two, sharded=True):
                 found["fewer"] = told(lambda: hlr.sharpness(model, sample()))
     Path(out, f"{rank}.json").write_text(json.dumps(found))
+    # What is refused takes no word from the others: rank 0, who keeps the group's store, must not go first.
+    dist.barrier()
 
 
 def command(trouble, *arguments):
