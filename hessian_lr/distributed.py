@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from .errors import HessianLRError, NonFiniteError, NotTwiceDifferentiable, RankError, RequestError
 
@@ -261,8 +261,10 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's piece of a whole tensor that ``like`` is a piece of, if it is one."""
     if not isinstance(like, DTensor):
         return tensor
-    # Every rank has the same whole: None takes each rank's own, without a message.
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    # Every rank has the same whole, so that its piece is cut from its own, without a message.
+    mesh = like.device_mesh
+    everywhere = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=like.placements)
 
 
 def _stamp(tensors: Sequence[Tensor]) -> int:
