@@ -123,15 +123,16 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise RequestError("the model has no trainable parameter: wrap it with a PEFT adapter first")
-    if team().sharded != is_sharded(model):
+    sharded = is_sharded(model)
+    if team().sharded != sharded:
         raise RequestError(
             "the model is sharded over processes (FSDP2): measure on all of them, each with the same whole "
             "sample, inside `with hessian_lr.distributed.across_ranks(sharded=True):`"
-            if is_sharded(model)
+            if sharded
             else "across_ranks(sharded=True) is for a model that fully_shard() has sharded; this one is whole"
         )
     pieces = next((p.device_mesh.size() for p in model.parameters() if isinstance(p, DTensor)), None)
-    if team().sharded and pieces not in (None, team().size):
+    if sharded and pieces not in (None, team().size):
         raise RequestError(
             f"the model is sharded over {pieces} processes, and across_ranks() joins {team().size}: give it "
             "the group of all that hold a piece"
