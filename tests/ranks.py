@@ -244,18 +244,37 @@ def measure(out):
 
 
 def in_pieces(model, how="layers"):
-    """A tiny Llama in pieces on all ranks: layer by layer and the rest, as one, or all but the adapter."""
+    """A tiny Llama in pieces on all ranks: layer by layer and the rest, as one, or all but the adapter.
+
+    ``checkpointed`` and ``bfloat16``: as by layers, with gradient checkpointing or computing in that.
+    """
+    import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    more = {"ignored_params": {p for p in model.parameters() if p.requires_grad}} if how == "base" else {}
+    adapter = {p for p in model.parameters() if p.requires_grad}
+    more = {"ignored_params": adapter} if how == "base" else {}
+    if how == "checkpointed":
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+        model.train()
     if how == "bfloat16":
-        import torch
-
         more = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)}
     if how != "root":
         for layer in model.get_base_model().model.layers:
             fully_shard(layer, **more)
     fully_shard(model, **more)
+    return model
+
+
+def with_narrow_base():
+    """A tiny Llama whose frozen weights are bfloat16, under an adapter in float32."""
+    import torch
+    from tiny_models import adapted
+
+    model = adapted("llama", torch.float32)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
     return model
 
 
@@ -294,7 +313,7 @@ def measure_in_pieces(out):
 
     found = {}
     with across_ranks(sharded=True):
-        for how in ("layers", "root", "base") if size == 2 else ("layers",):
+        for how in ("layers", "root", "base", "checkpointed") if size == 2 else ("layers",):
             # A state that is kept changes nothing.
             kept = (
                 {"checkpoints": Checkpoints(Path(out, f"state-{rank}"), Setting())} if how == "root" else {}
@@ -304,6 +323,8 @@ def measure_in_pieces(out):
             found[how] = {name: getattr(one, name) for name in (*names, "difference_error")}
         if size == 2:
             found["prediction"] = predict()
+            rough = hlr.sharpness(in_pieces(with_narrow_base()), sample())
+            found["narrow base"] = [rough.status, rough.lambda_max, rough.difference_error]
             found["other sample"] = told(lambda: sharpness("layers", rows[rank:]))
             found["bfloat16"] = told(lambda: sharpness("bfloat16"))
             found["modules"] = told(lambda: hlr.module_sharpness(in_pieces(adapted("llama")), sample()))

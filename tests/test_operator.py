@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch
@@ -77,6 +79,28 @@ def test_gradient_matches_central_differences_of_the_loss(batches):
     difference = (loss_at(step) - loss_at(-2 * step)) / (2 * step)
     assert slope == pytest.approx(difference, rel=DIFFERENCES)
     assert operator.loss == pytest.approx(loss_at(step), rel=DENSE64)
+
+
+def test_where_memory_holds_one_graph_the_others_are_rebuilt_for_the_same_product(batches, monkeypatch):
+    graph, operators, calls = 1000, [], itertools.count(-1)
+
+    def used(_device):
+        # After the plan's first look: before a graph is built, after it, and as its keeping is decided.
+        if (call := next(calls)) < 0:
+            return 0
+        return graph * (operators[0].kept + (call % 3 > 0))
+
+    monkeypatch.setattr("hessian_lr.curvature.plan._used_memory", used)
+    rows = [{name: value[:1] for name, value in batches[0].items()}] * 3
+    monkeypatch.setattr("hessian_lr.curvature.operator.microbatches", lambda sample, _device: sample)
+    operators.append(HessianOperator(adapted(), rows, memory_budget=int(2.5 * graph)))
+    operator, truth = operators[0], dense_hessian(adapted(), rows)
+    for seed in range(3):
+        vector = random_vector(operator.size, seed)
+        assert distance(operator.matvec(vector), truth @ vector) < DENSE64
+    assert operator.kept == 1 and "graphs of 2 of 3 microbatches rebuilt" in operator.note()
+    # Three rows' graphs, then a product through each; two of them built again for the second and the third.
+    assert operator.cost.gradient_equivalents == pytest.approx(1 + 3 + 2 * 2 / 3)
 
 
 def test_the_split_the_order_and_the_padding_do_not_change_the_product(batches):

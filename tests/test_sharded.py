@@ -43,7 +43,9 @@ def alone():
     )
 
 
-@pytest.mark.parametrize("size, how", [(2, "layers"), (2, "root"), (2, "base"), (3, "layers")])
+@pytest.mark.parametrize(
+    "size, how", [(2, "layers"), (2, "root"), (2, "base"), (2, "checkpointed"), (3, "layers")]
+)
 def test_lambda_is_that_of_the_whole_model(size, how, found, alone):
     one = found[size][0][how]
     for name in ("lambda_max", "lambda_upper", "sampling_error", "held_out", "loss"):
@@ -97,6 +99,15 @@ def test_a_group_that_holds_only_some_of_the_pieces_is_refused_rather_than_waite
             one["fewer"][0] == "RequestError"
             and "over 3 processes, and across_ranks() joins 2" in one["fewer"][1]
         )
+
+
+def test_a_base_in_bfloat16_is_rough_in_pieces_as_it_is_whole_and_says_so(found):
+    whole = hlr.sharpness(ranks.with_narrow_base(), ranks.sample(), operator="central-differences")
+    status, largest, error = found[2][0]["narrow base"]
+    assert status == whole.status == "budget"
+    assert largest == pytest.approx(whole.lambda_max, rel=SAME_LAMBDA)
+    # The whole model is held against an exact product too, which a model in pieces has not.
+    assert 0.05 < error <= whole.difference_error
 
 
 def test_what_needs_exact_products_says_so(found):
