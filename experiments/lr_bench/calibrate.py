@@ -21,7 +21,7 @@ from hessian_lr.predict.law import PowerLaw
 from .evaluate import scored
 from .held_out import fit, left_out, usable
 from .laws import LAWS, Law
-from .prospective import covered
+from .prospective import covered, predicted
 from .table import HERE, LONG, read
 from .transfer import transfer_law
 
@@ -54,13 +54,14 @@ def calibration(table: pd.DataFrame, longest: pd.DataFrame) -> Calibration:
     """
     laws = {law.name: law for law in LAWS}
     fitted = {predictor: power_law(laws[name], table) for predictor, name in PREDICTORS.items()}
-    longer = {predictor: _known_to(law, float(longest["steps"].max())) for predictor, law in fitted.items()}
+    longer = {predictor: known_to(law, float(longest["steps"].max())) for predictor, law in fitted.items()}
     made = Calibration(schema=1, version=VERSION, **longer, transfer=transfer_law(table))
-    failed = {name: law for name, law in fitted.items() if covered(name, made, longest) < HOLDS}
-    return replace(made, **failed)
+    held = {name: covered(predicted(name, made, longest), longest) for name in fitted}
+    return replace(made, **{name: law for name, law in fitted.items() if held[name] < HOLDS})
 
 
-def _known_to(law: PowerLaw, steps: float) -> PowerLaw:
+def known_to(law: PowerLaw, steps: float) -> PowerLaw:
+    """The law, known for runs of up to so many steps."""
     told = f"of the same settings, and the {steps:g} steps of a test that no fit took part of"
     low, _ = law.domain["steps"]
     return replace(law, domain=law.domain | {"steps": [low, steps]}, sources=law.sources | {"domain": told})

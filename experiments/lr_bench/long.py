@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from hessian_lr.predict import PREDICTORS, Calibration, load_calibration
+from hessian_lr.predict import PREDICTORS, load_calibration
 from hessian_lr.records import write_json
 
+from .calibrate import known_to
 from .evaluate import FIXED, cost, curves, metrics, scored
 from .held_out import fit, predict, usable
 from .laws import LAWS, Law
@@ -34,11 +35,13 @@ def evaluate(bench: pd.DataFrame, table: pd.DataFrame, runs: pd.DataFrame) -> li
     bench, table = scored(bench), scored(table)
     sweeps = curves(runs, table)
     laws = {law.name: law for law in LAWS}
+    shipped, most = load_calibration(), float(bench["steps"].max())
+    shorter = replace(shipped, **{name: known_to(getattr(shipped, name), most) for name in PREDICTORS})
     rows = []
     for predictor in PREDICTORS:
-        row = judged(predictor, load_calibration(), table, sweeps)
+        row = judged(predictor, shipped, table, sweeps)
         # As it was before this test said that the range holds: widened for steps beyond the bench's.
-        before = judged(predictor, _known_to(float(bench["steps"].max())), table, sweeps)
+        before = judged(predictor, shorter, table, sweeps)
         row |= {f"{name}_before": before[name] for name in ("coverage", "median_width")}
         rows.append(row | {"cost": _median(cost(laws[COSTS[predictor]], table))})
     for name in RIVALS:
@@ -47,17 +50,6 @@ def evaluate(bench: pd.DataFrame, table: pd.DataFrame, runs: pd.DataFrame) -> li
     for name, formula in FIXED.items():
         rows.append({"predictor": name, **metrics(formula(table), table, sweeps)})
     return rows
-
-
-def _known_to(steps: float) -> Calibration:
-    """The shipped constants, known for runs of at most so many steps."""
-    shipped = load_calibration()
-    known = {}
-    for name in PREDICTORS:
-        law = getattr(shipped, name)
-        low, high = law.domain["steps"]
-        known[name] = replace(law, domain=law.domain | {"steps": [low, min(high, steps)]})
-    return replace(shipped, **known)
 
 
 def _fitted(law: Law, bench: pd.DataFrame, table: pd.DataFrame) -> pd.Series:

@@ -64,14 +64,13 @@ def judged(
     return {
         "predictor": predictor,
         **metrics(found["lr"], table, sweeps),
-        "coverage": covered(predictor, constants, table),
+        "coverage": covered(found, table),
         "median_width": float((found["high"] / found["low"]).median()),
     }
 
 
-def covered(predictor: str, constants: Calibration, table: pd.DataFrame) -> float:
-    """The share of settings whose best learning rate lies inside the predictor's range."""
-    found = predicted(predictor, constants, table)
+def covered(found: pd.DataFrame, table: pd.DataFrame) -> float:
+    """The share of settings whose best learning rate lies inside the range of what ``predicted`` found."""
     return float((found["low"].le(table["best_lr"]) & found["high"].ge(table["best_lr"])).mean())
 
 
