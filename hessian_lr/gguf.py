@@ -13,7 +13,7 @@ from .errors import HessianLRError, RequestError
 from .exhausted import ran_out
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -51,6 +51,7 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             model.load_state_dict(dequantised.state_dict())
             model.tie_weights()
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            name_special_tokens(tokenizer, config)
     except Exception as error:  # the reader's errors have no common type: struct, Key, Value, …
         if ran_out(error):
             raise
@@ -60,3 +61,14 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             "fetch it again, or give the model as a folder of safetensors"
         ) from error
     return model, tokenizer
+
+
+def name_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Give a tokenizer made from a GGUF file the special tokens that the file, and so the model, names.
+
+    transformers 5.17, and others of its age, take the token that begins a text for the one that ends it.
+    """
+    for name in ("bos", "eos", "pad"):
+        number = getattr(config, f"{name}_token_id", None)
+        if isinstance(number, int) and 0 <= number < len(tokenizer):
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(number))

@@ -82,7 +82,10 @@ def load(ref: str, *, device: str = "auto", quiet: bool = False) -> LoadedModel:
 def _found(ref: str, quiet: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = Path(ref).expanduser()
     if ref in ALIASES:
-        return _read(str(alias.folder(cache_folder(), ref, quiet)), ref, local=True)
+        model, tokenizer = _read(str(alias.folder(cache_folder(), ref, quiet)), ref, local=True)
+        # The folder may have been made by a transformers that mistook them.
+        gguf.name_special_tokens(tokenizer, model.config)
+        return model, tokenizer
     if path.suffix.lower() == ".gguf":
         with hub.status(f"dequantising {path.name}", quiet):
             return gguf.read(path)

@@ -115,6 +115,27 @@ def test_a_gguf_file_gives_its_own_weights_and_can_be_saved(tmp_path):
     assert models.load(str(tmp_path / "saved"), device="cpu").fingerprint == loaded.fingerprint
 
 
+def test_the_files_own_end_token_is_kept_whatever_the_library_takes_for_it(tmp_path, index, monkeypatch):
+    """Some versions of transformers take the token that begins a text for the one that ends it."""
+    from transformers import AutoTokenizer
+
+    path = tmp_path / "own.gguf"
+    write_gguf(path)
+    right = models.load(str(path), device="cpu").tokenizer
+    assert (right.bos_token_id, right.eos_token_id, right.pad_token_id) == (0, 1, 2)
+    read = AutoTokenizer.from_pretrained
+
+    def mistaken(source, **options):
+        tokenizer = read(source, **options)
+        tokenizer.eos_token = tokenizer.bos_token
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", mistaken)
+    assert models.load(str(path), device="cpu").tokenizer.eos_token_id == 1
+    # Made by such a version, and read later.
+    assert models.load("smollm2-135m", device="cpu", quiet=True).tokenizer.eos_token_id == 1
+
+
 def test_a_damaged_gguf_file_is_named_with_its_size(tmp_path):
     path = tmp_path / "tiny.gguf"
     write_gguf(path)
