@@ -22,7 +22,7 @@ from .per_module import ModuleSpectrum
 from .predict import Prediction
 from .predict.fit import Observation
 from .predict.law import Quantities
-from .predict.start import lr_sharpness
+from .predict.start import lr_eigenvalue, lr_sharpness
 from .records import read_json
 from .score import Score
 from .setting import ADAMW, OPTIMIZERS, Setting
@@ -72,6 +72,7 @@ def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
         **{name: getattr(prediction, name) for name in COSTS},
         "lambda_preconditioned": getattr(adam, "lambda_preconditioned", None),
         "lr_stability": getattr(adam, "lr_stability", None),
+        "lr_eigenvalue": curvature and lr_eigenvalue(curvature),
         "lr_sharpness": curvature and lr_sharpness(curvature),
         "lr_directional": getattr(adam, "lr_directional", None),
         "lr_critical": getattr(adam, "lr_critical", None),
@@ -245,6 +246,7 @@ def observation(one: Validated) -> Observation | None:
             steps=steps,
             lr_stability=one.number("lr_stability"),
             lr_critical_start=one.number("lr_critical_start"),
+            lr_eigenvalue=one.number("lr_eigenvalue"),
             lr_sharpness=one.number("lr_sharpness"),
         ),
     )

@@ -1,8 +1,9 @@
 """Fit the package's constants to the bench: `python -m experiments.lr_bench.calibrate`.
 
-Writes ``hessian_lr/predict/calibration.json``. The fit is to all settings but the longest; the range comes
-from settings whose method or model was left out, whichever is wider. The longest are a test (``long``): a
-law whose range holds there is known for so many steps.
+Writes ``hessian_lr/predict/calibration.json``. The fit is to all settings but the longest. The range comes
+from settings whose method was left out, or from those of a model that was left out, of whichever model it has
+to be widest for: a user's is another one. The longest are a test (``long``): a law whose range holds there is
+known for so many steps.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from .prospective import covered, predicted
 from .table import HERE, LONG, read
 from .transfer import transfer_law
 
-VERSION = "2026.11-e"
+VERSION = "2026.11-f"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
     "combined": "combined",
     "adam": "adam",
-    "eigenvalue": "sharpness",
+    "eigenvalue": "eigenvalue",
 }
 COMPOSED = {
     "stability_over_critical": {"lr_stability": 1.0, "lr_critical_start": -1.0},
-    "stability_over_sharpness": {"lr_stability": 1.0, "lr_sharpness": -1.0},
-    "critical_over_sharpness": {"lr_critical_start": 1.0, "lr_sharpness": -1.0},
+    "stability_over_eigenvalue": {"lr_stability": 1.0, "lr_eigenvalue": -1.0},
+    "critical_over_eigenvalue": {"lr_critical_start": 1.0, "lr_eigenvalue": -1.0},
 }
 REFERENCES = {"batch_size": 4.0, "steps": 60.0}
 # The share of 80% ranges that must hold the best learning rate for the test to be stood.
@@ -79,7 +80,8 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
     for kind in ("method", "model"):
         predicted = left_out(law, rows, rows[kind])
         errors[kind] = np.log(predicted / rows["best_lr"]).to_numpy()
-    half = {kind: conformal(np.abs(found)) for kind, found in errors.items()}
+    half = [conformal(np.abs(errors["method"]))]
+    half += [conformal(np.abs(errors["model"][rows["model"] == name])) for name in rows["model"].unique()]
     source = (
         f"robust fit to {len(rows)} settings of {rows['model'].nunique()} models and "
         f"{rows['method'].nunique()} methods (experiments/lr_bench)"
@@ -92,10 +94,10 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
         settings=len(rows),
         sources=dict.fromkeys(("scale", *exponents), source)
         | {"log_scatter": "root mean square of the errors on a method or model left out, whichever is larger"}
-        | {"log_half_width": "80% quantile of those errors, likewise"}
+        | {"log_half_width": "80% quantile of those errors: of a method's, or of the hardest model's"}
         | {"domain": "the smallest and largest of the same settings"},
         spreads={"scale": SCALE_SPREAD},
-        log_half_width=max(half.values()),
+        log_half_width=max(half),
         # Not of the learning rates: where they lie depends on the parameters' units.
         domain={name: [float(rows[name].min()), float(rows[name].max())] for name in references},
     )

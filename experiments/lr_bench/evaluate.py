@@ -32,7 +32,7 @@ FIXED: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "range test, minimum / 10": lambda t: t["range_test_minimum_tenth"],
 }
 # What is held against the sweep at a tenth of the steps, on the settings that have one.
-RIVALS = ("constant fitted", "c / sqrt lambda", "sharpness", "adam", "combined")
+RIVALS = ("constant fitted", "c / sqrt lambda", "eigenvalue", "adam", "combined")
 
 
 def curves(runs: pd.DataFrame, table: pd.DataFrame) -> dict[str, Sweep]:
@@ -91,6 +91,7 @@ NEEDS = {
     "lambda": ("lambda",),
     "gauss_newton": ("gauss-newton",),
     "sharpness": ("lambda",),
+    "eigenvalue": ("lambda",),
     "root": ("lambda",),
     "critical": ("critical",),
     "polyak": ("gradient",),

@@ -20,7 +20,7 @@ SHOWN = "combined"
 LISTED = {
     "combined": "combined: λ, critical rate, 38/λ_P",
     "adam": "adam: critical rate, 38/λ_P",
-    "sharpness": "eigenvalue: √(L / λn)",
+    "eigenvalue": "eigenvalue: √(L / λ√n)",
     "Polyak": "L / |g|₁ (Polyak)",
     "Gauss-Newton": "Gauss-Newton λ",
     "c / sqrt lambda": "c / √λ",

@@ -1,8 +1,10 @@
-"""Settings that came after the constants and are in no fit: `python -m experiments.lr_bench.later`.
+"""Settings that were swept after the constants were made: `python -m experiments.lr_bench.later`.
 
-What `hessian-lr validate` wrote, as it wrote it: each prediction was made before its sweep, by constants
-that had been shipped. SmolLM2-135M on tasks that no constant has seen it on, and methods with optimizers of
-their own.
+What `hessian-lr validate` wrote, as it wrote it, with each prediction made before its sweep. In ``later``:
+SmolLM2-135M on tasks that no constant had seen it on, by ``2026.11-e`` (they are in the fit of the constants
+after it), and methods with optimizers of their own, which are in none. In ``after``: what those constants,
+``2026.11-f``, have not seen either; they were predicted by ``2026.11-e``, and ``compared`` says what both
+make of the same measurements.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from hessian_lr.digits import rate
+from hessian_lr.predict import PREDICTORS, Calibration, load_calibration
 from hessian_lr.records import read_json
 
-from .table import HERE
+from .evaluate import curves, scored
+from .prospective import NEXT, judged
+from .table import HERE, from_documents, read
 
-LATER = HERE / "later"
+LATER, AFTER = HERE / "later", HERE / "after"
 
 
 def found(folder: Path = LATER) -> list[dict[str, Any]]:
@@ -56,6 +61,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def compared(folder: Path = AFTER) -> list[dict[str, Any]]:
+    """What the last constants and today's make of a folder's measurements, a row each and predictor."""
+    settings, runs = from_documents(folder)
+    settings = scored(settings.reindex(columns=read()[0].columns))
+    sweeps = curves(runs, settings)
+    before, now = Calibration.from_dict(read_json(NEXT)["calibration"]), load_calibration()
+    return [
+        {"constants": one.version, **judged(predictor, one, settings, sweeps)}
+        for predictor in PREDICTORS
+        for one in (before, now)
+    ]
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -66,6 +84,9 @@ def main() -> None:
         own = [row for row in rows if (row["method"] in ("lora+", "loft")) is not alike]
         if own:
             print(table(own), end="\n\n")
+    print(table(found(AFTER)), end="\n\n")
+    for row in compared():
+        print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
 
 if __name__ == "__main__":

@@ -113,35 +113,45 @@ LAWS = (
     ),
     _law("Polyak", ("lr_polyak", THEORY), setting=True),
     _law("Polyak and 38 / lambda_P", ("lr_polyak", THEORY), ("stability_over_polyak", SHARE), setting=True),
-    _law("sharpness", ("lr_sharpness", THEORY), setting=True),
+    _law("eigenvalue", ("lr_eigenvalue", THEORY), setting=True),
     _law("adam", ("lr_critical_start", THEORY), ("stability_over_critical", SHARE), setting=True),
     _law(
-        "sharpness and 38 / lambda_P",
-        ("lr_sharpness", THEORY),
-        ("stability_over_sharpness", SHARE),
+        "eigenvalue and 38 / lambda_P",
+        ("lr_eigenvalue", THEORY),
+        ("stability_over_eigenvalue", SHARE),
         setting=True,
     ),
     _law(
-        "sharpness and critical at start",
-        ("lr_sharpness", THEORY),
-        ("critical_over_sharpness", SHARE),
+        "eigenvalue and critical at start",
+        ("lr_eigenvalue", THEORY),
+        ("critical_over_eigenvalue", SHARE),
         setting=True,
     ),
     _law(
         "combined",
-        ("lr_sharpness", THEORY),
-        ("critical_over_sharpness", SHARE),
-        ("stability_over_sharpness", SHARE),
+        ("lr_eigenvalue", THEORY),
+        ("critical_over_eigenvalue", SHARE),
+        ("stability_over_eigenvalue", SHARE),
         setting=True,
     ),
     _law(
         "combined and Polyak",
+        ("lr_eigenvalue", THEORY),
+        ("critical_over_eigenvalue", SHARE),
+        ("stability_over_eigenvalue", SHARE),
+        ("polyak_over_eigenvalue", SHARE),
+        setting=True,
+    ),
+    # With n in √n's place, as up to 2026.11-e, and with whatever power of n fits (see ``step_length``).
+    _law("sharpness", ("lr_sharpness", THEORY), setting=True),
+    _law(
+        "combined with sharpness",
         ("lr_sharpness", THEORY),
         ("critical_over_sharpness", SHARE),
         ("stability_over_sharpness", SHARE),
-        ("polyak_over_sharpness", SHARE),
         setting=True,
     ),
+    _law("eigenvalue, free n", ("lr_sharpness", THEORY), ("parameters", (0.0, 0.5)), setting=True),
     # The rival: the same sweep at a tenth of the steps.
     _law("tenth of the steps", ("tenth_best_lr", THEORY)),
     _law("tenth of the steps, free", ("tenth_best_lr", (1.0, 0.5)), setting=True),
@@ -162,14 +172,17 @@ def derived(table: pd.DataFrame) -> pd.DataFrame:
     stability, critical = table[AFTER + "lr_stability"], table["lr_critical_start"]
     # The sign-like step that would take a loss that fell in a straight line to zero (Polyak 1987).
     table["lr_polyak"] = table["loss_start"] / table["gradient_l1"]
-    own = np.sqrt(table["loss_start"] / (table["lambda_start"] * table["parameters"]))
-    table["lr_sharpness"] = own.fillna(table["lr_sharpness"]) if "lr_sharpness" in table else own
+    own = np.sqrt(table["loss_start"] / table["lambda_start"])
+    for name, power in (("lr_eigenvalue", 0.25), ("lr_sharpness", 0.5)):
+        mine = own / table["parameters"] ** power
+        table[name] = mine.fillna(table[name]) if name in table else mine
     table["root_over_critical"] = table["lambda_ratio"] ** -0.5 / critical
     table["stability_over_critical"] = stability / critical
     table["stability_over_polyak"] = stability / table["lr_polyak"]
-    table["stability_over_sharpness"] = stability / table["lr_sharpness"]
-    table["critical_over_sharpness"] = critical / table["lr_sharpness"]
-    table["polyak_over_sharpness"] = table["lr_polyak"] / table["lr_sharpness"]
+    for name in ("eigenvalue", "sharpness"):
+        table[f"stability_over_{name}"] = stability / table[f"lr_{name}"]
+        table[f"critical_over_{name}"] = critical / table[f"lr_{name}"]
+    table["polyak_over_eigenvalue"] = table["lr_polyak"] / table["lr_eigenvalue"]
     return table
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from hessian_lr.predict import PREDICTORS, load_calibration
 from hessian_lr.records import write_json
 
+from .calibrate import PREDICTORS as LAW_OF
 from .calibrate import known_to
 from .evaluate import FIXED, cost, curves, metrics, scored
 from .held_out import fit, predict, usable
@@ -22,7 +23,6 @@ from .prospective import judged
 from .table import LONG, read
 
 RIVALS = ("tenth of the steps", "tenth of the steps, free", "tenth and 38 / lambda_P", "constant fitted")
-COSTS = {"combined": "combined", "adam": "adam", "eigenvalue": "sharpness"}
 
 
 def evaluate(bench: pd.DataFrame, table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def evaluate(bench: pd.DataFrame, table: pd.DataFrame, runs: pd.DataFrame) -> li
         # As it was before this test said that the range holds: widened for steps beyond the bench's.
         before = judged(predictor, shorter, table, sweeps)
         row |= {f"{name}_before": before[name] for name in ("coverage", "median_width")}
-        rows.append(row | {"cost": _median(cost(laws[COSTS[predictor]], table))})
+        rows.append(row | {"cost": _median(cost(laws[LAW_OF[predictor]], table))})
     for name in RIVALS:
         told = metrics(_fitted(laws[name], bench, table), table, sweeps)
         rows.append({"predictor": name, **told, "cost": _median(cost(laws[name], table))})

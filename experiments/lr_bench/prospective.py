@@ -1,7 +1,7 @@
 """Constants held to settings swept after they were fixed: `python -m experiments.lr_bench.prospective`.
 
-No choice of a law, and no constant of it, can have known these. ``results/fixed-2026.11-c.json`` has the
-constants as they were, and the keys of the settings they had been fitted to.
+No choice of a law, and no constant of it, can have known these. ``results/fixed-….json`` have constants as
+they were, and the keys of the settings they had been fitted to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .evaluate import curves, metrics, scored
 from .laws import AFTER
 from .table import HERE, read
 
-FIXED = HERE / "fixed-2026.11-c.json"
+FIXED, NEXT = HERE / "fixed-2026.11-c.json", HERE / "fixed-2026.11-e.json"
 
 
 def predicted(predictor: str, constants: Calibration, table: pd.DataFrame) -> pd.DataFrame:
@@ -34,6 +34,7 @@ def predicted(predictor: str, constants: Calibration, table: pd.DataFrame) -> pd
             steps=int(row["steps"]),
             lr_stability=_positive(row[AFTER + "lr_stability"]),
             lr_critical_start=_positive(row["lr_critical_start"]),
+            lr_eigenvalue=_positive(row["lr_eigenvalue"]),
             lr_sharpness=_positive(row["lr_sharpness"]),
         )
         found = rate(predictor, constants, known)
@@ -48,10 +49,11 @@ def _positive(value: float) -> float | None:
 
 
 def evaluate(table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each predictor."""
+    """A row for each predictor, on what came between these constants and the next."""
     fixed = read_json(FIXED)
     constants = Calibration.from_dict(fixed["calibration"])
-    later = scored(table[~table["key"].isin(fixed["keys"])])
+    between = set(read_json(NEXT)["keys"]) - set(fixed["keys"])
+    later = scored(table[table["key"].isin(between)])
     sweeps = curves(runs, later)
     return [judged(predictor, constants, later, sweeps) for predictor in PREDICTORS]
 

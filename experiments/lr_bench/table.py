@@ -1,20 +1,25 @@
 """Collect what `run` made into the two tables that are committed: `python -m experiments.lr_bench.table`.
 
 ``settings.csv``: a row a setting, with its sweep's answer, every measured quantity and its cost, and the
-baselines. ``runs.csv``: a row a run. Both read back without loss of what the evaluation needs. The longest
-runs, which no fit takes part of (see ``long``), are in two tables of their own: with ``--long`` only
-these are written.
+baselines. ``runs.csv``: a row a run. Both read back without loss of what the evaluation needs; what is in
+them and not found again stays. The longest runs, which no fit takes part of (see ``long``), are in two tables
+of their own: with ``--long`` only these are written.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from hessian_lr import methods, models
+from hessian_lr.methods import METHODS
 from hessian_lr.records import read_json
+from hessian_lr.setting import Setting
 
 from .laws import AFTER
 from .run import OUT
@@ -22,8 +27,9 @@ from .settings import long
 
 HERE = Path(__file__).parent / "results"
 LONG = HERE / "long"
-# What `hessian-lr validate` measured on the real model, which is too slow here for every quantity.
-VALIDATED = "validated"
+# What `hessian-lr validate` measured on the real model, which is too slow here for every quantity; ``later``
+# says how its own were predicted before they were in any fit.
+VALIDATED = ("validated", "later")
 SETTING = (
     *("model", "data", "method", "rank", "alpha", "target_modules", "batch_size", "steps"),
     *("max_length", "dtype", "samples"),
@@ -43,9 +49,21 @@ def collect() -> tuple[pd.DataFrame, pd.DataFrame]:
         for kind in ("sweep_0_1" if "sweep_0_1" in found else "sweep_0", "tenth"):
             told = found.get(kind, {"runs": []})["runs"]
             runs += [{"key": file.stem, "kind": kind.split("_")[0], **run} for run in told]
-    for file in sorted((HERE / VALIDATED).glob("*.json")):
+    for folder in VALIDATED:
+        for together, one in zip((rows, runs), from_documents(HERE / folder), strict=True):
+            together += one.to_dict("records")
+    return pd.DataFrame(rows), pd.DataFrame(runs)
+
+
+def from_documents(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Settings and runs from each ``validate.json`` of a folder, of methods that AdamW trains."""
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for file in sorted(folder.glob("*.json")):
         document = read_json(file)
         for found in document["results"]:
+            if METHODS[found["method"]].optimizer is not None:
+                continue
             key = f"{file.stem}-{found['method']}"
             rows.append({"key": key, **_validated(document["setting"], found)})
             runs += [{"key": key, "kind": "sweep", **run} for run in found["runs"]]
@@ -56,12 +74,17 @@ def _validated(setting: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
     """A row of ``validate.json`` under the names of this table."""
     row: dict[str, Any] = {name: setting[name] for name in SETTING if name != "method"}
     row |= {"method": found["method"], **{name: found[name] for name in ANSWER}}
+    parameters = _parameters(setting["model"], found["method"], setting["rank"])
+    # Of a time when it was not told, from √(L / (λ·n)), which was.
+    eigenvalue = found.get("lr_eigenvalue", found["lr_sharpness"] * parameters**0.25)
     return row | {
+        "parameters": parameters,
         "seeds": len({run["seed"] for run in found["runs"]}),
         "sweep_cost": sum(run["steps"] for run in found["runs"]) * setting["batch_size"],
         "sweep_seconds": round(found["sweep_seconds"], 1),
         "rows": setting["samples"],
         "lambda_start": found["lambda_max"],
+        "lr_eigenvalue": eigenvalue,
         "lr_sharpness": found["lr_sharpness"],
         "lr_critical_start": found["lr_critical_start"],
         AFTER + "lambda_preconditioned": found["lambda_preconditioned"],
@@ -70,6 +93,16 @@ def _validated(setting: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
         "combined_cost": found["gradient_equivalents"] * setting["samples"],
         "measure_seconds": found["seconds"],
     }
+
+
+@lru_cache
+def _parameters(model: str, method: str, rank: int) -> int:
+    """The trainable parameters of an adapter on all linear layers, which no document tells."""
+    loaded = models.load(model, device="cpu", quiet=True)
+    # Where the factors start changes none of their shapes; DoRA has magnitudes besides.
+    shape = Setting(method="dora" if method == "dora" else "lora", rank=rank)
+    built = methods.build(copy.deepcopy(loaded.model), shape)
+    return sum(p.numel() for p in built.parameters() if p.requires_grad)
 
 
 def _row(found: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +127,13 @@ def read(folder: Path = HERE) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:
-    """The two tables, the settings' columns that are empty left out."""
+    """The two tables, with what they had of other settings; the settings' columns that are empty left out."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "settings.csv").exists():
+        before = (old[~old["key"].isin(settings["key"])] for old in read(folder))
+        settings, runs = (
+            pd.concat(pair, ignore_index=True) for pair in zip(before, (settings, runs), strict=True)
+        )
     settings.dropna(axis=1, how="all").to_csv(folder / "settings.csv", index=False, float_format="%.6g")
     runs.to_csv(folder / "runs.csv", index=False, float_format="%.7g")
     print(f"{folder.name}: {len(settings)} settings, {len(runs)} runs")

@@ -22,7 +22,7 @@ class Calibration(Record):
         combined: η̂ from all of the below.
         adam: η̂ from 38/λ_P (quantity ``lr_stability``) and the critical learning rate at the start
             (``lr_critical_start``), ``batch_size`` and ``steps``.
-        eigenvalue: η̂ from λ at initialization (``lr_sharpness``), ``batch_size`` and ``steps``.
+        eigenvalue: η̂ from λ at initialization (``lr_eigenvalue``), ``batch_size`` and ``steps``.
         transfer: From one setting's measured best learning rate to another's.
     """
 

@@ -27,7 +27,8 @@ class Quantities:
         steps: Optimizer steps of the run.
         lr_stability: 38/λ_P after the warm-up.
         lr_critical_start: η_c along the first step, before the warm-up.
-        lr_sharpness: √(L / (λ·n)) at initialization (see ``start.lr_sharpness``).
+        lr_eigenvalue: √(L / (λ·√n)) at initialization (see ``start.lr_eigenvalue``).
+        lr_sharpness: √(L / (λ·n)) at initialization, for constants of earlier versions.
         slack: Factor within which ``lr_stability`` is known; it widens the range.
     """
 
@@ -35,6 +36,7 @@ class Quantities:
     steps: int
     lr_stability: float | None = None
     lr_critical_start: float | None = None
+    lr_eigenvalue: float | None = None
     lr_sharpness: float | None = None
     slack: float = 1.0
 

@@ -22,7 +22,7 @@ from .calibration import Calibration, load_calibration
 from .law import Quantities
 from .prediction import Prediction
 from .rate import rate
-from .start import by_closed_form, by_lanczos, lr_sharpness
+from .start import by_closed_form, by_lanczos, lr_eigenvalue, lr_sharpness
 from .warmup import MakeOptimizer, adamw
 
 
@@ -200,7 +200,7 @@ def _start(request: _Request) -> Curvature:
         start = by_closed_form(request.model, request.batches, **common)
     else:
         start = by_lanczos(request.model, request.batches, checkpoints=request.checkpoints, **common)
-    if lr_sharpness(start) is None:
+    if lr_eigenvalue(start) is None:
         raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
     return start
 
@@ -260,6 +260,7 @@ def quantities(
         lr_stability=adam.lr_stability if adam else None,
         lr_critical_start=adam.lr_critical_start if adam else None,
         # λ knows nothing of another optimizer than AdamW.
+        lr_eigenvalue=lr_eigenvalue(start) if start and not own else None,
         lr_sharpness=lr_sharpness(start) if start and not own else None,
         slack=adam.stability_slack if adam else 1.0,
     )
