@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from experiments.gpu import run as gpu_run
 from experiments.lambda_check import repeated
 from experiments.methods import run as methods_run
 from experiments.methods import table as methods_table
@@ -118,3 +119,17 @@ def test_the_counts_of_the_certificates_are_those_of_their_draws():
     draws, above = (sum(row[name] for row in study["summary"]) for name in ("draws", "upper_violated"))
     # A 95% bound may be violated; so often only with a probability of 1%.
     assert scipy.stats.binom.sf(above - 1, draws, 0.05) > 0.01
+
+
+def test_the_gpu_study_measures_a_small_shape_on_a_cpu_and_keeps_each_part(tmp_path, monkeypatch):
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    monkeypatch.setitem(gpu_run.SHAPES, "135M", shape | {"vocab_size": 64})
+    monkeypatch.setattr(gpu_run, "LENGTH", 16)
+    out = tmp_path / "case.json"
+    gpu_run.measure({"shape": "135M", "weights": "float32", "dtype": "float32", "rows": 8}, "cpu", str(out))
+    found = read_json(out)
+    assert found["graphs"] == found["graphs_kept"] == 8
+    for name in ("kept_ratio", "rebuilt_ratio", "library_gradient_seconds", "step_seconds"):
+        assert found[name] > 0
+    assert found["sharpness"]["status"] == "converged"
+    assert found["trainable"] == 2 * 16 * (4 * (16 + 16) + 3 * (16 + 24))
