@@ -46,7 +46,7 @@ ADAPTER = {
     **{"init_lora_weights": True, "rank_pattern": {"q_proj": 3}, "auto_mapping": None, "lora_dropout": 0.1},
     **{"layers_to_transform": [0], "modules_to_save": None, "use_dora": False, "bias": "none"},
 }
-QUANTITIES = Quantities(4, 60, lr_stability=1e-2, lr_critical_start=1e-2, lr_sharpness=1e-2)
+QUANTITIES = Quantities(4, 60, lr_stability=1e-2, lr_critical_start=1e-2, lr_eigenvalue=1e-2)
 ROWS = (
     [{"prompt": "2+3", "response": "5"}, {"prompt": "1+1", "response": "2"}],
     [

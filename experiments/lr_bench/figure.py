@@ -19,8 +19,8 @@ SHOWN = "combined"
 # Of many laws the ones a reader would ask for, the package's own first.
 LISTED = {
     "combined": "combined: λ, critical rate, 38/λ_P",
-    "adam": "adam: critical rate, 38/λ_P",
     "eigenvalue": "eigenvalue: √(L / λ√n)",
+    "adam": "adam: critical rate, 38/λ_P",
     "Polyak": "L / |g|₁ (Polyak)",
     "Gauss-Newton": "Gauss-Newton λ",
     "c / sqrt lambda": "c / √λ",
@@ -107,4 +107,4 @@ def _errors(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("factor off, median ● to 90% |, the method left out")
     fewer = told["tenth of the steps, free"]["settings"]
-    axes.set_title(f"How far off each is (*: on the {fewer} longest settings)", loc="left")
+    axes.set_title(f"How far off each is (*: on the {fewer} longest)", loc="left")

@@ -48,7 +48,7 @@ def _panel(axes: Axes, group: Group) -> None:
     axes.set_xscale("log")
     log_ticks(axes.xaxis)
     axes.set_xlabel("learning rate")
-    axes.set_title(group.title, loc="left")
+    axes.set_title(group.title.replace(", ", "\n", 1), loc="left")
 
 
 def _key(method: str) -> Line2D:

@@ -71,7 +71,7 @@ def groups(settings: pd.DataFrame, runs: pd.DataFrame) -> list[Group]:
         initial = np.mean([run.initial_loss for sweep in sweeps.values() for run in sweep.runs])
         found.append(
             Group(
-                title=f"{first['model']}, {first['steps']} steps of {first['batch_size']}",
+                title=f"{first['model']}, {first['data']}, {first['steps']} steps of {first['batch_size']}",
                 settings=usable,
                 sweeps=sweeps,
                 initial=float(initial),
