@@ -75,18 +75,23 @@ def calibrate(
 
     from . import results, terminal
     from .predict import load_calibration
-    from .predict.fit import fit
+    from .predict.fit import fit, unheard
 
     observations = [o for one in results.read_validated(runs) if (o := results.observation(one)) is not None]
-    found = fit(observations, load_calibration(calibration))
+    current = load_calibration(calibration)
+    found, notes = fit(observations, current), unheard(observations, current)
     found.write(out)
     output.write(
         {
             "schema": results.SCHEMA,
             "calibration": found,
             "observations": [dataclasses.asdict(o) for o in observations],
+            "notes": notes,
         }
     )
     if output.tables:
         terminal.calibration_table(found)
+    if not output.quiet:
+        for note in notes:
+            terminal.say(f"note: {note}")
     return 0

@@ -8,7 +8,7 @@ import pytest
 
 from hessian_lr.errors import RequestError
 from hessian_lr.predict.calibration import Calibration
-from hessian_lr.predict.fit import SCATTER, Observation, conformal, fit
+from hessian_lr.predict.fit import SCATTER, Observation, conformal, fit, unheard
 from hessian_lr.predict.law import PowerLaw, Quantities
 from hessian_lr.predict.rate import rate
 from hessian_lr.predict.transfer import Transfer
@@ -109,6 +109,13 @@ def test_a_law_is_fitted_to_the_settings_that_have_all_its_quantities():
     ]
     found = fit(rows, CURRENT)
     assert (found.combined.settings, found.adam.settings, found.eigenvalue.settings) == (1, 2, 2)
+    told = unheard(rows, CURRENT)
+    assert [note.partition(",")[0] for note in told] == [
+        f"{count} of 3 settings do not count for the law {name!r}"
+        for name, count in {"combined": 2, "adam": 1, "eigenvalue": 1}.items()
+    ]
+    assert "lack lr_sharpness, lr_stability." in told[0] and "validate" in told[0]
+    assert "it stays as it was" in unheard(rows[:1], CURRENT)[0] and not unheard(rows[1:2], CURRENT)
     assert found.combined.scale == pytest.approx(3.0 * 4.0**0.5)
 
 

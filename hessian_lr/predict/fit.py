@@ -66,7 +66,7 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
     fitted = False
     for name in LAWS:
         law = getattr(current, name)
-        known = [o for o in observations if None not in [getattr(o.quantities, key) for key in law.exponents]]
+        known = [o for o in observations if not _lacks(o, law)]
         laws[name] = fit_law(known, law) if known else law
         fitted |= bool(known)
     if not fitted:
@@ -76,6 +76,25 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
         )
     version = f"fit-{digest([dataclasses.asdict(o) for o in observations], 8)}"
     return replace(current, version=version, **laws)
+
+
+def unheard(observations: Sequence[Observation], current: Calibration) -> list[str]:
+    """What a user should know of settings that do not count for a law, for lack of one of its quantities."""
+    notes = []
+    for name in LAWS:
+        lacks = [found for o in observations if (found := _lacks(o, getattr(current, name)))]
+        if lacks:
+            kept = "; it stays as it was" if len(lacks) == len(observations) else ""
+            notes.append(
+                f"{len(lacks)} of {len(observations)} settings do not count for the law {name!r}, for they "
+                f"lack {', '.join(sorted(set().union(*lacks)))}{kept}. Where an earlier version measured "
+                "them, run `hessian-lr validate` on their folder again: it measures anew and keeps the runs"
+            )
+    return notes
+
+
+def _lacks(one: Observation, law: PowerLaw) -> list[str]:
+    return [name for name in law.exponents if getattr(one.quantities, name) is None]
 
 
 def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
