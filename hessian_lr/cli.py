@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__, job, options, report_command, runs_command, sweep_command
+from .cluster import Cluster, engine
 from .ending import explained, termination_as_interrupt
 from .errors import RequestError, shown, unknown_name
-from .options import Interrupted, Output, takes
+from .option_groups import Interrupted, takes
+from .options import Output
 from .setting import AUTO, Setting
 
 # Everything that loads torch or transformers is imported where it is used: `--help` needs neither.
@@ -194,10 +196,10 @@ def spectrum(
 
 
 @app.command(epilog=_example("validate --method lora --method pissa --steps 40 --out runs/two"))
-@takes(settings=options.settings, cluster=options.engine, output=options.output)
+@takes(settings=options.settings, cluster=engine, output=options.output)
 def validate(
     settings: list[Setting],
-    cluster: options.Cluster | None,
+    cluster: Cluster | None,
     output: Output,
     predictor: options.Predictor = "combined",
     calibration: options.Calibrated = None,
@@ -259,7 +261,7 @@ app.command(epilog=_example("report runs/validate density.json --out report.html
 
 
 app.command(epilog=_example("sweep examples/sweep.yaml --dry-run"))(
-    takes(cluster=options.engine, output=options.output)(sweep_command.sweep)
+    takes(cluster=engine, output=options.output)(sweep_command.sweep)
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from .errors import HessianLRError, RankError, shown
-from .options import Interrupted
+from .option_groups import Interrupted
 
 INTERRUPTED, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGTERM))
 # The base of all complaints about a command line; which package has it depends on typer's version.

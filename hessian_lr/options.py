@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import sys
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,57 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from . import job
-from .errors import RequestError, unknown_name
+from .errors import RequestError
 from .peft_config import read, refuse_contradiction
 from .records import dump_json, write_json
 from .setting import AUTO, Setting
 
 DEFAULTS = Setting()
-ENGINES = ("local", "ray")
-
-
-class Interrupted(Exception):
-    """Ctrl-C, with what to tell about it."""
-
-
-def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of each group beside its own.
-
-    A group is a function whose parameters are options; the command gets what it returns, under the
-    group's name.
-    """
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        own = [p for p in _parameters(command) if p.name not in groups]
-        members = {name: _parameters(group) for name, group in groups.items()}
-
-        @functools.wraps(command)
-        def run(**values: Any) -> Any:
-            made = {
-                name: groups[name](**{p.name: values.pop(p.name) for p in parameters})
-                for name, parameters in members.items()
-            }
-            try:
-                return command(**values, **made)
-            except KeyboardInterrupt:
-                # Caught here because what becomes of it above depends on typer's version.
-                raise Interrupted("interrupted") from None
-
-        # Arguments and a command's own options come first in its help.
-        everything = [*own, *(p for parameters in members.values() for p in parameters)]
-        run.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in everything}
-        return run
-
-    return decorate
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    hints = typing.get_type_hints(function, include_extras=True)
-    return [
-        p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for p in inspect.signature(function).parameters.values()
-    ]
 
 
 def settings(
@@ -215,66 +166,6 @@ def output(
     if json is not None and json != "-":
         check_writable(json, "--json")
     return Output(json, quiet)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the user asked for.
-
-    Attributes:
-        address: host:port of the head; None: ``RAY_ADDRESS``, else the cluster that this machine is
-            part of, else one of this machine alone, for as long as the sweep takes.
-        cpus: CPUs of a run, which are its threads.
-        gpus: GPUs of a run, 0.5 for two runs on one; None: 1 where the cluster has any and a setting is
-            not for the CPU.
-    """
-
-    address: str | None
-    cpus: int
-    gpus: float | None
-
-
-def engine(
-    engine: Annotated[
-        str, typer.Option(metavar="local|ray", help="Where runs are trained: here, or on a Ray cluster.")
-    ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Head of the Ray cluster.",
-            show_default="RAY_ADDRESS, else this machine's",
-        ),
-    ] = None,
-    cpus_per_run: Annotated[
-        int | None, typer.Option(help="CPUs and threads of a run on Ray.", show_default="1")
-    ] = None,
-    gpus_per_run: Annotated[
-        float | None,
-        typer.Option(
-            help="GPUs of a run on Ray; 0.5: two runs share one.", show_default="1 where the cluster has any"
-        ),
-    ] = None,
-) -> Cluster | None:
-    """Where the runs are trained; None: in this process.
-
-    Raises:
-        RequestError: there is no such engine, or it takes no such option.
-    """
-    if engine not in ENGINES:
-        raise unknown_name("engine", engine, ENGINES)
-    asked = {"--address": address, "--cpus-per-run": cpus_per_run, "--gpus-per-run": gpus_per_run}
-    if engine == "local":
-        for option, value in asked.items():
-            if value is not None:
-                raise RequestError(f"{option} is for --engine ray; add it or leave {option} out")
-        return None
-    if cpus_per_run is not None and cpus_per_run < 1:
-        raise RequestError(f"--cpus-per-run takes a whole number of at least 1, not {cpus_per_run}")
-    # Ray shares one GPU, or gives several whole ones.
-    if gpus_per_run is not None and not (0 <= gpus_per_run <= 1 or gpus_per_run.is_integer()):
-        raise RequestError(f"--gpus-per-run takes 0 to 1, or a whole number, not {gpus_per_run:g}")
-    return Cluster(address, cpus_per_run or 1, gpus_per_run)
 
 
 Calibrated = Annotated[

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
+from .cluster import Cluster
 from .errors import RequestError
-from .options import Cluster, Interrupted, Output
+from .option_groups import Interrupted
+from .options import Output
 
 if TYPE_CHECKING:
     from .grids import Job, Plan

@@ -25,7 +25,7 @@ from .engine import Outcome, Task, train
 from .run import RunResult, precision
 
 if TYPE_CHECKING:
-    from ..options import Cluster
+    from ..cluster import Cluster
 
 RETRIES = 3  # of a run whose worker is lost; and so many workers in a row may be lost as they start
 _CONNECT_S = 10.0
