@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def name_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Give a tokenizer made from a GGUF file the special tokens that the file, and so the model, names.
 
-    transformers 5.17, and others of its age, take the token that begins a text for the one that ends it.
+    transformers 5.17 takes the token that begins a text for the one that ends it.
     """
     for name in ("bos", "eos", "pad"):
         number = getattr(config, f"{name}_token_id", None)

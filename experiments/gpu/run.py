@@ -25,7 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import hessian_lr as hlr
 from experiments.cost_curve.worker import DTYPES, gathered_loss, library_loss
 from hessian_lr.curvature import HessianOperator
-from hessian_lr.curvature.loss import IGNORED, Batch, compute_in, quiet_model, trainable
+from hessian_lr.curvature.loss import IGNORED, Batch, compute_in, quiet_model, to_device, trainable
+from hessian_lr.curvature.microbatches import microbatches
 from hessian_lr.methods import build
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting
@@ -106,92 +107,98 @@ def timed(device: torch.device, act: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-class Peak:
-    """The most that the device's tensors have taken since this was made."""
+def forget_peak(device: torch.device) -> None:
+    """Start the peak of the device's memory anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
 
-    def __int__(self) -> int:
-        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
+def peak_bytes(device: torch.device) -> int:
+    """The most that the device's tensors have taken since ``forget_peak``."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def products(model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
-    """Seconds and peak memory of products, graphs that fit kept or all rebuilt, and of gradients."""
+    """Products with the graphs that fit kept, and with all rebuilt."""
+    return product("kept", None, model, batch, dtype) | product("rebuilt", 0, model, batch, dtype)
+
+
+def product(
+    kind: str, budget: int | None, model: nn.Module, batch: Batch, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Seconds and peak memory of products, and seconds of gradients that take turns with them.
+
+    The operator, with all graphs it keeps, ends with this call: another's peak must not count them.
+    """
     parameters = trainable(model)
-    device = parameters[0].device
-    found: dict[str, Any] = {"allocated_before": int(Peak(device))}
-    for kind, budget in (("kept", None), ("rebuilt", 0)):
-        operator = HessianOperator(model, [batch], dtype=dtype, memory_budget=budget)
-        vector = torch.randn(operator.size, device=device)
-        vector /= vector.norm()
+    operator = HessianOperator(model, [batch], dtype=dtype, memory_budget=budget)
+    device = operator.device
+    vector = torch.randn(operator.size, device=device)
+    vector /= vector.norm()
 
-        def gradient(
-            loss_of: Callable[[Batch], torch.Tensor], pieces: list[Batch] = operator.batches
-        ) -> None:
-            # As a trainer takes it: the model's own attention, and no graph of the gradient.
-            with quiet_model(model), compute_in(device, dtype):
-                for piece in pieces:
-                    torch.autograd.grad(loss_of(piece), parameters)
+    def gradient(loss_of: Callable[[Batch], torch.Tensor]) -> None:
+        # As a trainer takes it: the model's own attention, and no graph of the gradient.
+        with quiet_model(model), compute_in(device, dtype):
+            for piece in operator.batches:
+                torch.autograd.grad(loss_of(piece), parameters)
 
-        peak = Peak(device)
-        first = timed(device, lambda operator=operator, vector=vector: operator.matvec(vector))
-        operator.matvec(vector)
-        found[f"{kind}_peak"] = int(peak)
-        seconds: dict[str, list[float]] = {}
-        work: dict[str, Callable[[], Any]] = {
-            f"{kind}_product": lambda operator=operator, vector=vector: operator.matvec(vector),
-            f"{kind}_gradient": lambda operator=operator: gradient(gathered_loss(model, operator.batches)),
-        }
-        for act in work.values():
-            act()
-        for _ in range(REPEATS):
-            for name, act in work.items():
-                seconds.setdefault(name, []).append(timed(device, act))
-        found |= {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
-        found[f"{kind}_first_seconds"] = first
-        found[f"{kind}_ratio"] = found[f"{kind}_product_seconds"] / found[f"{kind}_gradient_seconds"]
-        if budget is None:
-            found |= {"graphs": len(operator.batches), "graphs_kept": operator.kept}
-            found["graph_bytes_a_token"] = operator.plan.bytes_per_token
-        pieces = operator.batches
-        del operator, work
-    library = [timed(device, lambda: gradient(library_loss(model), pieces)) for _ in range(REPEATS)]
-    return found | {"library_gradient_seconds": statistics.median(library)}
+    work: dict[str, Callable[[], Any]] = {
+        "product": lambda: operator.matvec(vector),
+        "gradient": lambda: gradient(gathered_loss(model, operator.batches)),
+        "library_gradient": lambda: gradient(library_loss(model)),
+    }
+    forget_peak(device)
+    first = timed(device, work["product"])
+    work["product"]()
+    peak = peak_bytes(device)
+    for act in work.values():
+        act()
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(REPEATS):
+        for name, act in work.items():
+            seconds[name].append(timed(device, act))
+    found = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
+    found |= {
+        "ratio": found["product_seconds"] / found["gradient_seconds"],
+        "first_seconds": first,
+        "peak": peak,
+        "graphs": len(operator.batches),
+        "graphs_kept": operator.kept,
+        "graph_bytes_a_token": operator.plan.bytes_per_token,
+    }
+    return {f"{kind}_{name}": value for name, value in found.items()}
 
 
 def step(model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
     """Seconds and peak memory of a training step on the same microbatches: forward, backward, AdamW."""
     parameters = trainable(model)
     device = parameters[0].device
-    operator = HessianOperator(model, [batch], dtype=dtype)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+    pieces = [to_device(piece, device) for piece in microbatches([batch], device)]
+    optimizer, loss_of = torch.optim.AdamW(parameters, lr=1e-6), gathered_loss(model, pieces)
 
     def once() -> None:
         with quiet_model(model):
-            for piece in operator.batches:
+            for piece in pieces:
                 with compute_in(device, dtype):
-                    loss = gathered_loss(model, operator.batches)(piece)
+                    loss = loss_of(piece)
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
     once()  # Adam's state is there from now on
-    peak = Peak(device)
+    forget_peak(device)
     seconds = statistics.median(timed(device, once) for _ in range(REPEATS))
-    return {"step_seconds": seconds, "step_peak": int(peak)}
+    return {"step_seconds": seconds, "step_peak": peak_bytes(device)}
 
 
 def eigenvalue(model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
     """What λ to 5% costs from end to end."""
     device = trainable(model)[0].device
-    peak = Peak(device)
+    forget_peak(device)
     found = hlr.sharpness(model, [batch], dtype=dtype)
     names = ("status", "lambda_max", "residual", "rounding", "matvecs", "gradient_equivalents", "seconds")
     told = {name: getattr(found, name) for name in names}
-    return {"sharpness": told | {"notes": list(found.notes), "peak": int(peak)}}
+    return {"sharpness": told | {"notes": list(found.notes), "peak": peak_bytes(device)}}
 
 
 def measure(case: dict[str, Any], device: str, out: str) -> dict[str, Any]:
