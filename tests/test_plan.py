@@ -10,10 +10,10 @@ from hessian_lr.errors import RequestError
 from hessian_lr.sweep import plan
 
 
-def search(start, loss):
+def search(start, loss, stride=plan.STRIDE):
     """Follow the plan to its end on a known loss; the losses at all points it ran."""
     losses = {}
-    while points := plan.next_points(start, losses):
+    while points := plan.next_points(start, losses, stride):
         assert not set(points) & set(losses), "the plan asked for a point it already had"
         losses.update({point: loss(point) for point in points})
     return losses
@@ -43,6 +43,13 @@ def test_a_start_that_is_no_learning_rate_is_refused(lr):
 
 def test_a_good_start_costs_five_points():
     assert sorted(search(-12, bowl(-12))) == [-14, -13, -12, -11, -10]
+
+
+@pytest.mark.parametrize("away", [-3, -1, 0, 1, 3])
+def test_a_search_of_single_steps_leaves_no_gap_and_costs_three_points_and_how_far_it_began(away):
+    found = sorted(search(-12 + away, bowl(-12), stride=1))
+    assert found == list(range(found[0], found[-1] + 1)) and {-13, -12, -11} <= set(found)
+    assert len(found) == 3 + abs(away)
 
 
 def test_it_first_runs_the_start_and_two_steps_on_both_sides():

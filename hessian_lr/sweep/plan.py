@@ -17,7 +17,7 @@ POINTS_PER_DECADE = 4
 # 1e-7 and 100: AdamW on an adapter wants less than 1, SGD, whose step is as short as the gradient, more.
 LOWEST, HIGHEST = -28, 8
 MAX_POINTS = 12
-_STRIDE = 2  # the search strides by 10^0.5 and fills the gaps only beside the best
+STRIDE = 2  # a search strides by 10^0.5 and fills the gaps only beside the best
 _FILL = 2  # points the filling needs: one on either side of the best
 FEWEST_POINTS = 3 + _FILL  # of a search whose first three points bracket the best
 
@@ -54,10 +54,10 @@ def nearest_point(lr: float) -> int:
     return min(max(round(math.log10(lr) * POINTS_PER_DECADE), LOWEST), HIGHEST)
 
 
-def next_points(start: int, losses: Mapping[int, float]) -> tuple[int, ...]:
+def next_points(start: int, losses: Mapping[int, float], stride: int = STRIDE) -> tuple[int, ...]:
     """The points to run next; none when the sweep is complete.
 
-    Runs ``start`` and a point two steps away on both sides; then extends by two steps beyond
+    Runs ``start`` and a point a stride away on both sides; then extends by a stride beyond
     the best point until the best is interior; then fills the points one step beside the best.
     Stops at the grid's limits and at ``MAX_POINTS`` points, two of them kept for the filling:
     a best point that is still at an edge then is censored (``at_edge``).
@@ -65,20 +65,21 @@ def next_points(start: int, losses: Mapping[int, float]) -> tuple[int, ...]:
     Args:
         start: The point the search starts from.
         losses: Mean loss at each point that was run; +inf where a run diverged.
+        stride: Steps between the points of the search: 1 where its start is well known.
 
     Returns:
         Points that are not in ``losses``, ascending.
     """
     if not losses:
-        points = (max(start - _STRIDE, LOWEST), start, min(start + _STRIDE, HIGHEST))
+        points = (max(start - stride, LOWEST), start, min(start + stride, HIGHEST))
         return tuple(sorted(set(points)))
     best = best_of(losses)
     low, high = min(losses), max(losses)
     if len(losses) + 1 + _FILL <= MAX_POINTS:
         if best == low and low > LOWEST:
-            return (max(low - _STRIDE, LOWEST),)
+            return (max(low - stride, LOWEST),)
         if best == high and high < HIGHEST:
-            return (min(high + _STRIDE, HIGHEST),)
+            return (min(high + stride, HIGHEST),)
     beside = (best - 1, best + 1)
     missing = [point for point in beside if low <= point <= high and point not in losses]
     return tuple(missing[: max(MAX_POINTS - len(losses), 0)])

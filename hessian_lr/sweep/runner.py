@@ -52,6 +52,7 @@ def sweep(
     data: TaskData,
     *,
     start_lr: float,
+    stride: int = plan.STRIDE,
     lrs: Sequence[float] | None = None,
     seeds: Sequence[int],
     out: Path,
@@ -69,6 +70,7 @@ def sweep(
         loaded: The model of the setting.
         data: The data of the setting.
         start_lr: Where the search for the best learning rate starts (see ``sweep.plan``).
+        stride: Grid points between the learning rates of the search.
         lrs: Exactly these learning rates instead of a search.
         seeds: Seeds of initialization and data order.
         out: Folder of the run files; made if missing.
@@ -82,7 +84,7 @@ def sweep(
     from .. import methods
 
     seeded, fixed = check_plan(setting, lrs, seeds)
-    wanted = Wanted(setting, tuple(one.seed for one in seeded), fixed, start_lr)
+    wanted = Wanted(setting, tuple(one.seed for one in seeded), fixed, start_lr, stride)
     methods.check(loaded.model, setting)
     finished = Finished(writable(Path(out) / "runs"), data.digest, loaded.fingerprint)
 

@@ -24,12 +24,14 @@ class Wanted:
         seeds: Seeds to run at each learning rate, ascending.
         lrs: Exactly these learning rates, ascending; None: search for the best one.
         start_lr: Where a search starts (see ``sweep.plan``).
+        stride: Grid points between the learning rates of a search.
     """
 
     setting: Setting
     seeds: tuple[int, ...]
     lrs: tuple[float, ...] | None
     start_lr: float
+    stride: int = plan.STRIDE
 
     def standing(self, find: Find) -> Standing:
         """What of it is there, and what has to be run next; a search goes on from what is there."""
@@ -37,7 +39,7 @@ class Wanted:
         start = plan.nearest_point(self.start_lr) if self.lrs is None else 0
         groups: dict[float, tuple[RunResult, ...]] = {}
         missing: list[tuple[Setting, float]] = []
-        pending = self.lrs or _rates(plan.next_points(start, {}))
+        pending = self.lrs or _rates(plan.next_points(start, {}, self.stride))
         while pending:
             for lr in pending:
                 found = [(one, find(one, lr)) for one in seeded]
@@ -46,7 +48,7 @@ class Wanted:
             if self.lrs is not None or missing:
                 break
             losses = {plan.nearest_point(lr): mean_final_loss(runs) for lr, runs in groups.items()}
-            pending = _rates(plan.next_points(start, losses))
+            pending = _rates(plan.next_points(start, losses, self.stride))
         return Standing(tuple(run for lr in sorted(groups) for run in groups[lr]), tuple(missing))
 
 
