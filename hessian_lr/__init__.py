@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .errors import HessianLRError, NonFiniteError, RequestError
     from .measure import Curvature, sharpness
     from .per_module import module_sharpness
-    from .predict import Prediction, predict_learning_rate
+    from .predict import Prediction, predict_learning_rate, refine_learning_rate
     from .setting import Setting
     from .track import SharpnessTracker
 
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "module_sharpness",
     "predict_learning_rate",
+    "refine_learning_rate",
     "sharpness",
 ]
 
@@ -39,6 +40,7 @@ _HOMES = {
     "SharpnessTracker": "track",
     "module_sharpness": "per_module",
     "predict_learning_rate": "predict",
+    "refine_learning_rate": "predict",
     "sharpness": "measure",
 }
 

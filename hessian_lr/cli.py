@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import __version__, job, options, report_command, runs_command, sweep_command
+from . import __version__, job, options, predict_command, report_command, runs_command, sweep_command
 from .cluster import Cluster, engine
 from .ending import explained, termination_as_interrupt
 from .errors import RequestError, shown, unknown_name
 from .option_groups import Interrupted, takes
 from .options import Output
-from .setting import AUTO, Setting
+from .setting import Setting
 
 # Everything that loads torch or transformers is imported where it is used: `--help` needs neither.
 if TYPE_CHECKING:
-    from .checkpoints import Checkpoints
-    from .prepare import Prepared
-    from .progress import Progress
+    from .session import Turn
 
 Row = dict[str, Any]
 
@@ -55,92 +53,9 @@ def start(
         context.with_resource(context.obj.joined(context.invoked_subcommand))
 
 
-@app.command(epilog=_example("predict --method lora --method pissa --rank 8 --json -"))
-@takes(settings=options.settings, output=options.output)
-def predict(
-    settings: list[Setting],
-    output: Output,
-    predictor: options.Predictor = "combined",
-    calibration: options.Calibrated = None,
-    fast: Annotated[
-        bool,
-        typer.Option(
-            "--fast",
-            help="λ between two ends from the structure at B = 0 (eigenvalue; lora, rslora).",
-        ),
-    ] = False,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from",
-            metavar="RUN",
-            help="From a setting of this model that `validate` swept, without measuring; may be repeated.",
-        ),
-    ] = None,
-    checkpoint: options.Checkpoint = None,
-) -> int:
-    """Predict a run's learning rate, with a range."""
-    from . import results, session, terminal
-    from .methods import method_of
-    from .predict import Prediction, load_calibration, predict_learning_rate
-    from .predict.law import refuse_unpredicted
-    from .predict.transfer import transfer
-    from .spectra import BRACKETED
-
-    refuse_unpredicted(settings[0])
-    _check_predictor(predictor)
-    _check_fixed_sample(settings)
-    if fast and predictor != "eigenvalue":
-        raise RequestError(
-            "--fast is for --predictor eigenvalue, which measures where B = 0; add it or leave --fast out"
-        )
-    if fast and (others := [s.method for s in settings if s.method not in BRACKETED]):
-        raise RequestError(
-            f"--fast is for {' and '.join(BRACKETED)}, whose λ has a closed form; {', '.join(others)} "
-            "needs Lanczos: leave --fast out"
-        )
-    if checkpoint is not None and (fast or source):
-        raise RequestError(
-            f"--checkpoint keeps the state of Lanczos, which {'--fast' if fast else '--from'} does without: "
-            "leave one of them out"
-        )
-    if checkpoint is not None:
-        options.check_writable(checkpoint, "--checkpoint", folder=True)
-    constants = load_calibration(calibration)
-    if source:
-        measured = results.best_learning_rates(results.read_validated(source))
-        rows = [
-            results.prediction_row(
-                setting.method,
-                Prediction.transferred(constants.version, transfer(constants.transfer, measured, setting)),
-            )
-            for setting in settings
-        ]
-        return session.tell(results.document(settings, rows, notes=[]), output, terminal.predict_table)
-
-    def work(setting: Setting, prepared: Prepared, progress: Progress, here: Checkpoints | None) -> Row:
-        prediction = predict_learning_rate(
-            prepared.model,
-            prepared.batches,
-            warmup_batches=prepared.warmup_batches,
-            predictor=predictor,
-            steps=setting.steps,
-            batch_size=setting.batch_size,
-            dtype=prepared.dtype,
-            calibration=constants,
-            seed=setting.seed,
-            fast=fast,
-            optimizer=method_of(setting).optimizer,
-            report=progress.report,
-            checkpoints=here,
-        )
-        return results.prediction_row(setting.method, prediction) | {"fast": fast}
-
-    def failed(setting: Setting, reason: str) -> Row:
-        prediction = Prediction.failed(predictor, constants.version, reason)
-        return results.prediction_row(setting.method, prediction) | {"fast": fast}
-
-    return session.each_method(settings, output, work, failed, terminal.predict_table, checkpoint)
+app.command(epilog=_example("predict --method lora --method pissa --rank 8 --json -"))(
+    takes(settings=options.settings, output=options.output)(predict_command.predict)
+)
 
 
 @app.command(epilog=_example("spectrum --method lora --bracket --samples 8"))
@@ -172,6 +87,7 @@ def spectrum(
     """Measure the loss Hessian's largest eigenvalue."""
     from . import results, session, spectra, terminal
     from .measure import ALGORITHMS, OPERATORS, Curvature
+    from .prepare import prepare
     from .spectrum.stopping import check_stopping
 
     if algorithm not in ALGORITHMS:
@@ -186,8 +102,9 @@ def spectrum(
     request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
     asked = {"request": dataclasses.asdict(request)}
 
-    def work(setting: Setting, prepared: Prepared, progress: Progress, here: Checkpoints | None) -> Row:
-        return spectra.measure(setting, prepared, request, progress, here) | asked
+    def work(turn: Turn) -> Row:
+        prepared = prepare(turn.setting, turn.loaded, turn.data)
+        return spectra.measure(turn.setting, prepared, request, turn.progress, turn.checkpoints) | asked
 
     def failed(setting: Setting, reason: str) -> Row:
         return results.spectrum_row(setting.method, Curvature.failed(reason)) | asked
@@ -213,14 +130,15 @@ def validate(
     ),
 ) -> int:
     """Prove predictions against short training runs."""
-    _check_predictor(predictor)
-    _check_fixed_sample(settings)
+    predict_command.check_predictor(predictor, settings)
     rates = None if lrs == "auto" else options.numbers(lrs, float, "--lrs")
     seed_list = options.numbers(seeds, int, "--seeds")
     options.check_writable(out, "--out", folder=True)
 
     from . import session, terminal
     from .predict import load_calibration
+    from .predict.rate import PROBE
+    from .predict.refine import probe_law
     from .progress import Progress, quiet_libraries
     from .sweep.engines import opened
     from .sweep.runner import check_plan
@@ -229,6 +147,8 @@ def validate(
 
     check_plan(settings[0], rates, seed_list)
     constants = load_calibration(calibration)
+    if predictor == PROBE:
+        probe_law(constants)
     with quiet_libraries(), opened(cluster, settings) as engine:
         loaded, data = session.load(settings, output)
         job = Job(settings, loaded, data, Path(out), seed_list, rates, predictor, constants, engine)
@@ -317,15 +237,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if message:
         print(f"{NAME}: {message}", file=sys.stderr)
     return status
-
-
-def _check_fixed_sample(settings: Sequence[Setting]) -> None:
-    if settings[0].samples == AUTO:
-        raise RequestError("--samples auto is for `hessian-lr spectrum`; give a number here")
-
-
-def _check_predictor(predictor: str) -> None:
-    from .predict import PREDICTORS
-
-    if predictor not in PREDICTORS:
-        raise unknown_name("predictor", predictor, PREDICTORS)

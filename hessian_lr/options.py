@@ -188,9 +188,10 @@ Checkpoint = Annotated[
 Predictor = Annotated[
     str,
     typer.Option(
-        metavar="combined|adam|eigenvalue",
+        metavar="combined|adam|eigenvalue|probe",
         help="adam: sharpness in Adam's geometry after a short warm-up; "
-        "eigenvalue: the Hessian's at initialization; combined: both.",
+        "eigenvalue: the Hessian's at initialization; combined: both; probe: adam's, and a few runs a tenth "
+        "as long.",
     ),
 ]
 Runs = Annotated[

@@ -67,10 +67,10 @@ class Progress:
         """Lines on standard error, above the bar if there is one."""
         self._bars.console.print(text, markup=False, emoji=False, highlight=False)
 
-    def sweep(self, done: int, planned: int, lr: float, last: float | None) -> None:
+    def sweep(self, done: int, planned: int, lr: float, last: float | None, *, stage: str = "runs") -> None:
         """A sweep goes on."""
         loss = "" if last is None else f", last loss {last:.3f}"
-        self.report("runs", done, planned, f"learning rate {rate(lr)}{loss}")
+        self.report(stage, done, planned, f"learning rate {rate(lr)}{loss}")
 
 
 @contextmanager

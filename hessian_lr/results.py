@@ -78,6 +78,8 @@ def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
         "lr_critical": getattr(adam, "lr_critical", None),
         "lr_critical_start": getattr(adam, "lr_critical_start", None),
         "warmup_steps": getattr(adam, "warmup_steps", None),
+        "lr_probe": getattr(prediction.probe, "lr", None),
+        "probe": prediction.probe and prediction.probe.to_dict(),
         "lr": prediction.lr,
         "lr_low": prediction.lr_low,
         "lr_high": prediction.lr_high,
@@ -248,6 +250,7 @@ def observation(one: Validated) -> Observation | None:
             lr_critical_start=one.number("lr_critical_start"),
             lr_eigenvalue=one.number("lr_eigenvalue"),
             lr_sharpness=one.number("lr_sharpness"),
+            lr_probe=one.number("lr_probe"),
         ),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from . import data, methods, models, results, terminal
@@ -13,12 +14,30 @@ from .distributed import require_shared, team
 from .errors import HessianLRError, RequestError
 from .models import LoadedModel
 from .options import Output
-from .prepare import Prepared, prepare, split_rows
+from .prepare import split_rows
 from .progress import Progress, quiet_libraries
 from .setting import Setting
 from .terminal import Row
 
 Table = Callable[[Sequence[Row]], None]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a command works with when a method has its turn.
+
+    Attributes:
+        setting: The method's setting.
+        loaded, data: Its model and data, as all methods share them.
+        progress: Shows how it goes on.
+        checkpoints: Where states are kept; None: nowhere.
+    """
+
+    setting: Setting
+    loaded: LoadedModel
+    data: TaskData
+    progress: Progress
+    checkpoints: Checkpoints | None
 
 
 def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData]:
@@ -37,7 +56,7 @@ def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData
 def each_method(
     settings: list[Setting],
     output: Output,
-    work: Callable[[Setting, Prepared, Progress, Checkpoints | None], Row],
+    work: Callable[[Turn], Row],
     failed: Callable[[Setting, str], Row],
     table: Table,
     checkpoint: str | None,
@@ -60,11 +79,9 @@ def each_method(
 
         def one(setting: Setting, progress: Progress) -> Row:
             nonlocal refused
-            # A function of its own, so that its copy of the model is gone before the next is made.
             try:
-                prepared = prepare(setting, loaded, task)
                 here = None if checkpoint is None else Checkpoints(checkpoint, setting)
-                row = work(setting, prepared, progress, here)
+                row = work(Turn(setting, loaded, task, progress, here))
             except HessianLRError as error:
                 if isinstance(error, RequestError):
                     if len(settings) == 1:
@@ -75,7 +92,7 @@ def each_method(
             if here is not None:
                 kept.append(here)
                 row["notes"] += here.notes
-            return row | {"notes": [*prepared.notes, *row["notes"]]}
+            return row
 
         with Progress(output.quiet) as progress:
             for index, setting in enumerate(settings, 1):

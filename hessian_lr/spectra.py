@@ -102,7 +102,7 @@ def measure(
                 notes,
             )
     row = spectrum_row(setting.method, curvature, **more)
-    return row | {"notes": [*row["notes"], *notes]}
+    return row | {"notes": [*prepared.notes, *row["notes"], *notes]}
 
 
 def _try(work: Any, what: str, notes: list[str]) -> Any:

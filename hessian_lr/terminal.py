@@ -232,6 +232,8 @@ def calibration_table(calibration: Calibration) -> None:
     lines = []
     for name in LAWS:
         law = getattr(calibration, name)
+        if law is None:
+            continue
         exponents = "\n".join(f"{key}^{value:.3g}" for key, value in law.exponents.items())
         lines.append((name, f"{law.scale:.3g}", exponents, f"{law.range_factor():.2f}×", str(law.settings)))
     table(("law", "scale", "exponents", "range", "settings"), lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from .figure_style import save
 from .figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure
 from .methods import method_of
 from .models import LoadedModel
-from .predict import PREDICTORS, Calibration, Prediction, predict_learning_rate
+from .predict import Calibration, Prediction, predict_learning_rate
 from .predict.classical import NONE, stability_bound, unpredicted
 from .predict.law import Quantities
 from .predict.predictor import quantities
-from .predict.rate import rate
+from .predict.rate import FALLBACKS, PROBE, rate
 from .prepare import prepare, split_rows
+from .probe import probed
 from .progress import Progress
 from .records import digest, read_json, write_sealed
 from .score import Score, score
@@ -37,6 +39,7 @@ _KNOWN = (
     *("sampling_error", "lambda_preconditioned", "lr_stability"),
     *("lr_eigenvalue", "lr_sharpness"),
     *("lr_directional", "lr_critical", "lr_critical_start"),
+    *("lr_probe", "probe"),
 )
 
 
@@ -98,6 +101,8 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
     for index, setting in enumerate(job.settings, 1):
         progress.method(setting.method, index, len(job.settings))
         measured = _measure(job, setting, progress)
+        if job.predictor == PROBE and setting.optimizer == ADAMW:
+            measured = _with_short_runs(job, setting, measured, progress)
         lr, low, high = predicted(job.predictor, measured, job.constants)
         found, failure = None, None
         try:
@@ -140,6 +145,21 @@ def predicted(
     """The learning rate of a predictor and the ends of its range; None if it has none."""
     found = rate(predictor, constants, measured.quantities)
     return found.ends if found else (None, None, None)
+
+
+def _with_short_runs(job: Job, setting: Setting, measured: Measured, progress: Progress) -> Measured:
+    prediction = probed(
+        setting,
+        job.loaded,
+        job.data,
+        measured.prediction,
+        job.constants,
+        out=job.out,
+        progress=partial(progress.sweep, stage="short runs"),
+        engine=job.engine,
+    )
+    found = prediction.probe.lr if prediction.probe else None
+    return replace(measured, prediction=prediction, quantities=replace(measured.quantities, lr_probe=found))
 
 
 def _theory(setting: Setting, measured: Measured) -> float | None:
@@ -245,7 +265,8 @@ def _row(
                     strict=True,
                 )
             )
-            for name in PREDICTORS
+            for name in FALLBACKS
+            if name != PROBE or measured.quantities.lr_probe is not None
         },
         "notes": list(dict.fromkeys(notes)),
     }

@@ -23,6 +23,7 @@ class Calibration(Record):
         adam: η̂ from 38/λ_P (quantity ``lr_stability``) and the critical learning rate at the start
             (``lr_critical_start``), ``batch_size`` and ``steps``.
         eigenvalue: η̂ from λ at initialization (``lr_eigenvalue``), ``batch_size`` and ``steps``.
+        probe: η̂ from short runs (``lr_probe``) and 38/λ_P; None in files of versions before 2026.11-g.
         transfer: From one setting's measured best learning rate to another's.
     """
 
@@ -32,6 +33,7 @@ class Calibration(Record):
     adam: PowerLaw
     eigenvalue: PowerLaw
     transfer: Transfer
+    probe: PowerLaw | None = None
 
 
 def load_calibration(path: str | Path | None = None) -> Calibration:
@@ -43,9 +45,10 @@ def load_calibration(path: str | Path | None = None) -> Calibration:
     if path is not None:
         found = Calibration.read(path)
         known = [one.name for one in fields(Quantities)]
-        for name in (*found.combined.exponents, *found.adam.exponents, *found.eigenvalue.exponents):
-            if name not in known:
-                raise unknown_name("quantity", name, known)
+        for law in filter(None, (found.combined, found.adam, found.eigenvalue, found.probe)):
+            for name in (*law.exponents, *law.domain):
+                if name not in known:
+                    raise unknown_name("quantity", name, known)
         return found
     with resources.as_file(resources.files(__package__) / "calibration.json") as built_in:
         return Calibration.from_dict(read_json(built_in))

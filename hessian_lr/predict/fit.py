@@ -16,6 +16,7 @@ from ..errors import RequestError
 from ..records import digest
 from .calibration import Calibration
 from .law import COVERAGE, PowerLaw, Quantities
+from .rate import PROBE
 
 # In ln η: beyond this a setting's residual counts linearly (Huber 1964), and against this the priors weigh.
 SCATTER = 0.5
@@ -40,7 +41,7 @@ class Observation:
     quantities: Quantities
 
 
-LAWS = ("combined", "adam", "eigenvalue")
+LAWS = ("combined", "adam", "eigenvalue", PROBE)
 
 
 def fit(observations: Sequence[Observation], current: Calibration) -> Calibration:
@@ -66,7 +67,7 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
     fitted = False
     for name in LAWS:
         law = getattr(current, name)
-        known = [o for o in observations if not _lacks(o, law)]
+        known = [o for o in observations if law and not _lacks(o, law)]
         laws[name] = fit_law(known, law) if known else law
         fitted |= bool(known)
     if not fitted:
@@ -82,8 +83,10 @@ def unheard(observations: Sequence[Observation], current: Calibration) -> list[s
     """What a user should know of settings that do not count for a law, for lack of one of its quantities."""
     notes = []
     for name in LAWS:
-        lacks = [found for o in observations if (found := _lacks(o, getattr(current, name)))]
-        if lacks:
+        law = getattr(current, name)
+        lacks = [found for o in observations if law and (found := _lacks(o, law))]
+        # Short runs are made only where they were asked for; their lack is no loss.
+        if lacks and name != PROBE:
             kept = "; it stays as it was" if len(lacks) == len(observations) else ""
             notes.append(
                 f"{len(lacks)} of {len(observations)} settings do not count for the law {name!r}, for they "

@@ -29,6 +29,7 @@ class Quantities:
         lr_critical_start: η_c along the first step, before the warm-up.
         lr_eigenvalue: √(L / (λ·√n)) at initialization (see ``start.lr_eigenvalue``).
         lr_sharpness: √(L / (λ·n)) at initialization, for constants of earlier versions.
+        lr_probe: The best learning rate of runs a tenth as long (see ``refine``).
         slack: Factor within which ``lr_stability`` is known; it widens the range.
     """
 
@@ -38,6 +39,7 @@ class Quantities:
     lr_critical_start: float | None = None
     lr_eigenvalue: float | None = None
     lr_sharpness: float | None = None
+    lr_probe: float | None = None
     slack: float = 1.0
 
 

@@ -12,12 +12,31 @@ from .law import Rate
 
 
 @dataclass(frozen=True)
+class Probe(Record):
+    """Short runs that a prediction is joined with (see ``refine``).
+
+    Attributes:
+        lr: Their best learning rate; None where it does not lie inside those that were run.
+        steps: Optimizer steps of each.
+        lrs: Their learning rates, ascending.
+        losses: Held-out loss after each, nats per labelled token; None where it was not finite.
+        seconds: What they took, in all.
+    """
+
+    lr: float | None
+    steps: int
+    lrs: tuple[float, ...]
+    losses: tuple[float | None, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Prediction(Record):
     """A learning rate for a run, before any tuning.
 
     Attributes:
-        predictor: ``"combined"``, ``"adam"`` or ``"eigenvalue"``; ``"transfer"`` where nothing was measured,
-            ``"none"`` where no constants are known of the optimizer (see ``classical``).
+        predictor: ``"combined"``, ``"adam"``, ``"eigenvalue"`` or ``"probe"``; ``"transfer"`` where nothing
+            was measured, ``"none"`` where no constants are known of the optimizer (see ``classical``).
         status: ``"converged"``, ``"budget"`` or ``"failed"`` (then no learning rate is given).
         lr: The learning rate η̂; None where it failed, or where the predictor is ``"none"``.
         lr_low, lr_high: Its range, which four of five settings of a method or model that had no part in
@@ -27,6 +46,7 @@ class Prediction(Record):
         adam: λ_P and its company after the warm-up (predictors ``combined``, ``adam``).
         matvecs, gradient_equivalents, seconds, peak_rss_bytes: What it cost, in all.
         notes: What a reader should know.
+        probe: The short runs (predictor ``probe``).
     """
 
     predictor: str
@@ -42,6 +62,7 @@ class Prediction(Record):
     seconds: float
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()
+    probe: Probe | None = None
 
     @classmethod
     def failed(cls, predictor: str, calibration: str, reason: str) -> Prediction:

@@ -21,7 +21,7 @@ from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
 from .law import Quantities
 from .prediction import Prediction
-from .rate import rate
+from .rate import PROBE, rate
 from .start import by_closed_form, by_lanczos, lr_eigenvalue, lr_sharpness
 from .warmup import MakeOptimizer, adamw
 
@@ -74,9 +74,15 @@ def predict_learning_rate(
         A ``Prediction``; a failure of the work is one with status ``"failed"``, its reason in ``notes``.
 
     Raises:
-        RequestError: an unknown predictor, too few batches, nothing trainable or labelled; ``fast`` with
-            another predictor than ``eigenvalue``, or with an adapter without a closed form.
+        RequestError: an unknown predictor, or one that needs more than a model; too few batches, nothing
+            trainable or labelled; ``fast`` with another predictor than ``eigenvalue``, or with an adapter
+            without a closed form.
     """
+    if predictor == PROBE:
+        raise RequestError(
+            f"the predictor {PROBE!r} needs short runs, which `hessian-lr predict` makes. Here, predict by "
+            "'adam', train runs a tenth as long, and give refine_learning_rate their best learning rate"
+        )
     if predictor not in PREDICTORS:
         raise unknown_name("predictor", predictor, PREDICTORS)
     if fast and predictor != "eigenvalue":

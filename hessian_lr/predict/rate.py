@@ -9,10 +9,12 @@ from .calibration import Calibration
 from .law import Quantities, Rate
 
 # Each predictor's law, and those that take its place where one of its quantities does not exist.
+PROBE = "probe"
 FALLBACKS = {
     "combined": ("combined", "adam", "eigenvalue"),
     "adam": ("adam",),
     "eigenvalue": ("eigenvalue",),
+    PROBE: (PROBE, "adam"),
 }
 
 
@@ -20,7 +22,9 @@ def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate
     """The predictor's learning rate, or None if no law of its has all it needs."""
     for name in FALLBACKS[predictor]:
         law = getattr(constants, name)
-        known = {key: getattr(quantities, key) for key in law.exponents}
+        if law is None:
+            continue
+        known = {key: getattr(quantities, key) for key in {**law.exponents, **law.domain}}
         if None in known.values():
             continue
         try:

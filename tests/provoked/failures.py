@@ -87,6 +87,13 @@ FAILURES: dict[str, tuple[Failure, ...]] = {
             "predict --fast --predictor eigenvalue --method pissa",
             "pissa needs Lanczos",
         ),
+        F(
+            "a run too short for short runs",
+            "predict --predictor probe --steps 59",
+            "'probe'",
+            "59 steps",
+            "at least 60",
+        ),
         F("learning rates that are none", "validate --lrs 1e-4,fast", "--lrs", "numbers", "1e-4,fast"),
         F("a seed twice", "validate --seeds 1,1", "each named once"),
         F("a stopping rule out of range", "spectrum --rtol 2", "rtol", "between 0 and 1"),

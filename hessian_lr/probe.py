@@ -1,0 +1,100 @@
+"""Short runs around a prediction, and the prediction they make with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import HessianLRError, RequestError
+from .predict import Calibration, Prediction, refine_learning_rate
+from .predict.prediction import Probe
+from .predict.rate import PROBE
+from .predict.refine import shorter, start
+from .score import score
+from .setting import Setting
+from .sweep import Sweep, sweep
+
+if TYPE_CHECKING:
+    from .data import TaskData
+    from .models import LoadedModel
+    from .sweep import Progress
+    from .sweep.engine import Engine
+
+
+def probed(
+    setting: Setting,
+    loaded: LoadedModel,
+    data: TaskData,
+    prediction: Prediction,
+    constants: Calibration,
+    *,
+    out: Path,
+    progress: Progress,
+    engine: Engine | None = None,
+) -> Prediction:
+    """The prediction joined with runs a tenth as long, which start where λ_P expects their best.
+
+    Usually three or four runs. Where they tell nothing, the prediction stays curvature's, with a note of why.
+
+    Args:
+        setting: The run that is predicted.
+        loaded, data: Its model and data.
+        prediction: By curvature, with λ_P.
+        constants: Those that ``prediction`` was made with.
+        out: Folder of the short runs' files; what is there is not repeated.
+        progress: See ``sweep.Progress``.
+        engine: Trains the runs; None: this process.
+
+    Raises:
+        RequestError: the run is too short to have a tenth, or the constants have no law for this.
+    """
+    short = shorter(setting)
+    if prediction.status == "failed" or prediction.adam is None:
+        return _told(prediction, "no short runs, for want of the sharpness in Adam's geometry")
+    try:
+        found = sweep(
+            short,
+            loaded,
+            data,
+            start_lr=start(prediction, constants, steps=setting.steps, batch_size=setting.batch_size),
+            stride=1,
+            seeds=(setting.seed,),
+            out=out,
+            progress=progress,
+            engine=engine,
+        )
+    except RequestError:
+        raise
+    except (HessianLRError, MemoryError) as error:
+        return _told(prediction, f"no short runs: {str(error) or type(error).__name__}")
+    probe = _summary(found)
+    rows = short.batch_size * sum(run.steps for run in found.runs)
+    prediction = dataclasses.replace(
+        prediction,
+        probe=probe,
+        gradient_equivalents=round(prediction.gradient_equivalents + rows / setting.most_samples, 3),
+        seconds=round(prediction.seconds + probe.seconds, 3),
+        notes=(*prediction.notes, *found.notes),
+    )
+    if probe.lr is None:
+        return _told(prediction, "the short runs' best learning rate lies outside those that were run")
+    return refine_learning_rate(
+        prediction, probe.lr, steps=setting.steps, batch_size=setting.batch_size, calibration=constants
+    )
+
+
+def _summary(found: Sweep) -> Probe:
+    told = score(found, None, None, None)
+    return Probe(
+        lr=None if told.censored else told.best_lr,
+        steps=found.setting.steps,
+        lrs=tuple(run.lr for run in found.runs),
+        losses=tuple(run.final_loss for run in found.runs),
+        seconds=round(sum(run.seconds for run in found.runs), 3),
+    )
+
+
+def _told(prediction: Prediction, note: str) -> Prediction:
+    """The prediction as curvature made it, asked for with short runs."""
+    return dataclasses.replace(prediction, predictor=PROBE, notes=(*prediction.notes, note))

@@ -1,0 +1,93 @@
+"""Short runs around a prediction: what is trained, what becomes of it, and what happens where it fails."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import tiny_sweep
+from test_refine import CONSTANTS, predicted
+
+from hessian_lr.errors import HessianLRError, RequestError
+from hessian_lr.predict import refine_learning_rate
+from hessian_lr.predict.refine import start
+from hessian_lr.probe import probed
+from hessian_lr.sweep import RunResult, Sweep, engine, plan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RUN = replace(tiny_sweep.SETTING, steps=60, samples=8)
+
+
+@pytest.fixture
+def around(tmp_path):
+    """``probed`` for the tiny model, with runs kept in a folder of the test's."""
+    return partial(
+        probed,
+        RUN,
+        tiny_sweep.tiny_model(),
+        tiny_sweep.tiny_data(),
+        constants=CONSTANTS,
+        out=tmp_path,
+        progress=lambda *_: None,
+    )
+
+
+def test_the_prediction_is_joined_with_the_best_of_runs_a_tenth_as_long(around):
+    prediction = predicted(lr=0.05, lr_stability=0.2)
+    found = around(prediction)
+    probe = found.probe
+    assert probe.steps == 6
+    points = [plan.nearest_point(lr) for lr in probe.lrs]
+    assert points == list(range(points[0], points[-1] + 1)), "neighbours on the grid, without a gap"
+    assert plan.nearest_point(start(prediction, CONSTANTS, steps=60, batch_size=4)) in points
+    assert probe.lrs[0] < probe.lr < probe.lrs[-1]
+    told = refine_learning_rate(prediction, probe.lr, steps=60, batch_size=4)
+    assert (found.lr, found.lr_low, found.lr_high) == (told.lr, told.lr_low, told.lr_high)
+    # 6 steps of 4 rows each, over the 8 rows that a gradient of the sample takes.
+    assert found.gradient_equivalents == prediction.gradient_equivalents + len(points) * 6 * 4 / 8
+    assert found.seconds >= prediction.seconds + probe.seconds - 1e-3
+
+
+def test_what_is_there_is_not_trained_again(around, monkeypatch):
+    first = around(predicted(lr=0.05, lr_stability=0.2))
+    monkeypatch.setattr(engine, "train_once", None)
+    assert around(predicted(lr=0.05, lr_stability=0.2)) == first
+
+
+def test_where_the_best_lies_beyond_the_runs_the_prediction_stays_as_it_was(around, monkeypatch):
+    def falling(setting, *_arguments, **_options):
+        runs = [
+            RunResult("", setting, lr, 4.0, loss, 6, False, 1.0, 0)
+            for lr, loss in ((0.1, 3.0), (0.2, 2.0), (0.3, 1.0))
+        ]
+        return Sweep(setting, tuple(runs), censored=True)
+
+    monkeypatch.setattr("hessian_lr.probe.sweep", falling)
+    prediction = predicted(lr=0.05, lr_stability=0.2)
+    found = around(prediction)
+    assert found.probe.lr is None and found.probe.losses == (3.0, 2.0, 1.0)
+    assert (found.lr, found.lr_low, found.lr_high) == (prediction.lr, prediction.lr_low, prediction.lr_high)
+    assert found.predictor == "probe" and "lies outside those that were run" in found.notes[-1]
+    assert found.gradient_equivalents > prediction.gradient_equivalents, "they were paid for"
+
+
+def test_a_prediction_without_sharpness_in_adams_geometry_is_left_alone(around):
+    prediction = predicted(adam=None)
+    found = around(prediction)
+    assert found == replace(prediction, predictor="probe", notes=found.notes)
+    assert "for want of the sharpness" in found.notes[-1]
+
+
+def test_runs_that_fail_do_not_take_the_prediction_with_them(around, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise HessianLRError("out of memory")
+
+    monkeypatch.setattr(engine, "train_once", fail)
+    prediction = predicted(lr=0.05, lr_stability=0.2)
+    found = around(prediction)
+    assert found.lr == prediction.lr and found.notes[-1] == "no short runs: out of memory"
+
+
+def test_a_run_too_short_to_have_a_tenth_is_refused():
+    with pytest.raises(RequestError, match="too few"):
+        probed(replace(RUN, steps=59), None, None, predicted(), CONSTANTS, out=None, progress=None)
