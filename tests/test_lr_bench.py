@@ -8,17 +8,19 @@ import pytest
 
 from experiments.lr_bench import later, long, noise, prospective, step_length
 from experiments.lr_bench.calibrate import calibration
-from experiments.lr_bench.evaluate import scored
+from experiments.lr_bench.evaluate import curves, scored
 from experiments.lr_bench.held_out import left_out, widths
 from experiments.lr_bench.laws import LAWS
 from experiments.lr_bench.settings import LARGE, METHODS, all_settings
-from experiments.lr_bench.table import LONG, read
+from experiments.lr_bench.table import HERE, LONG, read
 from experiments.lr_bench.transfer import pair_errors
 from hessian_lr.methods import METHODS as METHODS_TO_TRAIN
 from hessian_lr.predict import PREDICTORS, Calibration, load_calibration
 from hessian_lr.predict.law import Quantities
 from hessian_lr.predict.rate import rate
 from hessian_lr.records import read_json
+from hessian_lr.score import score
+from hessian_lr.sweep import plan
 
 BY_NAME = {law.name: law for law in LAWS}
 
@@ -65,7 +67,7 @@ def test_transfer_to_a_model_takes_nothing_of_that_model_but_the_setting_it_star
 def test_the_shipped_constants_are_what_the_committed_tables_give(table):
     made, shipped = calibration(table, scored(read(LONG)[0])), load_calibration()
     assert made.version == shipped.version
-    for name in ("combined", "adam", "eigenvalue"):
+    for name in ("combined", "adam", "eigenvalue", "probe"):
         one, other = getattr(made, name), getattr(shipped, name)
         assert one.exponents == pytest.approx(other.exponents, rel=1e-3, abs=1e-4)
         assert one.scale == pytest.approx(other.scale, rel=1e-3)
@@ -125,6 +127,21 @@ def test_what_came_later_was_in_no_fit_and_was_predicted_by_the_laws_of_its_time
         # For the next constants what is in ``after``, or has an optimizer of its own, is a test.
         tested = own or row in later.found(later.AFTER)
         assert (key in set(bench["key"])) is not tested
+
+
+@pytest.mark.parametrize("folder", [HERE, LONG])
+def test_short_runs_are_what_the_tables_say_and_no_gap_lies_between_them(folder):
+    settings, runs = read(folder)
+    settings = settings[settings["lr_probe"].notna()]
+    assert len(settings) >= 15 and set(settings["steps"]) <= {60, 120, 300}
+    for row in settings.to_dict("records"):
+        own = runs[(runs["key"] == row["key"]) & (runs["kind"] == "probe")]
+        assert set(own["steps"]) == {row["steps"] // 10}
+        points = sorted(plan.nearest_point(lr) for lr in own["lr"])
+        assert points == list(range(points[0], points[-1] + 1))
+        assert row["probe_cost"] == len(own) * row["steps"] // 10 * row["batch_size"]
+        (swept,) = curves(own.assign(kind="sweep"), pd.DataFrame([row | {"censored": False}])).values()
+        assert score(swept, None, None, None).best_lr == pytest.approx(row["lr_probe"], rel=1e-5)
 
 
 def test_the_power_of_n_is_what_the_small_models_say_alone(table):

@@ -3,7 +3,8 @@
 Writes ``hessian_lr/predict/calibration.json``. The fit is to all settings but the longest. The range comes
 from settings whose method was left out, or from those of a model that was left out, of whichever model it has
 to be widest for: a user's is another one. The longest are a test (``long``): a law whose range holds there is
-known for so many steps.
+known for so many steps. The law for short runs, which settings of 60 steps and more have, is fitted to all of
+these, the longest too.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from .evaluate import scored
 from .held_out import fit, left_out, usable
 from .laws import LAWS, Law
 from .prospective import covered, predicted
-from .table import HERE, LONG, read
+from .table import HERE, LONG, PROBE, read
 from .transfer import transfer_law
 
-VERSION = "2026.11-f"
+VERSION = "2026.11-g"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
     "combined": "combined",
@@ -34,6 +35,7 @@ PREDICTORS = {
     "eigenvalue": "eigenvalue",
 }
 COMPOSED = {
+    "stability_over_probe": {"lr_stability": 1.0, "lr_probe": -1.0},
     "stability_over_critical": {"lr_stability": 1.0, "lr_critical_start": -1.0},
     "stability_over_eigenvalue": {"lr_stability": 1.0, "lr_eigenvalue": -1.0},
     "critical_over_eigenvalue": {"lr_critical_start": 1.0, "lr_eigenvalue": -1.0},
@@ -46,17 +48,18 @@ SCALE_SPREAD = 0.3
 
 
 def calibration(table: pd.DataFrame, longest: pd.DataFrame) -> Calibration:
-    """The three predictors' laws.
+    """The predictors' laws.
 
     Args:
         table: The settings they are fitted to.
-        longest: Those of the longest runs, of which nothing is taken but how long they are, and whether a
-            law's range holds there.
+        longest: Those of the longest runs, of which the laws of curvature alone take nothing but how long
+            they are, and whether a law's range holds there.
     """
     laws = {law.name: law for law in LAWS}
     fitted = {predictor: power_law(laws[name], table) for predictor, name in PREDICTORS.items()}
     longer = {predictor: known_to(law, float(longest["steps"].max())) for predictor, law in fitted.items()}
-    made = Calibration(schema=1, version=VERSION, **longer, transfer=transfer_law(table))
+    probe = power_law(laws[PROBE], pd.concat([table, longest], ignore_index=True))
+    made = Calibration(schema=1, version=VERSION, **longer, transfer=transfer_law(table), probe=probe)
     held = {name: covered(predicted(name, made, longest), longest) for name in fitted}
     return replace(made, **{name: law for name, law in fitted.items() if held[name] < HOLDS})
 
@@ -99,7 +102,7 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
         spreads={"scale": SCALE_SPREAD},
         log_half_width=max(half),
         # Not of the learning rates: where they lie depends on the parameters' units.
-        domain={name: [float(rows[name].min()), float(rows[name].max())] for name in references},
+        domain={name: [float(rows[name].min()), float(rows[name].max())] for name in REFERENCES},
     )
     # The table's law has no references: η = e^c · Π quantity^w.
     scale = weights[0] + sum(exponents[name] * np.log(value) for name, value in references.items())
@@ -111,7 +114,7 @@ def main() -> None:
     file = Path(hessian_lr.predict.__file__).parent / "calibration.json"
     found = calibration(table, longest)
     found.write(file)
-    for name in PREDICTORS:
+    for name in (*PREDICTORS, PROBE):
         law = getattr(found, name)
         exponents = ", ".join(f"{key}^{value:.2f}" for key, value in law.exponents.items())
         print(f"{name}: {law.scale:.3g}, {exponents}, range ×÷ {law.range_factor():.2f}")

@@ -103,6 +103,7 @@ NEEDS = {
     AFTER + "lr_directional": ("critical", "warm-up", "two products"),
     GENTLE: ("critical", "gentle"),
     "tenth": ("tenth",),
+    "lr_probe": ("probe", "critical", "warm-up", "products"),
 }
 
 
@@ -125,6 +126,7 @@ def cost(law: Law, table: pd.DataFrame) -> pd.Series | None:
         "gentle": table[GENTLE + "warmup_cost"]
         + table[GENTLE + "products_cost"] * table[GENTLE + "products"],
         "tenth": table["tenth_cost"],
+        "probe": table["probe_cost"],
     }
     return sum(prices[part] for part in needed) / table["sweep_cost"] if needed else None
 
@@ -162,12 +164,12 @@ def _judged(
     law: Law, predicted: pd.Series, half: pd.Series, table: pd.DataFrame, sweeps: dict[str, Sweep]
 ) -> dict[str, Any]:
     errors = np.exp(np.abs(np.log(predicted / table["best_lr"])))
-    covered = (errors <= half)[predicted.notna()]
+    covered = (errors <= half)[predicted.notna() & half.notna()]
     share = cost(law, table)
     return {
         **metrics(predicted, table, sweeps),
-        "coverage": float(covered.mean()),
-        "median_width": float(np.median(half) ** 2),
+        "coverage": float(covered.mean()) if len(covered) else None,
+        "median_width": float(np.nanmedian(half) ** 2) if len(covered) else None,
         "cost": None if share is None else float(np.nanmedian(share)),
     }
 

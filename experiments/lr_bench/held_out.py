@@ -32,13 +32,13 @@ def usable(law: Law, table: pd.DataFrame) -> pd.Series:
 
 
 def left_out(law: Law, table: pd.DataFrame, groups: pd.Series) -> pd.Series:
-    """η̂ of each usable row from a fit to the other groups' rows; NaN where a quantity is missing."""
+    """η̂ of each usable row from a fit to the other groups' rows; NaN where a quantity is missing, or all."""
     out = pd.Series(np.nan, index=table.index)
     rows = usable(law, table)
     for group in groups.unique():
         inside = (groups == group) & rows
         others = table[(groups != group) & rows]
-        if inside.any():
+        if inside.any() and len(others):
             out[inside] = predict(law, fit(law, others), table[inside])
     return out
 
@@ -51,8 +51,9 @@ def widths(law: Law, table: pd.DataFrame, groups: pd.Series) -> pd.Series:
     out = pd.Series(np.nan, index=table.index)
     for group in groups.unique():
         others = table[groups != group]
-        errors = np.abs(np.log(left_out(law, others, groups[groups != group]) / others["best_lr"]))
-        out[groups == group] = np.exp(conformal(errors.dropna().to_numpy()))
+        errors = np.abs(np.log(left_out(law, others, groups[groups != group]) / others["best_lr"])).dropna()
+        if len(errors):  # with two groups there is no fit without both
+            out[groups == group] = np.exp(conformal(errors.to_numpy()))
     return out
 
 

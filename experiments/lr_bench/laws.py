@@ -152,6 +152,16 @@ LAWS = (
         setting=True,
     ),
     _law("eigenvalue, free n", ("lr_sharpness", THEORY), ("parameters", (0.0, 0.5)), setting=True),
+    # Joined with runs a tenth as long, which the law ``adam`` tells where to start (see ``probe``).
+    _law("probe", ("lr_probe", THEORY), ("stability_over_probe", SHARE)),
+    _law("probe alone", ("lr_probe", THEORY)),
+    _law("probe and eigenvalue", ("lr_probe", THEORY), ("eigenvalue_over_probe", SHARE)),
+    _law(
+        "probe, free",
+        ("lr_probe", (0.5, 0.5)),
+        (AFTER + "lr_stability", (0.5, 0.5)),
+        setting=True,
+    ),
     # The rival: the same sweep at a tenth of the steps.
     _law("tenth of the steps", ("tenth_best_lr", THEORY)),
     _law("tenth of the steps, free", ("tenth_best_lr", (1.0, 0.5)), setting=True),
@@ -182,6 +192,10 @@ def derived(table: pd.DataFrame) -> pd.DataFrame:
     for name in ("eigenvalue", "sharpness"):
         table[f"stability_over_{name}"] = stability / table[f"lr_{name}"]
         table[f"critical_over_{name}"] = critical / table[f"lr_{name}"]
+    # Runs of fewer than 60 steps have no tenth.
+    table["lr_probe"] = table.get("lr_probe", np.nan)
+    table["stability_over_probe"] = stability / table["lr_probe"]
+    table["eigenvalue_over_probe"] = table["lr_eigenvalue"] / table["lr_probe"]
     table["polyak_over_eigenvalue"] = table["lr_polyak"] / table["lr_eigenvalue"]
     return table
 

@@ -15,14 +15,19 @@ from hessian_lr.predict import PREDICTORS, load_calibration
 from hessian_lr.records import write_json
 
 from .calibrate import PREDICTORS as LAW_OF
-from .calibrate import known_to
+from .calibrate import known_to, power_law
 from .evaluate import FIXED, cost, curves, metrics, scored
 from .held_out import fit, predict, usable
 from .laws import LAWS, Law
 from .prospective import judged
-from .table import LONG, read
+from .table import LONG, PROBE, read
 
-RIVALS = ("tenth of the steps", "tenth of the steps, free", "tenth and 38 / lambda_P", "constant fitted")
+RIVALS = (
+    "tenth of the steps",
+    "tenth of the steps, free",
+    "tenth and 38 / lambda_P",
+    "constant fitted",
+)
 
 
 def evaluate(bench: pd.DataFrame, table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -44,6 +49,10 @@ def evaluate(bench: pd.DataFrame, table: pd.DataFrame, runs: pd.DataFrame) -> li
         before = judged(predictor, shorter, table, sweeps)
         row |= {f"{name}_before": before[name] for name in ("coverage", "median_width")}
         rows.append(row | {"cost": _median(cost(laws[LAW_OF[predictor]], table))})
+    # The law for short runs, unlike the shipped one, without these settings.
+    law = known_to(power_law(laws[PROBE], bench), float(table["steps"].max()))
+    row = judged(PROBE, replace(shipped, probe=law), table, sweeps)
+    rows.append(row | {"cost": _median(cost(laws[PROBE], table))})
     for name in RIVALS:
         told = metrics(_fitted(laws[name], bench, table), table, sweeps)
         rows.append({"predictor": name, **told, "cost": _median(cost(laws[name], table))})

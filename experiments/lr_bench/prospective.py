@@ -36,6 +36,7 @@ def predicted(predictor: str, constants: Calibration, table: pd.DataFrame) -> pd
             lr_critical_start=_positive(row["lr_critical_start"]),
             lr_eigenvalue=_positive(row["lr_eigenvalue"]),
             lr_sharpness=_positive(row["lr_sharpness"]),
+            lr_probe=_positive(row["lr_probe"]),
         )
         found = rate(predictor, constants, known)
         return found.ends if found else (np.nan,) * 3

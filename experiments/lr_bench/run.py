@@ -73,7 +73,7 @@ def one(setting: Setting, loader: Loader, stage: str) -> None:
         found = sweep(asked, loaded, task, start_lr=start, seeds=seeds, out=OUT)
         return {
             "score": score(found, None, None, None),
-            "runs": [_told(run) for run in found.runs],
+            "runs": [told(run) for run in found.runs],
             "cost": sum(run.steps for run in found.runs) * setting.batch_size,
             "seconds": round(time.perf_counter() - began, 1),
         }
@@ -89,7 +89,8 @@ def one(setting: Setting, loader: Loader, stage: str) -> None:
     write_json(file, row)
 
 
-def _told(run: RunResult) -> dict[str, Any]:
+def told(run: RunResult) -> dict[str, Any]:
+    """A run's row."""
     names = ("lr", "initial_loss", "final_loss", "steps", "diverged", "seconds")
     return {name: getattr(run, name) for name in names} | {"seed": run.setting.seed}
 

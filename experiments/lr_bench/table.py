@@ -18,10 +18,12 @@ import pandas as pd
 
 from hessian_lr import methods, models
 from hessian_lr.methods import METHODS
+from hessian_lr.methods.targets import ALL_LINEAR
 from hessian_lr.records import read_json
 from hessian_lr.setting import Setting
 
 from .laws import AFTER
+from .pretrain import MODELS
 from .run import OUT
 from .settings import long
 
@@ -34,6 +36,8 @@ SETTING = (
     *("model", "data", "method", "rank", "alpha", "target_modules", "batch_size", "steps"),
     *("max_length", "dtype", "samples"),
 )
+# The runs of ``probe``, and what it adds to the settings.
+PROBE, PROBED = "probe", ["lr_probe", "probe_cost"]
 ANSWER = ("best_lr", "best_loss", "band_low", "band_high", "censored")
 
 
@@ -126,11 +130,28 @@ def read(folder: Path = HERE) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.read_csv(folder / "settings.csv"), pd.read_csv(folder / "runs.csv")
 
 
+def setting_of(row: dict[str, Any]) -> Setting:
+    """The setting that a row of ``settings.csv`` is of; the small models' own."""
+    values = {name: row[name] for name in SETTING}
+    targets = row["target_modules"]
+    values["target_modules"] = targets if targets == ALL_LINEAR else tuple(targets.split("+"))
+    values["alpha"] = float(row["alpha"])
+    return Setting(**values | {"model": str((MODELS / row["model"]).relative_to(Path.cwd()))})
+
+
 def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:
     """The two tables, with what they had of other settings; the settings' columns that are empty left out."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "settings.csv").exists():
-        before = (old[~old["key"].isin(settings["key"])] for old in read(folder))
+        old_settings, old_runs = read(folder)
+        again = old_runs["key"].isin(settings["key"])
+        if not set(PROBED) & set(settings) and set(PROBED) <= set(old_settings):
+            settings = settings.merge(old_settings[["key", *PROBED]], how="left")
+            runs = pd.concat([runs, old_runs[again & (old_runs["kind"] == PROBE)]], ignore_index=True)
+        before = (
+            old_settings[~old_settings["key"].isin(settings["key"])],
+            old_runs[~again],
+        )
         settings, runs = (
             pd.concat(pair, ignore_index=True) for pair in zip(before, (settings, runs), strict=True)
         )
