@@ -182,7 +182,7 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="DIR",
-        help="Keep the state of Lanczos here while it runs: the same command goes on after a kill.",
+        help="Keep the state of Lanczos (and short runs) here: the same command goes on after a kill.",
     ),
 ]
 Predictor = Annotated[
