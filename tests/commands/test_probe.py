@@ -16,7 +16,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PROBE = ("--predictor", "probe", "--steps", "60")
 
 
-def test_predict_tells_the_short_runs_beside_the_prediction(capsys, options):
+def test_predict_tells_the_short_runs_beside_the_prediction_and_leaves_no_file(
+    capsys, options, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     status, found = run_json(capsys, "predict", *options, *PROBE)
     (row,) = found["results"]
     assert status == 0 and row.keys() >= PREDICT_KEYS and row["predictor"] == "probe"
@@ -26,6 +29,7 @@ def test_predict_tells_the_short_runs_beside_the_prediction(capsys, options):
     law = load_calibration().probe
     joined = law(lr_probe=row["lr_probe"], lr_stability=row["lr_stability"])
     assert row["lr"] == pytest.approx(joined, rel=1e-9)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_runs_kept_beside_the_checkpoints_are_not_trained_again(capsys, options, tmp_path, monkeypatch):
@@ -34,12 +38,6 @@ def test_runs_kept_beside_the_checkpoints_are_not_trained_again(capsys, options,
     monkeypatch.setattr(engine, "train_once", None)
     status, again = run_json(capsys, *line)
     assert status == 0 and again["results"][0]["probe"] == first["results"][0]["probe"]
-
-
-def test_without_a_folder_nothing_is_left_behind(capsys, options, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert run_json(capsys, "predict", *options, *PROBE)[0] == 0
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_validate_scores_it_and_calibrate_learns_from_it(capsys, options, tmp_path):
@@ -53,12 +51,6 @@ def test_validate_scores_it_and_calibrate_learns_from_it(capsys, options, tmp_pa
     assert main(["calibrate", str(out), "--out", str(tmp_path / "own.json"), "--quiet"]) == 0
     own = json.loads((tmp_path / "own.json").read_text())
     assert own["probe"]["scale"] != load_calibration().probe.scale
-
-
-def test_a_validation_without_short_runs_predicts_nothing_by_them(capsys, options, tmp_path):
-    _, found = run_json(capsys, "validate", *options, "--lrs", "0.01,0.1", "--out", tmp_path / "runs")
-    (row,) = found["results"]
-    assert "probe" not in row["predictions"] and row["lr_probe"] is None
 
 
 def test_a_run_too_short_is_refused_before_anything_is_loaded(capsys, options):

@@ -59,6 +59,7 @@ def test_validate_writes_the_promised_keys_and_figures(validated):
             row["lambda_max"] > 0 and row["lr_stability"] > 0 and row["predictions"]["eigenvalue"]["lr"] > 0
         )
         assert 0 < row["lr_sharpness"] < math.inf
+        assert "probe" not in row["predictions"] and row["lr_probe"] is None, "no short runs were asked for"
     for name in ("sweep.png", "sweep.svg", "eigenvalue.png", "eigenvalue.svg"):
         assert (validated / name).stat().st_size > 1000
 
