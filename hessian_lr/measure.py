@@ -289,7 +289,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     parameters = trainable(model)
     values = [p.detach().clone() for p in parameters]
     gradients = [p.grad for p in parameters]
-    devices = [parameters[0].device] if parameters[0].device.type == "cuda" else []
+    devices = list({p.device for p in parameters if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:
             yield

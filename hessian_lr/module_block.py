@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .confirm import afresh
-from .curvature.operator import flatten, unflatten
+from .curvature.vectors import flatten, unflatten
 from .records import Record, digest
 from .spectrum import Eigenvalue, upper_bound
 from .spectrum.basis import Basis

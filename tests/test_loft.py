@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hessian_lr import methods
 from hessian_lr.curvature.loss import mean_loss, trainable
-from hessian_lr.curvature.operator import HessianOperator, flatten, unflatten
+from hessian_lr.curvature.operator import HessianOperator
+from hessian_lr.curvature.vectors import flatten, unflatten
 from hessian_lr.errors import RequestError
 from hessian_lr.methods import METHODS, find_targets
 from hessian_lr.methods import loft as loft_module

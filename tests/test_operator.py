@@ -17,7 +17,8 @@ from hessian_lr.curvature import (
     mean_loss,
 )
 from hessian_lr.curvature.microbatches import CLUSTERS
-from hessian_lr.curvature.operator import unflatten
+from hessian_lr.curvature.plan import MEMORY_SHARE, Plan
+from hessian_lr.curvature.vectors import unflatten
 from hessian_lr.errors import NonFiniteError, RequestError
 
 
@@ -101,6 +102,26 @@ def test_where_memory_holds_one_graph_the_others_are_rebuilt_for_the_same_produc
     assert operator.kept == 1 and "graphs of 2 of 3 microbatches rebuilt" in operator.note()
     # Three rows' graphs, then a product through each; two of them built again for the second and the third.
     assert operator.cost.gradient_equivalents == pytest.approx(1 + 3 + 2 * 2 / 3)
+
+
+def test_of_a_graph_on_two_devices_each_has_a_share_of_its_own_memory(monkeypatch):
+    """Each graph takes 10 bytes a token on the first device and 30 on the second, which has less to give."""
+    first, second = torch.device("cpu"), torch.device("meta")
+    free, taken, kept = {first: 5000, second: 4000}, {first: 10, second: 30}, []
+    monkeypatch.setattr("hessian_lr.curvature.plan._free_memory", free.__getitem__)
+    monkeypatch.setattr(
+        "hessian_lr.curvature.plan._used_memory", lambda device: taken[device] * 10 * len(kept)
+    )
+    plan = Plan([first, second, first], dict.fromkeys(range(9), 10), None)
+    assert plan.budget == pytest.approx(MEMORY_SHARE * 9000)
+    for index in range(9):
+        with plan.measure(index):
+            kept.append(index)
+        if not plan.keeps(index):
+            kept.pop()
+    # Of the second's 2400 bytes a graph takes 300, and one more must always fit.
+    assert plan.bytes_per_token == 40 and len(kept) == 7
+    assert "graphs of 2 of 9 microbatches rebuilt" in plan.note()
 
 
 def test_the_split_the_order_and_the_padding_do_not_change_the_product(batches):

@@ -19,7 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from hessian_lr.curvature.adam import adam_preconditioner, rate_factors
 from hessian_lr.curvature.loss import trainable
-from hessian_lr.curvature.operator import flatten
+from hessian_lr.curvature.vectors import flatten
 from hessian_lr.data import make_batches
 from hessian_lr.methods import METHODS
 from hessian_lr.methods.lora_plus import RATIO

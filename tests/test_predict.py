@@ -15,7 +15,7 @@ from hessian_lr.curvature import HessianOperator, mean_loss
 from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, stability_threshold
 from hessian_lr.curvature.closed_form import FAST_PRODUCTS
 from hessian_lr.curvature.loss import trainable
-from hessian_lr.curvature.operator import flatten
+from hessian_lr.curvature.vectors import flatten
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.predict import adam, load_calibration
 from hessian_lr.predict.adam import AdamSharpness, adam_sharpness

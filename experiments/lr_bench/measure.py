@@ -20,7 +20,8 @@ from hessian_lr.curvature.adam import (
     stability_threshold,
 )
 from hessian_lr.curvature.loss import trainable
-from hessian_lr.curvature.operator import HessianOperator, flatten
+from hessian_lr.curvature.operator import HessianOperator
+from hessian_lr.curvature.vectors import flatten
 from hessian_lr.curvature.weight_gradients import gradient_norms
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import sharpness, unchanged

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RequestError
-from .operator import HessianOperator, flatten
+from .operator import HessianOperator
+from .vectors import flatten
 
 
 class PreconditionedOperator:

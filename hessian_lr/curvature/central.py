@@ -21,7 +21,8 @@ from .central_step import LONGEST, NARROW, WORST, valley, weights_used
 from .loss import Batch, compute_in, count_labels, quiet_model, require_finite, summed_loss
 from .nonfinite import nonfinite_loss
 from .once import told_once
-from .operator import HessianOperator, displaced, flatten
+from .operator import HessianOperator
+from .vectors import displaced, flatten
 
 # Rounding's share of D(2h) − D(h) scatters: the reported error is so many times what was seen.
 CAUTION = 2.0
@@ -248,7 +249,7 @@ class CentralOperator(HessianOperator):
             self.cost.gradient_equivalents += self.weights[index] / self.labels
         gradient = flatten(
             [
-                torch.zeros(p.shape, dtype=p.dtype, device=self.device) if p.grad is None else p.grad
+                torch.zeros(p.shape, dtype=p.dtype, device=p.device) if p.grad is None else p.grad
                 for p in self.parameters
             ]
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..distributed import team
 from ..spectrum import lanczos
-from .operator import flatten, unflatten
+from .vectors import flatten, unflatten
 
 # Relative error of σ₁², so half of it for σ₁.
 _RTOL = 1e-4

@@ -109,7 +109,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters θ over which curvature is taken: those that require a gradient, in model order.
 
     Raises:
-        RequestError: there is none, they do not share one device and floating-point type, they are offloaded,
+        RequestError: there is none, they do not share one floating-point type, they are offloaded,
             accelerate has exchanged the model's forward or wrapped it for several devices, or the model is
             sharded and not measured by all that hold it (see ``distributed.across_ranks``).
     """
@@ -143,11 +143,10 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
             "the adapter before accelerate's dispatch_model(), then call "
             "accelerate.hooks.remove_hook_from_module() on each module that holds trainable parameters"
         )
-    if len({(p.device, p.dtype) for p in parameters}) > 1:
-        kinds = sorted({f"{p.dtype} on {p.device}" for p in parameters})
+    if len(kinds := sorted({str(p.dtype) for p in parameters})) > 1:
         raise RequestError(
-            f"the trainable parameters must share one type and device, not {', '.join(kinds)}: dispatch the "
-            "model to one device, with frozen layers offloaded if it does not fit (device_map, max_memory)"
+            f"the trainable parameters must share one floating-point type, not {', '.join(kinds)}: make the "
+            "adapter float32 (PEFT does unless autocast_adapter_dtype=False)"
         )
     return parameters
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..distributed import laid_out, team, whole
+from ..distributed import team
 from ..errors import NotTwiceDifferentiable, RequestError
 from .loss import (
     Batch,
@@ -29,6 +29,7 @@ from .nonfinite import nonfinite_loss
 from .once import require_twice, told_once
 from .plan import Plan
 from .twice import TwiceDifferentiable
+from .vectors import add_to, inner, unflatten
 
 
 @dataclass
@@ -102,7 +103,8 @@ class HessianOperator:
         tokens = [count_tokens([batch]) for batch in self.batches]
         self._team = team()
         self._mine = self._team.share(tokens)
-        self.plan = Plan(self.device, {index: tokens[index] for index in self._mine}, memory_budget)
+        devices = [parameter.device for parameter in self.parameters]
+        self.plan = Plan(devices, {index: tokens[index] for index in self._mine}, memory_budget)
         self.batch_forms: list[float] = []
         self._graphs: dict[int, list[Tensor]] = {}
         self._seen = self._versions()
@@ -129,7 +131,7 @@ class HessianOperator:
         total = self._zeros(1)
         with self.over_ranks(total, alike=self.parameters, of="adapter"), self.scope():
             for _, share in self.graphs(twice=not self.plan.rebuilds_all):
-                _accumulate(total[0], share)
+                add_to(total[0], share)
         return total[0]
 
     def matvec(self, vector: Tensor) -> Tensor:
@@ -174,9 +176,9 @@ class HessianOperator:
                 for column, piece in enumerate(pieces):
                     keep = index in self._graphs or column + 1 < len(pieces)
                     product = self._product(share, piece, keep)
-                    _accumulate(total[column], product)
+                    add_to(total[column], product)
                     self.cost.gradient_equivalents += labels / self.labels
-                forms[index] = _form(product, piece) * self.labels / labels
+                forms[index] = inner(product, piece) * self.labels / labels
                 del share, product
         self.batch_forms = forms.tolist()
         self.cost.matvecs += len(columns)
@@ -271,48 +273,3 @@ class HessianOperator:
 
     def _zeros(self, rows: int) -> Tensor:
         return torch.zeros(rows, self.size, dtype=self.parameters[0].dtype, device=self.device)
-
-
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of any shapes as one vector, in order; all of it on every process, also of sharded ones."""
-    return torch.cat([whole(tensor.detach()).reshape(-1) for tensor in tensors])
-
-
-def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of ``flatten``: views of ``vector`` with the shapes of ``like``."""
-    pieces = vector.split([tensor.numel() for tensor in like])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
-
-
-@contextmanager
-def displaced(parameters: Sequence[Tensor], direction: Tensor, distance: float) -> Iterator[None]:
-    """The parameters at θ + distance·u, u = ``direction`` of shape (n,); they are put back bit for bit."""
-    values = [parameter.detach().clone() for parameter in parameters]
-    try:
-        with torch.no_grad():
-            for parameter, piece in zip(parameters, unflatten(direction, parameters), strict=True):
-                parameter.add_(laid_out(distance * piece.to(parameter.dtype), parameter))
-        # Autocast remembers what it cast of the weights, also after they were written to.
-        torch.clear_autocast_cache()
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, values, strict=True):
-                parameter.copy_(value)
-        torch.clear_autocast_cache()
-
-
-def _accumulate(total: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Add tensors to the vector they flatten to, without a second vector of that size."""
-    for target, tensor in zip(unflatten(total, tensors), tensors, strict=True):
-        target.add_(tensor.detach())
-
-
-def _form(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Σ left·right in float64, piece by piece: copies of whole vectors cost more than the sum."""
-    return float(
-        sum(
-            torch.dot(a.detach().double().reshape(-1), b.double().reshape(-1))
-            for a, b in zip(left, right, strict=True)
-        )
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -23,18 +23,32 @@ class Plan:
     the largest one could still be built on top of all that are kept.
 
     Args:
-        device: Where the graphs live.
+        devices: Where the graphs live: the parts of one that lies on several count by themselves.
         tokens: Of each microbatch that this process works on, by its index.
-        budget: Bytes that graphs may fill; 0 rebuilds all, None takes a share of what is free now.
+        budget: Bytes that graphs may fill, on all devices together; 0 rebuilds all, None takes a share of
+            what is free now on each.
     """
 
-    def __init__(self, device: torch.device, tokens: Mapping[int, int], budget: int | None) -> None:
-        self._device, self._tokens = device, tokens
+    def __init__(
+        self, devices: Iterable[torch.device], tokens: Mapping[int, int], budget: int | None
+    ) -> None:
+        self._devices, self._tokens = tuple(dict.fromkeys(devices)), tokens
         self._most = max(tokens.values(), default=0)
-        self.budget = _free_memory(device) * MEMORY_SHARE if budget is None else float(budget)
-        self.bytes_per_token = 0.0
+        free = [_free_memory(device) * MEMORY_SHARE for device in self._devices]
+        self._limits = free if budget is None else [float(budget)]
+        self._per_token = [0.0] * len(self._limits)
         self._kept: set[int] = set()
-        self._at_start = _used_memory(device)
+        self._at_start = self._used()
+
+    @property
+    def budget(self) -> float:
+        """Bytes that graphs may fill, on all devices together."""
+        return sum(self._limits)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What a graph was measured to take, on all devices together."""
+        return sum(self._per_token)
 
     @property
     def rebuilds_all(self) -> bool:
@@ -44,17 +58,18 @@ class Plan:
     @contextmanager
     def measure(self, index: int) -> Iterator[None]:
         """Learn what a graph takes by watching this one being built."""
-        before = _used_memory(self._device)
+        before = self._used()
         yield
-        taken = (_used_memory(self._device) - before) / self._tokens[index]
-        self.bytes_per_token = max(self.bytes_per_token, taken)
+        taken = [(now - then) / self._tokens[index] for now, then in zip(self._used(), before, strict=True)]
+        self._per_token = [max(pair) for pair in zip(self._per_token, taken, strict=True)]
 
     def keeps(self, index: int) -> bool:
         """Whether the graph just built should be kept."""
         if self.rebuilds_all:
             return False
-        in_use = _used_memory(self._device) - self._at_start
-        if in_use + self.bytes_per_token * self._most > self.budget:
+        in_use = [now - then for now, then in zip(self._used(), self._at_start, strict=True)]
+        each = zip(in_use, self._per_token, self._limits, strict=True)
+        if any(used + per_token * self._most > limit for used, per_token, limit in each):
             return False
         self._kept.add(index)
         return True
@@ -74,15 +89,15 @@ class Plan:
 
     def _exhausted(self, dtype: torch.dtype) -> str:
         most = self._most
-        free = _free_memory(self._device) / 1e9
-        said = f"out of memory on {self._device} ({free:.1f} GB free) at {most:,} tokens"
+        free = (f"{device} ({_free_memory(device) / 1e9:.1f} GB free)" for device in self._devices)
+        said = f"out of memory on {', '.join(free)} at {most:,} tokens"
         if self.bytes_per_token:
             need = self.bytes_per_token * most
             said += f", whose graph takes {need / 1e9:.2f} GB, {self.bytes_per_token / 1e6:.2f} MB a token"
         options = ["shorter rows (--max-length; memory goes with their tokens)"]
         if dtype is torch.float32:
             options.append("--dtype bfloat16 (about half)")
-        if self._device.type == "cuda":
+        if self._devices[0].type == "cuda":
             options.append(f"--device cpu ({_free_memory(torch.device('cpu')) / 1e9:.1f} GB free there)")
         options.append("ending what else holds memory")
         return f"{said}. What helps: {'; '.join(options)}"
@@ -101,6 +116,11 @@ class Plan:
                 f"and {self.budget / 1e9:.1f} GB were allowed"
             )
         return f"graphs of {rebuilt} of {len(self._tokens)} microbatches rebuilt for each product ({why})"
+
+    def _used(self) -> list[int]:
+        """Memory in use, of each limit's devices."""
+        used = [_used_memory(device) for device in self._devices]
+        return used if len(self._limits) == len(used) else [sum(used)]
 
 
 def _free_memory(device: torch.device) -> int:

@@ -109,7 +109,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         if self._bfloat16:
             query, key, value = (t.to(torch.bfloat16) for t in (query, key, value))
         keys = key.shape[-2]
-        about = (id(attn_mask), is_causal, query.shape, key.shape[1], keys)
+        about = (id(attn_mask), query.device, is_causal, query.shape, key.shape[1], keys)
         found = self._masks.get(about)
         if found is None:
             blocks = (

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..curvature.operator import HessianOperator, flatten, unflatten
+from ..curvature.operator import HessianOperator
+from ..curvature.vectors import flatten, unflatten
 from ..errors import RequestError
 
 # Singular values of a factor below a thousandth of its largest are left out of the inverse (squared

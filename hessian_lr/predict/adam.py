@@ -21,7 +21,8 @@ from ..checkpoints import Checkpoints
 from ..curvature.adam import geometry, stability_threshold
 from ..curvature.central import twice_or_central
 from ..curvature.loss import Batch, count_tokens, trainable
-from ..curvature.operator import Cost, HessianOperator, flatten, unflatten
+from ..curvature.operator import Cost, HessianOperator
+from ..curvature.vectors import flatten, unflatten
 from ..distributed import laid_out
 from ..errors import HessianLRError
 from ..measure import peak_rss_bytes, unchanged

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature.loss import Batch, count_labels, count_tokens, mean_loss, trainable
-from ..curvature.operator import displaced
+from ..curvature.vectors import displaced
 from ..distributed import team
 
 # A change below this share of the loss is taken for rounding: float32 sums over a few thousand tokens

@@ -74,7 +74,7 @@ def warm_up(
             sums = [torch.zeros_like(parameter) for parameter in parameters]
             for parameter, total in zip(parameters, sums, strict=True):
                 parameter.grad = total
-            plan = Plan(device, {0: count_tokens([batch])}, 0)
+            plan = Plan([parameter.device for parameter in parameters], {0: count_tokens([batch])}, 0)
             with ranks.summing(*sums), plan.explained(dtype):
                 for part in _parts(batch, ranks):
                     with compute_in(device, dtype):
