@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .digits import rate
 from .errors import HessianLRError, RequestError
 from .predict import Calibration, Prediction, refine_learning_rate
 from .predict.prediction import Probe
@@ -77,11 +78,13 @@ def probed(
         seconds=round(prediction.seconds + probe.seconds, 3),
         notes=(*prediction.notes, *found.notes),
     )
+    runs = f"{len(probe.lrs)} runs of {probe.steps} steps"
     if probe.lr is None:
-        return _told(prediction, "the short runs' best learning rate lies outside those that were run")
-    return refine_learning_rate(
+        return _told(prediction, f"the best learning rate of {runs} lies outside those that were run")
+    joined = refine_learning_rate(
         prediction, probe.lr, steps=setting.steps, batch_size=setting.batch_size, calibration=constants
     )
+    return _told(joined, f"joined with {runs}, best at {rate(probe.lr)}")
 
 
 def _summary(found: Sweep) -> Probe:
@@ -96,5 +99,5 @@ def _summary(found: Sweep) -> Probe:
 
 
 def _told(prediction: Prediction, note: str) -> Prediction:
-    """The prediction as curvature made it, asked for with short runs."""
+    """The prediction as one that was asked for with short runs, and what became of these."""
     return dataclasses.replace(prediction, predictor=PROBE, notes=(*prediction.notes, note))

@@ -7,6 +7,7 @@ import pytest
 import tiny_sweep
 from test_refine import CONSTANTS, predicted
 
+from hessian_lr.digits import rate
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.predict import refine_learning_rate
 from hessian_lr.predict.refine import start
@@ -41,6 +42,7 @@ def test_the_prediction_is_joined_with_the_best_of_runs_a_tenth_as_long(around):
     assert points == list(range(points[0], points[-1] + 1)), "neighbours on the grid, without a gap"
     assert plan.nearest_point(start(prediction, CONSTANTS, steps=60, batch_size=4)) in points
     assert probe.lrs[0] < probe.lr < probe.lrs[-1]
+    assert found.notes[-1] == f"joined with {len(points)} runs of 6 steps, best at {rate(probe.lr)}"
     told = refine_learning_rate(prediction, probe.lr, steps=60, batch_size=4)
     assert (found.lr, found.lr_low, found.lr_high) == (told.lr, told.lr_low, told.lr_high)
     # 6 steps of 4 rows each, over the 8 rows that a gradient of the sample takes.
@@ -67,7 +69,9 @@ def test_where_the_best_lies_beyond_the_runs_the_prediction_stays_as_it_was(arou
     found = around(prediction)
     assert found.probe.lr is None and found.probe.losses == (3.0, 2.0, 1.0)
     assert (found.lr, found.lr_low, found.lr_high) == (prediction.lr, prediction.lr_low, prediction.lr_high)
-    assert found.predictor == "probe" and "lies outside those that were run" in found.notes[-1]
+    assert found.predictor == "probe" and found.notes[-1].startswith(
+        "the best learning rate of 3 runs of 6 steps lies outside"
+    )
     assert found.gradient_equivalents > prediction.gradient_equivalents, "they were paid for"
 
 
