@@ -126,6 +126,33 @@ def peak_gaps(group: Group) -> dict[str, Any]:
     }
 
 
+def two_seeds(group: Group, runs: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any] | None:
+    """The group's methods at the learning rates that both seeds were run at; None where no second seed was.
+
+    Each method's loss is its lowest mean of the two. The standard error of such a mean is what is left of the
+    losses there once each method's and each seed's mean are taken out.
+    """
+    losses, moved = {}, []
+    for row in group.settings.itertuples():
+        own = second[second["key"] == row.key].set_index("lr")["final_loss"]
+        first = runs[(runs["key"] == row.key) & (runs["seed"] == 0)].set_index("lr")["final_loss"]
+        if own.empty:
+            return None
+        pairs = pd.DataFrame({"first": first, "second": own}).dropna()
+        losses[row.method] = pairs.loc[pairs.mean(axis=1).idxmin()]
+        if own.idxmin() != first.idxmin():
+            moved.append(row.method)
+    table = pd.DataFrame(losses).T
+    means, differences = table.mean(axis=1), table["first"] - table["second"]
+    reduction = group.initial - means.min()
+    return {
+        "tuned": {str(method): float(gap) for method, gap in ((means - means.min()) / reduction).items()},
+        "worst_less_best": float(means.max() - means.min()),
+        "standard_error": float(differences.std(ddof=1) / 2),
+        "another_best": moved,
+    }
+
+
 def alignments(group: Group) -> dict[str, Alignment]:
     """Slopes of log η* on log λ over the group's methods."""
     rows = group.settings
