@@ -18,7 +18,7 @@ from .laws import LAWS
 SHOWN = "combined"
 # Of many laws the ones a reader would ask for, the package's own first.
 LISTED = {
-    "probe": "probe: 38/λ_P and short runs there*",
+    "probe": "probe: 38/λ_P and short runs*",
     "combined": "combined: λ, critical rate, 38/λ_P",
     "eigenvalue": "eigenvalue: √(L / λ√n)",
     "adam": "adam: critical rate, 38/λ_P",
