@@ -93,15 +93,16 @@ def predict(
         if predictor == PROBE:
             del prepared
             gc.collect()  # the runs need the room of this copy of the model
-            prediction = probed(
-                setting,
-                turn.loaded,
-                turn.data,
-                prediction,
-                constants,
-                out=Path(folder),
-                progress=partial(progress.sweep, stage="short runs"),
-            )
+            with _kept(checkpoint) as folder:
+                prediction = probed(
+                    setting,
+                    turn.loaded,
+                    turn.data,
+                    prediction,
+                    constants,
+                    out=Path(folder),
+                    progress=partial(progress.sweep, stage="short runs"),
+                )
         row = results.prediction_row(setting.method, prediction) | {"fast": fast}
         return row | {"notes": [*notes, *row["notes"]]}
 
@@ -109,8 +110,7 @@ def predict(
         prediction = Prediction.failed(predictor, constants.version, reason)
         return results.prediction_row(setting.method, prediction) | {"fast": fast}
 
-    with _kept(checkpoint) as folder:
-        return session.each_method(settings, output, work, failed, terminal.predict_table, checkpoint)
+    return session.each_method(settings, output, work, failed, terminal.predict_table, checkpoint)
 
 
 def check_predictor(predictor: str, settings: Sequence[Setting]) -> None:
