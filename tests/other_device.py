@@ -99,11 +99,11 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 BATCHES = [counting_batch(8, 3, seed) for seed in range(12)]
-# Where accelerate puts the parts of a model that device_map="auto" spreads.
+# As accelerate puts the parts of a model that device_map="auto" spreads; the head shares its weight with the
+# embedding.
 SPREAD = {
-    **dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.layers.0"), "cpu"),
-    "model.layers.1": f"{NAME}:0",
-    **dict.fromkeys(("model.norm", "lm_head"), "cpu"),
+    **dict.fromkeys(("model.embed_tokens", "lm_head", "model.rotary_emb", "model.layers.0"), "cpu"),
+    **dict.fromkeys(("model.layers.1", "model.norm"), f"{NAME}:0"),
 }
 
 

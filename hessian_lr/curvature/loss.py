@@ -56,7 +56,10 @@ def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     head = output_head(model)
 
     def keep_labelled(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0][rows, columns].unsqueeze(0), *arguments[1:])
+        # The head, and what comes before it, may lie on another device than the input.
+        hidden = arguments[0]
+        kept = hidden[rows.to(hidden.device), columns.to(hidden.device)]
+        return (kept.unsqueeze(0), *arguments[1:])
 
     if head is None:
         return model(**inputs, use_cache=False).logits[rows, columns], targets
