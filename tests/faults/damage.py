@@ -49,7 +49,7 @@ def damaged_files(whole: Undisturbed, count: int) -> Outcomes:
             ended = whole.server.run(whole.command("validate", folder))
             assert ended.status == 0, ended
             assert whole.answer("validate", folder) == whole.answers["validate"]
-            whole.complete_runs(folder, {})
+            whole.complete_runs(folder)
             named = path.name in ended.stderr or path.name in (folder / "validate.json").read_text()
             outcomes["named, and made again" if named else "harmless, or written anew"] += 1
     return outcomes

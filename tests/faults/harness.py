@@ -139,11 +139,10 @@ def document(path: Path) -> Any:
 
 def runs(folder: Path) -> dict[str, bytes]:
     """The finished runs of a folder by their names; each can be read and is what its name says."""
-    found = {path.name: path.read_bytes() for path in sorted((folder / "runs").glob("*.json"))}
-    for name in found:
-        run = RunResult.read(folder / "runs" / name)
-        assert f"{run.key}.json" == name
-    return found
+    paths = sorted(folder.rglob("runs/*.json"))
+    for path in paths:
+        assert f"{RunResult.read(path).key}.json" == path.name
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def readable(folder: Path) -> None:

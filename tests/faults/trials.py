@@ -19,11 +19,11 @@ from hessian_lr.records import read_json
 
 from .damage import damaged_files, damaged_states, damaged_weights
 from .harness import Ended, answers, leftovers, readable, runs, save_model
-from .undisturbed import NUMBERS, Undisturbed
+from .undisturbed import NUMBERS, PROBE, Undisturbed
 
 Outcomes = Counter[str]
 # Moments around writes (see ``server.die_at_write``) that a whole command has at least.
-MOMENTS = {"predict": 30, "validate": 20, "calibrate": 3}
+MOMENTS = {"predict": 30, "validate": 20, "calibrate": 3, PROBE: 30}
 KILLED = -signal.SIGKILL
 
 
@@ -257,6 +257,7 @@ def clock_backwards(whole: Undisturbed, count: int) -> Outcomes:
 #: Fault: the trial, and how often it is tried by `make test` and by `python -m tests.faults`.
 TRIALS: dict[str, tuple[Callable[[Undisturbed, int], Outcomes], int, int]] = {
     "kill -9 of predict": (killed("predict"), 3, 20),
+    f"kill -9 of {PROBE}": (killed(PROBE), 2, 12),
     "kill -9 of validate": (killed("validate"), 2, 12),
     "kill -9 of calibrate": (killed("calibrate"), 3, 20),
     "SIGTERM": (terminated, 1, 6),
