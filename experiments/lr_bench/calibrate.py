@@ -4,7 +4,7 @@ Writes ``hessian_lr/predict/calibration.json``. The fit is to all settings but t
 from settings whose method was left out, or from those of a model that was left out, of whichever model it has
 to be widest for: a user's is another one. The longest are a test (``long``): a law whose range holds there is
 known for so many steps. The law for short runs, which settings of 60 steps and more have, is fitted to all of
-these, the longest too.
+these, the longest too, and to what `hessian-lr validate --predictor probe` found on the real model.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .evaluate import scored
 from .held_out import fit, left_out, usable
 from .laws import LAWS, Law
 from .prospective import covered, predicted
-from .table import HERE, LONG, PROBE, read
+from .table import LONG, PROBE, PROBED, from_documents, read
 from .transfer import transfer_law
 
-VERSION = "2026.11-g"
+VERSION = "2026.11-h"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
     "combined": "combined",
@@ -47,21 +47,29 @@ HOLDS = 0.75
 SCALE_SPREAD = 0.3
 
 
-def calibration(table: pd.DataFrame, longest: pd.DataFrame) -> Calibration:
+def calibration(table: pd.DataFrame, longest: pd.DataFrame, real: pd.DataFrame) -> Calibration:
     """The predictors' laws.
 
     Args:
         table: The settings they are fitted to.
         longest: Those of the longest runs, of which the laws of curvature alone take nothing but how long
             they are, and whether a law's range holds there.
+        real: Those of the real model that had short runs, for the law for these.
     """
     laws = {law.name: law for law in LAWS}
     fitted = {predictor: power_law(laws[name], table) for predictor, name in PREDICTORS.items()}
     longer = {predictor: known_to(law, float(longest["steps"].max())) for predictor, law in fitted.items()}
-    probe = power_law(laws[PROBE], pd.concat([table, longest], ignore_index=True))
+    probe = power_law(laws[PROBE], pd.concat([table, longest, real], ignore_index=True))
     made = Calibration(schema=1, version=VERSION, **longer, transfer=transfer_law(table), probe=probe)
     held = {name: covered(predicted(name, made, longest), longest) for name in fitted}
     return replace(made, **{name: law for name, law in fitted.items() if held[name] < HOLDS})
+
+
+def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What ``calibration`` takes."""
+    bench, longest = read()[0], read(LONG)[0]
+    real = from_documents(PROBED)[0].reindex(columns=bench.columns)
+    return scored(bench), scored(longest), scored(real)
 
 
 def known_to(law: PowerLaw, steps: float) -> PowerLaw:
@@ -110,9 +118,8 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
 
 
 def main() -> None:
-    table, longest = (scored(read(folder)[0]) for folder in (HERE, LONG))
     file = Path(hessian_lr.predict.__file__).parent / "calibration.json"
-    found = calibration(table, longest)
+    found = calibration(*tables())
     found.write(file)
     for name in (*PREDICTORS, PROBE):
         law = getattr(found, name)

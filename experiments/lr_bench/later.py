@@ -4,7 +4,8 @@ What `hessian-lr validate` wrote, as it wrote it, with each prediction made befo
 SmolLM2-135M on tasks that no constant had seen it on, by ``2026.11-e`` (they are in the fit of the constants
 after it), and methods with optimizers of their own, which are in none. In ``after``: what those constants,
 ``2026.11-f``, have not seen either; they were predicted by ``2026.11-e``, and ``compared`` says what both
-make of the same measurements.
+make of the same measurements. In ``probed``: runs long enough for short ones, predicted with these by
+``2026.11-g``, whose law for them knew the small models alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hessian_lr.records import read_json
 
 from .evaluate import curves, scored
 from .prospective import NEXT, judged
-from .table import HERE, from_documents, read
+from .table import HERE, PROBED, from_documents, read
 
 LATER, AFTER = HERE / "later", HERE / "after"
 
@@ -61,6 +62,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def each_predictor(rows: list[dict[str, Any]]) -> str:
+    """How far each predictor was off in each row, in Markdown; in brackets where outside its range."""
+    names = list(rows[0]["predictions"])
+    lines = [_line(("task", "method", "best", *names)), "|---" * (3 + len(names)) + "|"]
+    for row in rows:
+        best, cells = row["best_lr"], []
+        for one in (row["predictions"][name] for name in names):
+            told = f"{max(one['lr'] / best, best / one['lr']):.2f}"
+            cells.append(told if one["lr_low"] <= best <= one["lr_high"] else f"({told})")
+        lines.append(_line((row["data"], row["method"], rate(best), *cells)))
+    return "\n".join(lines)
+
+
 def compared(folder: Path = AFTER) -> list[dict[str, Any]]:
     """What the last constants and today's make of a folder's measurements, a row each and predictor."""
     settings, runs = from_documents(folder)
@@ -84,7 +98,9 @@ def main() -> None:
         own = [row for row in rows if (row["method"] in ("lora+", "loft")) is not alike]
         if own:
             print(table(own), end="\n\n")
-    print(table(found(AFTER)), end="\n\n")
+    for folder in (AFTER, PROBED):
+        print(table(found(folder)), end="\n\n")
+    print(each_predictor(found(PROBED)), end="\n\n")
     for row in compared():
         print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 

@@ -32,12 +32,14 @@ LONG = HERE / "long"
 # What `hessian-lr validate` measured on the real model, which is too slow here for every quantity; ``later``
 # says how its own were predicted before they were in any fit.
 VALIDATED = ("validated", "later")
+# The same with short runs, for the law for these alone.
+PROBED = HERE / "probed"
 SETTING = (
     *("model", "data", "method", "rank", "alpha", "target_modules", "batch_size", "steps"),
     *("max_length", "dtype", "samples"),
 )
 # The runs of ``probe``, and what it adds to the settings.
-PROBE, PROBED = "probe", ["lr_probe", "probe_cost"]
+PROBE, SHORT = "probe", ["lr_probe", "probe_cost"]
 ANSWER = ("best_lr", "best_loss", "band_low", "band_high", "censored")
 
 
@@ -94,6 +96,7 @@ def _validated(setting: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
         AFTER + "lambda_preconditioned": found["lambda_preconditioned"],
         AFTER + "lr_stability": found["lr_stability"],
         AFTER + "lr_directional": found["lr_directional"],
+        "lr_probe": found.get("lr_probe"),
         "combined_cost": found["gradient_equivalents"] * setting["samples"],
         "measure_seconds": found["seconds"],
     }
@@ -145,8 +148,8 @@ def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:
     if (folder / "settings.csv").exists():
         old_settings, old_runs = read(folder)
         again = old_runs["key"].isin(settings["key"])
-        if not set(PROBED) & set(settings) and set(PROBED) <= set(old_settings):
-            settings = settings.merge(old_settings[["key", *PROBED]], how="left")
+        if not set(SHORT) & set(settings) and set(SHORT) <= set(old_settings):
+            settings = settings.merge(old_settings[["key", *SHORT]], how="left")
             runs = pd.concat([runs, old_runs[again & (old_runs["kind"] == PROBE)]], ignore_index=True)
         before = (
             old_settings[~old_settings["key"].isin(settings["key"])],
