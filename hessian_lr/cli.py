@@ -136,9 +136,6 @@ def validate(
     options.check_writable(out, "--out", folder=True)
 
     from . import session, terminal
-    from .predict import load_calibration
-    from .predict.rate import PROBE
-    from .predict.refine import probe_law
     from .progress import Progress, quiet_libraries
     from .sweep.engines import opened
     from .sweep.runner import check_plan
@@ -146,9 +143,7 @@ def validate(
     from .validate import validate as run
 
     check_plan(settings[0], rates, seed_list)
-    constants = load_calibration(calibration)
-    if predictor == PROBE:
-        probe_law(constants)
+    constants = predict_command.constants_for(predictor, calibration)
     with quiet_libraries(), opened(cluster, settings) as engine:
         loaded, data = session.load(settings, output)
         job = Job(settings, loaded, data, Path(out), seed_list, rates, predictor, constants, engine)

@@ -18,6 +18,7 @@ from .options import Output
 from .setting import AUTO, Setting
 
 if TYPE_CHECKING:
+    from .predict import Calibration
     from .session import Turn
 
 Row = dict[str, Any]
@@ -50,16 +51,13 @@ def predict(
 
     from . import results, session, terminal
     from .methods import method_of
-    from .predict import Prediction, load_calibration, predict_learning_rate
+    from .predict import Prediction, predict_learning_rate
     from .predict.rate import PROBE
-    from .predict.refine import probe_law
     from .predict.transfer import transfer
     from .prepare import prepare
     from .probe import probed
 
-    constants = load_calibration(calibration)
-    if predictor == PROBE:
-        probe_law(constants)
+    constants = constants_for(predictor, calibration)
     if source:
         measured = results.best_learning_rates(results.read_validated(source))
         rows = [
@@ -128,6 +126,22 @@ def check_predictor(predictor: str, settings: Sequence[Setting]) -> None:
         shorter(settings[0])
     if settings[0].samples == AUTO:
         raise RequestError("--samples auto is for `hessian-lr spectrum`; give a number here")
+
+
+def constants_for(predictor: str, calibration: str | None) -> Calibration:
+    """The constants of a file, or the package's.
+
+    Raises:
+        RequestError: they are none, or have no law for the predictor.
+    """
+    from .predict import load_calibration
+    from .predict.rate import PROBE
+    from .predict.refine import probe_law
+
+    constants = load_calibration(calibration)
+    if predictor == PROBE:
+        probe_law(constants)
+    return constants
 
 
 def _check(

@@ -21,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
+import hessian_lr as hlr
+from hessian_lr.curvature.closed_form import closed_form
+
 NAME = "other"
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
@@ -118,9 +121,6 @@ def model(spread: bool, method: str = "pissa") -> Any:
 
 def measured(spread: bool) -> dict[str, Any]:
     """Everything that is measured of a model, by name."""
-    import hessian_lr as hlr
-    from hessian_lr.curvature.closed_form import closed_form
-
     found: dict[str, Any] = {}
     for operator in ("hessian", "gauss-newton", "central-differences"):
         found[operator] = hlr.sharpness(model(spread), BATCHES, operator=operator).lambda_max
@@ -138,8 +138,6 @@ def measured(spread: bool) -> dict[str, Any]:
 
 
 def _tracked(trained: Any) -> float:
-    import hessian_lr as hlr
-
     parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, foreach=False)
     for _ in range(2):

@@ -12,7 +12,7 @@ from experiments.lr_bench.evaluate import curves, scored
 from experiments.lr_bench.held_out import left_out, widths
 from experiments.lr_bench.laws import LAWS
 from experiments.lr_bench.settings import LARGE, METHODS, all_settings
-from experiments.lr_bench.table import HERE, LONG, read
+from experiments.lr_bench.table import HERE, LONG, read, write
 from experiments.lr_bench.transfer import pair_errors
 from hessian_lr.methods import METHODS as METHODS_TO_TRAIN
 from hessian_lr.predict import PREDICTORS, Calibration, load_calibration
@@ -128,6 +128,20 @@ def test_what_came_later_was_in_no_fit_and_was_predicted_by_the_laws_of_its_time
         # For the next constants what is in ``after``, or has an optimizer of its own, is a test.
         tested = own or row in later.found(later.AFTER)
         assert (key in set(bench["key"])) is not tested
+
+
+def test_collecting_the_tables_again_keeps_their_short_runs(tmp_path):
+    settings, runs = read(LONG)
+    write(tmp_path, settings, runs)
+    anew = settings.head(5).drop(columns="probe_cost").assign(lr_probe=None, rank=99)
+    write(tmp_path, anew, runs[runs["key"].isin(anew["key"]) & (runs["kind"] != "probe")])
+    found, found_runs = read(tmp_path)
+    assert (found["rank"] == 99).sum() == 5
+    for name in ("lr_probe", "probe_cost"):
+        expected = settings.set_index("key")[name]
+        pd.testing.assert_series_equal(found.set_index("key")[name].loc[expected.index], expected)
+    assert len(found_runs) == len(runs)
+    assert (found_runs["kind"] == "probe").sum() == (runs["kind"] == "probe").sum() > 50
 
 
 @pytest.mark.parametrize("folder", [HERE, LONG])

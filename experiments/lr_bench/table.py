@@ -148,7 +148,8 @@ def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:
     if (folder / "settings.csv").exists():
         old_settings, old_runs = read(folder)
         again = old_runs["key"].isin(settings["key"])
-        if not set(SHORT) & set(settings) and set(SHORT) <= set(old_settings):
+        if "probe_cost" in old_settings and "probe_cost" not in settings:  # not from ``probe`` itself
+            settings = settings.drop(columns=SHORT, errors="ignore")
             settings = settings.merge(old_settings[["key", *SHORT]], how="left")
             runs = pd.concat([runs, old_runs[again & (old_runs["kind"] == PROBE)]], ignore_index=True)
         before = (

@@ -34,8 +34,11 @@ class Plan:
     ) -> None:
         self._devices, self._tokens = tuple(dict.fromkeys(devices)), tokens
         self._most = max(tokens.values(), default=0)
-        free = [_free_memory(device) * MEMORY_SHARE for device in self._devices]
-        self._limits = free if budget is None else [float(budget)]
+        self._limits = (
+            [_free_memory(device) * MEMORY_SHARE for device in self._devices]
+            if budget is None
+            else [float(budget)]
+        )
         self._per_token = [0.0] * len(self._limits)
         self._kept: set[int] = set()
         self._at_start = self._used()

@@ -8,8 +8,8 @@ from ..errors import HessianLRError
 from .calibration import Calibration
 from .law import Quantities, Rate
 
-# Each predictor's law, and those that take its place where one of its quantities does not exist.
 PROBE = "probe"
+# Each predictor's law, and those that take its place where one of its quantities does not exist.
 FALLBACKS = {
     "combined": ("combined", "adam", "eigenvalue"),
     "adam": ("adam",),
