@@ -49,11 +49,23 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         raise unknown_name("dtype", name, DTYPES)
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
+    return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+
+
+def precision_notes(name: str, device: torch.device) -> tuple[str, ...]:
+    """What to know of a precision that was asked for by name: that ``device`` has no instructions for it."""
+    if name != "bfloat16" or _multiplies_bfloat16(device):
+        return ()
+    return (
+        "this processor has no instructions for bfloat16, which may make products tens of times slower than "
+        "in float32; --dtype auto takes what it multiplies",
+    )
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device)[0] >= 8
-    else:
-        native = bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
-    return torch.bfloat16 if native else torch.float32
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
 
 def _cpu_flags() -> set[str]:

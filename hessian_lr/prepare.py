@@ -10,7 +10,7 @@ import torch
 
 from . import methods
 from .data import Batch, TaskData, make_batches
-from .devices import resolve_device, resolve_dtype
+from .devices import precision_notes, resolve_device, resolve_dtype
 from .errors import HessianLRError, RequestError
 from .exhausted import memory_errors
 from .setting import Setting
@@ -35,7 +35,7 @@ class Prepared:
             the data has no more.
         warmup_batches: Batches of the run's own size; they share no row with ``batches``.
         dtype: Precision of the products.
-        notes: What a reader should know of the rows that were taken.
+        notes: What a reader should know of the rows that were taken, and of the precision.
     """
 
     model: PeftModel
@@ -65,15 +65,15 @@ def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
             f"out of memory while building the {setting.method!r} adapter on a copy of {setting.model}; "
             "free memory, or use a smaller model or rank"
         ) from error
-    device = next(model.parameters()).device
+    device, runs_on = next(model.parameters()).device, resolve_device(setting.device)
     return Prepared(
         model=model,
         # A row each: the operator puts them together as suits the device.
         batches=make_batches(sample, 1, pad_id, device),
         held_out=make_batches(spare, 1, pad_id, device),
         warmup_batches=make_batches(warmup, setting.batch_size, pad_id, device),
-        dtype=resolve_dtype(setting.dtype, resolve_device(setting.device)),
-        notes=notes,
+        dtype=resolve_dtype(setting.dtype, runs_on),
+        notes=(*precision_notes(setting.dtype, runs_on), *notes),
     )
 
 

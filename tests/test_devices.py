@@ -28,5 +28,9 @@ def test_auto_precision_is_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch
     assert devices.resolve_dtype("auto", cpu) == expected
     assert devices.resolve_dtype("float32", cpu) == torch.float32
     assert devices.resolve_dtype("bfloat16", cpu) == torch.bfloat16
+    told = devices.precision_notes("bfloat16", cpu)
+    assert bool(told) == (expected is torch.float32)
+    assert not told or "no instructions for bfloat16" in told[0]
+    assert not devices.precision_notes("auto", cpu) and not devices.precision_notes("float32", cpu)
     with pytest.raises(RequestError, match="unknown dtype 'float16'"):
         devices.resolve_dtype("float16", cpu)
