@@ -215,6 +215,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
         optimizer is not None or setting.optimizer != ADAMW,
         batch_size=setting.batch_size,
         steps=setting.steps,
+        samples=setting.most_samples,
     )
     return Measured(prediction, known, (*rows_notes, *notes))
 

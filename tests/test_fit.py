@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hessian_lr.errors import RequestError
-from hessian_lr.predict.calibration import Calibration
+from hessian_lr.predict.calibration import Calibration, load_calibration
 from hessian_lr.predict.fit import SCATTER, Observation, conformal, fit, unheard
-from hessian_lr.predict.law import PowerLaw, Quantities
+from hessian_lr.predict.law import EXTRAPOLATION, PowerLaw, Quantities
 from hessian_lr.predict.rate import rate
 from hessian_lr.predict.transfer import Transfer
 
@@ -127,6 +127,17 @@ def test_a_predictor_falls_back_on_the_law_whose_quantities_are_there():
     assert rate("adam", CURRENT, Quantities(4, 60, lr_sharpness=4.0)) is None
     slack = rate("combined", CURRENT, Quantities(4, 60, lr_stability=4.0, slack=3.0))
     assert slack.factor == pytest.approx(3 * part.factor)
+
+
+def test_curvature_of_few_rows_is_told_and_widens_the_range():
+    known = dict.fromkeys(("lr_stability", "lr_critical_start", "lr_eigenvalue"), 1e-2)
+    few, eight, many, unknown = (
+        rate("combined", load_calibration(), Quantities(4, 60, **known, samples=rows))
+        for rows in (2, 8, 1000, None)
+    )
+    assert eight == many == unknown and not eight.notes
+    assert few.lr == eight.lr and few.factor == pytest.approx(eight.factor * 2**EXTRAPOLATION)
+    assert "samples 2 (tried on 4 … 32)" in few.notes[0]
 
 
 def test_other_sweeps_give_another_version():

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.lr_bench import later, long, noise, prospective, step_length
+from experiments.lr_bench import later, long, noise, price, prospective, second_seed, step_length
+from experiments.lr_bench import table as table_of
 from experiments.lr_bench.calibrate import calibration, tables
-from experiments.lr_bench.evaluate import curves, scored
+from experiments.lr_bench.curves import curves
+from experiments.lr_bench.evaluate import scored
 from experiments.lr_bench.held_out import left_out, widths
 from experiments.lr_bench.laws import LAWS
 from experiments.lr_bench.settings import LARGE, METHODS, all_settings
@@ -18,7 +20,7 @@ from hessian_lr.methods import METHODS as METHODS_TO_TRAIN
 from hessian_lr.predict import PREDICTORS, Calibration, load_calibration
 from hessian_lr.predict.law import Quantities
 from hessian_lr.predict.rate import rate
-from hessian_lr.records import read_json
+from hessian_lr.records import read_json, write_json
 from hessian_lr.score import score
 from hessian_lr.sweep import plan
 
@@ -93,8 +95,8 @@ def test_the_longest_runs_are_in_no_fit_and_are_judged_as_told():
     assert set(settings["steps"]) == {300} and not set(settings["key"]) & set(bench["key"])
     # Wherever their best learning rates lay, the laws would be these; but not known for so many steps.
     far = settings.assign(**{name: settings[name] * 100 for name in ("best_lr", "band_low", "band_high")})
-    real = tables()[-1]
-    made, other = (calibration(scored(bench), scored(one), real) for one in (settings, far))
+    _, _, *real = tables()
+    made, other = (calibration(scored(bench), scored(one), *real) for one in (settings, far))
     for name in PREDICTORS:
         one, two = getattr(made, name), getattr(other, name)
         assert two.domain["steps"][1] == 120
@@ -110,7 +112,7 @@ def test_what_came_later_was_in_no_fit_and_was_predicted_by_the_laws_of_its_time
     assert (
         len(fixed["keys"]) == constants.combined.settings + 1
     )  # one, which nothing improves, counts nowhere
-    rows = [*later.found(), *later.found(later.AFTER)]
+    rows = [*later.found(), *later.found(later.UNSEEN)]
     assert {row["model"] for row in rows} >= {"smollm2-135m", "llama-3m", "gpt2-2m"}
     for row in rows:
         key = f"{row['file'].removesuffix('.json')}-{row['method']}"
@@ -126,7 +128,7 @@ def test_what_came_later_was_in_no_fit_and_was_predicted_by_the_laws_of_its_time
         told = rate("combined", constants, known)
         assert told is not None and told.lr == pytest.approx(row["predicted_lr"], rel=1e-6)
         # For the next constants what is in ``after``, or has an optimizer of its own, is a test.
-        tested = own or row in later.found(later.AFTER)
+        tested = own or row in later.found(later.UNSEEN)
         assert (key in set(bench["key"])) is not tested
 
 
@@ -199,3 +201,60 @@ def test_parameters_times_k_move_the_combined_law_and_adams_by_k():
         scaled = plain | {"lr_stability": 0.01 * k, "lr_critical_start": 0.1 * k, "lr_eigenvalue": 9.0 * k}
         both = [law(**{name: values[name] for name in law.exponents}) for values in (plain, scaled)]
         assert both[1] / both[0] == pytest.approx(k)
+
+
+def test_what_two_rows_say_is_scored_as_the_committed_measurements_have_it():
+    bench, prices = price.bench(), pd.read_csv(price.FILE)
+    written = read_json(price.FILE.with_suffix(".json"))
+    small = bench[bench["model"] != LARGE]
+    (asked,) = (one for one in price.WAYS if (one.warmup_steps, one.products) == (5, 6))
+    made = price.priced(small, prices, asked)
+    assert len(made) == len(small) >= 130, "every setting of the small models was measured"
+    for law in ("combined", "probe"):
+        (row,) = (
+            one
+            for one in written["findings"]
+            if (one["way"], one["law"], one["left_out"]) == (asked.told, law, "model")
+        )
+        found = price.judged(made, BY_NAME[law], "model")
+        assert found == pytest.approx({name: row[name] for name in found})
+    for row, told in zip(price.moved(bench, prices), written["moved"], strict=True):
+        assert row == pytest.approx(told)
+    # The quantities are those of the products that were asked for, and the price is theirs.
+    one = made.iloc[0]
+    own = prices[(prices["key"] == one["key"]) & (prices["warmup_steps"] == 5)].iloc[0]
+    assert one["lambda_start"] == own["lambda_6"] <= own["lambda_10"]
+    assert one["after_10_0.125_lr_stability"] == pytest.approx(38 / own["lambda_p_4"])
+    assert (one["price_lambda"], one["price_warmup"]) == (2 * 7, 5 * one["batch_size"])
+
+
+def test_a_second_seed_counts_where_it_was_run_throughout(tmp_path, monkeypatch):
+    """Made up: a twin of a setting's first seed whose losses are those of the next learning rate up."""
+    first = table_of.from_documents(HERE / "later")
+    (key, *_), runs = first[0]["key"], first[1]
+    own = runs[runs["key"] == key].sort_values("lr", ignore_index=True)
+    shifted = own.assign(seed=1, final_loss=own["final_loss"].shift(-1).fillna(own["final_loss"].max()))
+    told = shifted.drop(columns=["key", "kind"]).to_dict("records")
+    monkeypatch.setattr(table_of, "SECOND", tmp_path)
+    for some, seeds in ((told[:-1], 1), (told, 2)):
+        write_json(tmp_path / f"{key}.json", {"runs": some})
+        settings, both = table_of._with_second_seed("later")
+        row = settings.set_index("key").loc[key]
+        assert row["seeds"] == seeds and (both["key"] == key).sum() == seeds * len(own)
+        (swept,) = curves(both, settings[settings["key"] == key]).values()
+        assert row["best_lr"] == score(swept, None, None, None).best_lr
+    before = first[0].set_index("key")
+    assert settings.set_index("key").loc[key, "best_lr"] < before.loc[key, "best_lr"]
+    pd.testing.assert_frame_equal(settings[settings["key"] != key], first[0][first[0]["key"] != key])
+
+
+def test_the_second_seed_begins_at_the_first_ones_best_learning_rate():
+    first = pd.DataFrame({"lr": [1.0, 2.0, 4.0, 8.0], "final_loss": [5.0, 3.0, 2.9, 4.0]})
+    assert second_seed.by_nearness(first) == [4.0, 2.0, 8.0, 1.0]
+    asked = {key: (setting, rates) for key, setting, rates in second_seed.wanted()}
+    settings, runs = read()
+    assert set(asked) == set(settings[settings["model"] == LARGE]["key"])
+    for key, (setting, rates) in asked.items():
+        own = runs[(runs["key"] == key) & (runs["seed"] == 0)]
+        assert set(rates) == set(own["lr"]) and setting.model == LARGE
+        assert setting.steps == own["steps"].max()

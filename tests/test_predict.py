@@ -45,6 +45,18 @@ def test_a_prediction_has_a_range_and_a_cost_and_leaves_no_trace(predictor):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in model.modules())
     assert hlr.Prediction.from_dict(found.to_dict()) == found
+    assert not any("samples" in note for note in found.notes)
+
+
+def test_a_prediction_from_two_rows_says_that_these_are_few():
+    found = hlr.predict_learning_rate(
+        learned(),
+        [counting_batch(2, 3, 0)],
+        warmup_batches=learnable(2),
+        predictor="eigenvalue",
+        batch_size=4,
+    )
+    assert any("samples 2 (tried on 4 … 32)" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora"])

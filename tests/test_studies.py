@@ -11,7 +11,7 @@ from experiments.gpu import run as gpu_run
 from experiments.lambda_check import repeated
 from experiments.methods import run as methods_run
 from experiments.methods import table as methods_table
-from experiments.paper import findings, seeds
+from experiments.paper import findings
 from experiments.paper import run as paper_run
 from hessian_lr.methods import METHODS
 from hessian_lr.records import read_json
@@ -71,35 +71,24 @@ def test_best_rates_and_slopes_of_methods_that_follow_a_law(group):
     assert slopes["λ at the start, A and B ≠ 0"].points == 3
 
 
-def test_two_seeds_are_compared_where_both_ran(group):
+def test_tuned_losses_are_set_beside_the_noise_between_two_seeds():
     """The second seed is 0.1 above the first; pissa's a further 0.2, and best half a decade higher."""
-    runs = made_up()[1]
-    near = np.abs(np.log10(runs["lr"] / runs["key"].map({m: best for m, (best, _) in METHOD_BESTS.items()})))
-    second = runs[near < 0.6].assign(seed=1, final_loss=lambda t: t["final_loss"] + 0.1)
+    settings, runs = made_up()
+    second = runs.assign(seed=1, final_loss=lambda t: t["final_loss"] + 0.1)
     pissa = second["key"] == "pissa"
     second.loc[pissa, "final_loss"] += 0.2
-    second.loc[pissa & (second["lr"] > 2e-3), "final_loss"] -= 0.4
-    found = findings.two_seeds(group, runs, second)
-    # pissa: 3.2 and 3.5 at its own best, 3.45 and 3.35 half a decade up: 3.35 and 3.4 in the mean.
-    means = {"lora": 3.05, "milora": 3.15, "pissa": 3.35, "olora": 3.45}
-    lowest = min(means.values())
-    gaps = {name: (mean - lowest) / (INITIAL - lowest) for name, mean in means.items()}
-    assert found["tuned"] == pytest.approx(gaps)
+    second.loc[pissa & np.isclose(second["lr"], 10**-2.5), "final_loss"] -= 0.4
+    both = pd.concat([runs, second])
+    (group,) = findings.groups(settings, both)
+    found = findings.between_seeds(group)
+    # pissa: 3.2 and 3.5 at its own best, 3.45 and 3.35 half a decade up: 3.35 and 3.4 in the mean; lora 3.05,
+    # milora 3.15, olora 3.45.
     assert found["worst_less_best"] == pytest.approx(0.4)
     # The seeds differ by 0.1, 0.1, 0.3, 0.1: a deviation of 0.1, and half of that for a mean of two.
     assert found["standard_error"] == pytest.approx(0.05)
     assert found["another_best"] == ["pissa"]
-    assert findings.two_seeds(group, runs, second[second["key"] != "lora"]) is None
-
-
-def test_the_second_seed_goes_on_where_the_mean_is_lowest_at_an_edge():
-    first = pd.DataFrame({"lr": [1.0, 2.0, 3.0, 4.0], "final_loss": [5.0, 3.0, 2.9, 4.0]})
-    assert seeds.missing(first, {}) == [2.0, 3.0, 4.0]
-    assert seeds.missing(first, {2.0: 3.0, 3.0: 3.0, 4.0: 4.0}) == []
-    assert seeds.missing(first, {2.0: 2.5, 3.0: 3.0, 4.0: 4.0}) == [1.0]
-    assert seeds.missing(first, {1.0: 0.0, 2.0: 2.5, 3.0: 3.0, 4.0: 4.0}) == [], (
-        "the first seed went no further"
-    )
+    (one_seed_of_lora,) = findings.groups(settings, both[(both["seed"] == 0) | (both["key"] != "lora")])
+    assert findings.between_seeds(one_seed_of_lora) is None
 
 
 def test_a_method_whose_best_lies_at_an_edge_is_named_and_left_out():

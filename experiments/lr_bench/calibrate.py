@@ -2,7 +2,8 @@
 
 Writes ``hessian_lr/predict/calibration.json``. The fit is to all settings but the longest. The range comes
 from settings whose method was left out, or from those of a model that was left out, of whichever model it has
-to be widest for: a user's is another one. The longest are a test (``long``): a law whose range holds there is
+to be widest for: a user's is another one. With the real model's go those that came later and are in no fit.
+The longest are a test (``long``): a law whose range holds there is
 known for so many steps. The law for short runs, which settings of 60 steps and more have, is fitted to all of
 these, the longest too, and to what `hessian-lr validate --predictor probe` found on the real model.
 """
@@ -21,13 +22,14 @@ from hessian_lr.predict.fit import conformal
 from hessian_lr.predict.law import PowerLaw
 
 from .evaluate import scored
-from .held_out import fit, left_out, usable
+from .held_out import fit, left_out, predict, usable
 from .laws import LAWS, Law
+from .price import MANY
 from .prospective import covered, predicted
-from .table import LONG, PROBE, PROBED, from_documents, read
+from .table import LONG, PROBE, PROBED, UNSEEN, from_documents, read
 from .transfer import transfer_law
 
-VERSION = "2026.11-h"
+VERSION = "2026.11-i"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
     "combined": "combined",
@@ -47,39 +49,53 @@ HOLDS = 0.75
 SCALE_SPREAD = 0.3
 
 
-def calibration(table: pd.DataFrame, longest: pd.DataFrame, real: pd.DataFrame) -> Calibration:
+def calibration(
+    table: pd.DataFrame, longest: pd.DataFrame, probed: pd.DataFrame, after: pd.DataFrame
+) -> Calibration:
     """The predictors' laws.
 
     Args:
         table: The settings they are fitted to.
         longest: Those of the longest runs, of which the laws of curvature alone take nothing but how long
             they are, and whether a law's range holds there.
-        real: Those of the real model that had short runs, for the law for these.
+        probed: Those of the real model that had short runs, for the law for these.
+        after: Its others that came later. Neither is in a fit of the laws of curvature, both count for how
+            wide their ranges are.
     """
     laws = {law.name: law for law in LAWS}
-    fitted = {predictor: power_law(laws[name], table) for predictor, name in PREDICTORS.items()}
+    unseen = pd.concat([after, probed], ignore_index=True)
+    fitted = {predictor: power_law(laws[name], table, unseen) for predictor, name in PREDICTORS.items()}
+    fitted = {predictor: measured_on(law, table) for predictor, law in fitted.items()}
     longer = {predictor: known_to(law, float(longest["steps"].max())) for predictor, law in fitted.items()}
-    probe = power_law(laws[PROBE], pd.concat([table, longest, real], ignore_index=True))
+    probe = power_law(laws[PROBE], pd.concat([table, longest, probed], ignore_index=True))
     made = Calibration(schema=1, version=VERSION, **longer, transfer=transfer_law(table), probe=probe)
     held = {name: covered(predicted(name, made, longest), longest) for name in fitted}
     return replace(made, **{name: law for name, law in fitted.items() if held[name] < HOLDS})
 
 
-def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """What ``calibration`` takes."""
+def tables() -> list[pd.DataFrame]:
+    """What ``calibration`` takes, in its order."""
     bench, longest = read()[0], read(LONG)[0]
-    real = from_documents(PROBED)[0].reindex(columns=bench.columns)
-    return scored(bench), scored(longest), scored(real)
+    later = [from_documents(folder)[0].reindex(columns=bench.columns) for folder in (PROBED, UNSEEN)]
+    return [scored(one) for one in (bench, longest, *later)]
 
 
 def known_to(law: PowerLaw, steps: float) -> PowerLaw:
     """The law, known for runs of up to so many steps."""
-    told = f"of the same settings, and the {steps:g} steps of a test that no fit took part of"
+    told = law.sources["domain"] + f"; up to the {steps:g} steps of a test that no fit took part of (long)"
     low, _ = law.domain["steps"]
     return replace(law, domain=law.domain | {"steps": [low, steps]}, sources=law.sources | {"domain": told})
 
 
-def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
+def measured_on(law: PowerLaw, table: pd.DataFrame) -> PowerLaw:
+    """The law, known for curvature of as few rows as the table's, up to those that ``price`` tried."""
+    told = law.sources["domain"] + f"; rows measured on, up to the {MANY} of a test (price)"
+    samples = [float(table["samples"].min()), float(MANY)]
+    return replace(law, domain=law.domain | {"samples": samples}, sources=law.sources | {"domain": told})
+
+
+def power_law(law: Law, table: pd.DataFrame, unseen: pd.DataFrame | None = None) -> PowerLaw:
+    """The law fitted to the table; its range also from what no fit has seen of one of its models."""
     rows = table[usable(law, table)]
     weights = fit(law, rows)
     exponents: dict[str, float] = {}
@@ -92,7 +108,12 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
         predicted = left_out(law, rows, rows[kind])
         errors[kind] = np.log(predicted / rows["best_lr"]).to_numpy()
     half = [conformal(np.abs(errors["method"]))]
-    half += [conformal(np.abs(errors["model"][rows["model"] == name])) for name in rows["model"].unique()]
+    for name in rows["model"].unique():
+        own = errors["model"][rows["model"] == name]
+        if unseen is not None and name in set(unseen["model"]):
+            more = unseen[(unseen["model"] == name) & usable(law, unseen)]
+            own = np.concatenate([own, np.log(predict(law, weights, more) / more["best_lr"])])
+        half.append(conformal(np.abs(own)))
     source = (
         f"robust fit to {len(rows)} settings of {rows['model'].nunique()} models and "
         f"{rows['method'].nunique()} methods (experiments/lr_bench)"
@@ -105,7 +126,7 @@ def power_law(law: Law, table: pd.DataFrame) -> PowerLaw:
         settings=len(rows),
         sources=dict.fromkeys(("scale", *exponents), source)
         | {"log_scatter": "root mean square of the errors on a method or model left out, whichever is larger"}
-        | {"log_half_width": "80% quantile of those errors: of a method's, or of the hardest model's"}
+        | {"log_half_width": "80% quantile of those errors, of methods' or the hardest model's"}
         | {"domain": "the smallest and largest of the same settings"},
         spreads={"scale": SCALE_SPREAD},
         log_half_width=max(half),

@@ -12,9 +12,9 @@ import pandas as pd
 
 from hessian_lr.records import write_json
 from hessian_lr.score import score
-from hessian_lr.setting import Setting
-from hessian_lr.sweep import RunResult, Sweep
+from hessian_lr.sweep import Sweep
 
+from .curves import curves
 from .held_out import left_out, widths
 from .laws import AFTER, GENTLE, LAWS, Law, derived
 from .measure import PROBES
@@ -33,29 +33,6 @@ FIXED: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 }
 # What is held against the sweep at a tenth of the steps, on the settings that have one.
 RIVALS = ("constant fitted", "c / sqrt lambda", "eigenvalue", "adam", "combined")
-
-
-def curves(runs: pd.DataFrame, table: pd.DataFrame) -> dict[str, Sweep]:
-    """Each setting's sweep, as the package's own scoring takes it."""
-    found = {}
-    swept = runs[runs["kind"] == "sweep"]
-    for row in table.itertuples():
-        results = tuple(
-            RunResult(
-                key="",
-                setting=Setting(seed=int(run.seed)),
-                lr=float(run.lr),
-                initial_loss=float(run.initial_loss),
-                final_loss=None if pd.isna(run.final_loss) else float(run.final_loss),
-                steps=int(run.steps),
-                diverged=bool(run.diverged),
-                seconds=float(run.seconds),
-                train_tokens=0,
-            )
-            for run in swept[swept["key"] == row.key].itertuples()
-        )
-        found[row.key] = Sweep(Setting(), results, bool(row.censored))
-    return found
 
 
 def metrics(predicted: pd.Series, table: pd.DataFrame, sweeps: dict[str, Sweep]) -> dict[str, Any]:

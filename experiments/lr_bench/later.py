@@ -20,11 +20,12 @@ from hessian_lr.digits import rate
 from hessian_lr.predict import PREDICTORS, Calibration, load_calibration
 from hessian_lr.records import read_json
 
-from .evaluate import curves, scored
+from .curves import curves
+from .evaluate import scored
 from .prospective import NEXT, judged
-from .table import HERE, PROBED, from_documents, read
+from .table import HERE, PROBED, UNSEEN, from_documents, read
 
-LATER, AFTER = HERE / "later", HERE / "after"
+LATER = HERE / "later"
 
 
 def found(folder: Path = LATER) -> list[dict[str, Any]]:
@@ -75,7 +76,7 @@ def each_predictor(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def compared(folder: Path = AFTER) -> list[dict[str, Any]]:
+def compared(folder: Path = UNSEEN) -> list[dict[str, Any]]:
     """What the last constants and today's make of a folder's measurements, a row each and predictor."""
     settings, runs = from_documents(folder)
     settings = scored(settings.reindex(columns=read()[0].columns))
@@ -98,7 +99,7 @@ def main() -> None:
         own = [row for row in rows if (row["method"] in ("lora+", "loft")) is not alike]
         if own:
             print(table(own), end="\n\n")
-    for folder in (AFTER, PROBED):
+    for folder in (UNSEEN, PROBED):
         print(table(found(folder)), end="\n\n")
     print(each_predictor(found(PROBED)), end="\n\n")
     for row in compared():

@@ -16,7 +16,8 @@ from hessian_lr.records import write_json
 
 from .calibrate import PREDICTORS as LAW_OF
 from .calibrate import known_to, power_law
-from .evaluate import FIXED, cost, curves, metrics, scored
+from .curves import curves
+from .evaluate import FIXED, cost, metrics, scored
 from .held_out import fit, predict, usable
 from .laws import LAWS, Law
 from .prospective import judged

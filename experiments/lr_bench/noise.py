@@ -11,7 +11,7 @@ import pandas as pd
 from hessian_lr.records import write_json
 from hessian_lr.score import score
 
-from .evaluate import curves
+from .curves import curves
 from .table import HERE, read
 
 
@@ -55,26 +55,9 @@ def summary(found: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def between_methods(found: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """For each model: how far tuned methods' losses lie apart, and the noise of a mean over two seeds.
-
-    The noise is what is left of the losses once each method's mean and each seed's mean are taken out.
-    """
-    told = {}
-    for model, rows in found.groupby("model"):
-        differences = rows["best_loss_0"] - rows["best_loss_1"]
-        means = (rows["best_loss_0"] + rows["best_loss_1"]) / 2
-        told[str(model)] = {
-            "methods": len(rows),
-            "worst_less_best": float(means.max() - means.min()),
-            "standard_error": float(differences.std(ddof=1) / 2),
-        }
-    return told
-
-
 def main() -> None:
     found = between_seeds(*read())
-    told = summary(found) | {"tuned_losses": between_methods(found)}
+    told = summary(found)
     write_json(HERE / "noise.json", {"schema": 1, "summary": told, "rows": found.to_dict("records")})
     for name, value in told.items():
         print(name, value)

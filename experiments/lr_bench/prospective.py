@@ -18,7 +18,8 @@ from hessian_lr.predict.rate import rate
 from hessian_lr.records import read_json, write_json
 from hessian_lr.sweep import Sweep
 
-from .evaluate import curves, metrics, scored
+from .curves import curves
+from .evaluate import metrics, scored
 from .laws import AFTER
 from .table import HERE, read
 
@@ -45,8 +46,8 @@ def predicted(predictor: str, constants: Calibration, table: pd.DataFrame) -> pd
     return pd.DataFrame(rows, columns=["lr", "low", "high"], index=table.index)
 
 
-def _positive(value: float) -> float | None:
-    return float(value) if value > 0 else None
+def _positive(value: float | None) -> float | None:
+    return float(value) if value is not None and value > 0 else None
 
 
 def evaluate(table: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:

@@ -20,12 +20,15 @@ from hessian_lr import methods, models
 from hessian_lr.methods import METHODS
 from hessian_lr.methods.targets import ALL_LINEAR
 from hessian_lr.records import read_json
+from hessian_lr.score import score
 from hessian_lr.setting import Setting
+from hessian_lr.sweep.plan import nearest_point
 
+from .curves import curves
 from .laws import AFTER
 from .pretrain import MODELS
 from .run import OUT
-from .settings import long
+from .settings import LARGE, long
 
 HERE = Path(__file__).parent / "results"
 LONG = HERE / "long"
@@ -34,6 +37,10 @@ LONG = HERE / "long"
 VALIDATED = ("validated", "later")
 # The same with short runs, for the law for these alone.
 PROBED = HERE / "probed"
+# What came after, and is in no fit.
+UNSEEN = HERE / "after"
+# The second seed of those that were validated, as ``second_seed`` ran it.
+SECOND = HERE / "second"
 SETTING = (
     *("model", "data", "method", "rank", "alpha", "target_modules", "batch_size", "steps"),
     *("max_length", "dtype", "samples"),
@@ -56,9 +63,28 @@ def collect() -> tuple[pd.DataFrame, pd.DataFrame]:
             told = found.get(kind, {"runs": []})["runs"]
             runs += [{"key": file.stem, "kind": kind.split("_")[0], **run} for run in told]
     for folder in VALIDATED:
-        for together, one in zip((rows, runs), from_documents(HERE / folder), strict=True):
+        for together, one in zip((rows, runs), _with_second_seed(folder), strict=True):
             together += one.to_dict("records")
     return pd.DataFrame(rows), pd.DataFrame(runs)
+
+
+def _with_second_seed(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``from_documents``; where a second seed was run throughout, the answer is that of both."""
+    settings, runs = from_documents(HERE / folder)
+    for place, key in settings["key"].items():
+        file = SECOND / f"{key}.json"
+        told = read_json(file)["runs"] if file.exists() else []
+        # The same learning rate to the last digit: else the two would not be averaged.
+        exact = {nearest_point(lr): lr for lr in runs.loc[runs["key"] == key, "lr"]}
+        if {nearest_point(run["lr"]) for run in told} != set(exact):
+            continue
+        again = [{"key": key, "kind": "sweep", **run, "lr": exact[nearest_point(run["lr"])]} for run in told]
+        runs = pd.concat([runs, pd.DataFrame(again)], ignore_index=True)
+        judged = score(curves(runs, settings.loc[[place]])[key], None, None, None)
+        for name in ANSWER:
+            settings.loc[place, name] = getattr(judged, name)
+        settings.loc[place, "seeds"] = 2
+    return settings, runs
 
 
 def from_documents(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -134,12 +160,14 @@ def read(folder: Path = HERE) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def setting_of(row: dict[str, Any]) -> Setting:
-    """The setting that a row of ``settings.csv`` is of; the small models' own."""
+    """The setting that a row of ``settings.csv`` is of."""
     values = {name: row[name] for name in SETTING}
     targets = row["target_modules"]
     values["target_modules"] = targets if targets == ALL_LINEAR else tuple(targets.split("+"))
     values["alpha"] = float(row["alpha"])
-    return Setting(**values | {"model": str((MODELS / row["model"]).relative_to(Path.cwd()))})
+    if row["model"] != LARGE:
+        values["model"] = str((MODELS / row["model"]).relative_to(Path.cwd()))
+    return Setting(**values)
 
 
 def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:

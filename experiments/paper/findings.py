@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from experiments.lr_bench.evaluate import curves
+from experiments.lr_bench.curves import curves
 from hessian_lr.score import Alignment, align, score
 from hessian_lr.sweep import Sweep
 
@@ -126,27 +126,26 @@ def peak_gaps(group: Group) -> dict[str, Any]:
     }
 
 
-def two_seeds(group: Group, runs: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any] | None:
-    """The group's methods at the learning rates that both seeds were run at; None where no second seed was.
+def between_seeds(group: Group) -> dict[str, Any] | None:
+    """How far the group's tuned losses lie apart beside the noise between seeds; None unless all have two.
 
-    Each method's loss is its lowest mean of the two. The standard error of such a mean is what is left of the
-    losses there once each method's and each seed's mean are taken out.
+    The standard error of a mean of two seeds is what is left of the losses at each method's best learning
+    rate once each method's and each seed's mean are taken out.
     """
     losses, moved = {}, []
-    for row in group.settings.itertuples():
-        own = second[second["key"] == row.key].set_index("lr")["final_loss"]
-        first = runs[(runs["key"] == row.key) & (runs["seed"] == 0)].set_index("lr")["final_loss"]
-        if own.empty:
+    for method, sweep in group.sweeps.items():
+        runs = pd.DataFrame(
+            [(run.lr, run.setting.seed, run.final_loss) for run in sweep.runs], columns=["lr", "seed", "loss"]
+        )
+        pairs = runs.pivot(index="lr", columns="seed", values="loss").dropna()
+        if pairs.shape[1] != 2:
             return None
-        pairs = pd.DataFrame({"first": first, "second": own}).dropna()
-        losses[row.method] = pairs.loc[pairs.mean(axis=1).idxmin()]
-        if own.idxmin() != first.idxmin():
-            moved.append(row.method)
+        losses[method] = pairs.loc[pairs.mean(axis=1).idxmin()]
+        if len(set(pairs.idxmin())) > 1:
+            moved.append(method)
     table = pd.DataFrame(losses).T
-    means, differences = table.mean(axis=1), table["first"] - table["second"]
-    reduction = group.initial - means.min()
+    means, differences = table.mean(axis=1), table[0] - table[1]
     return {
-        "tuned": {str(method): float(gap) for method, gap in ((means - means.min()) / reduction).items()},
         "worst_less_best": float(means.max() - means.min()),
         "standard_error": float(differences.std(ddof=1) / 2),
         "another_best": moved,

@@ -15,6 +15,8 @@ COVERAGE = 0.8
 # Beyond the settings a law was tried on, its exponents are a guess: their uncertainty, as a standard
 # deviation, by which each factor e of distance widens the range.
 EXTRAPOLATION = 0.3
+# Of these no value is too large: more rows than were tried say the same, with less noise.
+UNLIMITED = ("samples",)
 NO_LAW = "the constants of predictions come from runs with AdamW, whose steps hardly follow a gradient's size"
 
 
@@ -30,6 +32,7 @@ class Quantities:
         lr_eigenvalue: √(L / (λ·√n)) at initialization (see ``start.lr_eigenvalue``).
         lr_sharpness: √(L / (λ·n)) at initialization, for constants of earlier versions.
         lr_probe: The best learning rate of runs a tenth as long (see ``refine``).
+        samples: Rows that curvature was measured on.
         slack: Factor within which ``lr_stability`` is known; it widens the range.
     """
 
@@ -40,6 +43,7 @@ class Quantities:
     lr_eigenvalue: float | None = None
     lr_sharpness: float | None = None
     lr_probe: float | None = None
+    samples: int | None = None
     slack: float = 1.0
 
 
@@ -135,7 +139,8 @@ class PowerLaw(Record):
         if name not in self.domain:
             return 0.0
         low, high = self.domain[name]
-        return max(0.0, math.log(low / value), math.log(value / high))
+        above = 0.0 if name in UNLIMITED else math.log(value / high)
+        return max(0.0, math.log(low / value), above)
 
 
 def check_numbers(*values: float | None, least: float = -math.inf, positive: bool = False) -> None:

@@ -231,7 +231,8 @@ def _told(
     """The prediction that the measurements make, with their cost."""
     measured: list[AdamSharpness | Curvature] = [one for one in (start, adam) if one]
     own = request.optimizer is not adamw
-    known = quantities(adam, start, own, batch_size=request.batch_size, steps=request.steps)
+    samples = sum(len(batch["input_ids"]) for batch in request.batches)
+    known = quantities(adam, start, own, batch_size=request.batch_size, steps=request.steps, samples=samples)
     found = rate(predictor, constants, known)
     if found is None:
         raise HessianLRError("; ".join(failures) or "nothing was measured that a learning rate follows from")
@@ -257,7 +258,13 @@ def _told(
 
 
 def quantities(
-    adam: AdamSharpness | None, start: Curvature | None, own: bool, *, batch_size: int, steps: int
+    adam: AdamSharpness | None,
+    start: Curvature | None,
+    own: bool,
+    *,
+    batch_size: int,
+    steps: int,
+    samples: int,
 ) -> Quantities:
     """What laws take from the two measurements; ``own``: the method has an optimizer of its own."""
     return Quantities(
@@ -268,6 +275,7 @@ def quantities(
         # λ knows nothing of another optimizer than AdamW.
         lr_eigenvalue=lr_eigenvalue(start) if start and not own else None,
         lr_sharpness=lr_sharpness(start) if start and not own else None,
+        samples=samples,
         slack=adam.stability_slack if adam else 1.0,
     )
 

@@ -25,8 +25,10 @@ def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate
         if law is None:
             continue
         known = {key: getattr(quantities, key) for key in {**law.exponents, **law.domain}}
-        if None in known.values():
+        if any(known[key] is None for key in law.exponents):
             continue
+        # Of what is not known it cannot be said whether it lies outside.
+        known = {key: value for key, value in known.items() if value is not None}
         try:
             lr, factor = law(**known), law.range_factor(**known) * quantities.slack
         except OverflowError:
