@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from tolerances import RANKS32
 
+# A slow processor takes minutes over so much Python.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def found():
