@@ -18,7 +18,7 @@ from accelerate import dispatch_model
 from tiny_models import counting_batch, learned
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 import hessian_lr as hlr
@@ -81,24 +81,41 @@ def register() -> None:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = list(_tensors((args, tuple(kwargs.values()))))
+    target = kwargs.get("device")
+    if target is None and not any(isinstance(tensor, Elsewhere) for tensor in tensors):
+        return func(*args, **kwargs)
     # A number goes anywhere, as on real devices.
     where = {tensor.device.type for tensor in tensors if tensor.dim()}
     if len(where) > 1 and func not in _COPIES:
         raise RuntimeError(f"{func} of tensors on {' and '.join(sorted(where))}")
-    inside = tree_map_only(Elsewhere, lambda tensor: tensor.inner, (args, kwargs))
-    target = kwargs.get("device")
+    inside = {name: _inside(value) for name, value in kwargs.items()}
     if target is not None:
-        inside[1]["device"] = torch.device("cpu")
-    found = func(*inside[0], **inside[1])
+        inside["device"] = torch.device("cpu")
+    found = func(*_inside(args), **inside)
     if func is torch.ops.aten.copy_.default:
         return args[0]
-    here = torch.device(target).type if target is not None else "cpu"
-    if target is None and any(isinstance(tensor, Elsewhere) for tensor in tensors):
-        here = NAME
-    if here != NAME:
+    if target is not None and torch.device(target).type != NAME:
         return found
     return return_and_correct_aliasing(func, args, kwargs, tree_map_only(Tensor, Elsewhere, found))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among an operation's arguments; torch's own walk through them costs more than all else."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+
+
+def _inside(value: Any) -> Any:
+    """An operation's arguments with what lies on the second device as it lies on the CPU."""
+    if isinstance(value, Elsewhere):
+        return value.inner
+    if isinstance(value, list | tuple):
+        return type(value)(map(_inside, value))
+    return value
 
 
 # Few of both: every operation there goes through Python, and any product tells whether the two agree.
