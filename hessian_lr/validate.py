@@ -208,14 +208,14 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
             checkpoints.clear()
         del prepared
         gc.collect()  # the sweep needs the room of this copy of the model
-    *_, rows_notes = split_rows(setting, job.data.train)
+    sample, _, rows_notes = split_rows(setting, job.data.train)
     known = quantities(
         prediction.adam,
         prediction.curvature,
         optimizer is not None or setting.optimizer != ADAMW,
         batch_size=setting.batch_size,
         steps=setting.steps,
-        samples=setting.most_samples,
+        samples=len(sample),
     )
     return Measured(prediction, known, (*rows_notes, *notes))
 

@@ -23,6 +23,7 @@ from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import unchanged
 from hessian_lr.predict import PREDICTORS, load_calibration
+from hessian_lr.predict.adam import WARMUP_SHARE
 from hessian_lr.predict.line_search import critical_learning_rate
 from hessian_lr.predict.warmup import BETAS, warm_up
 from hessian_lr.prepare import Prepared, prepare
@@ -41,7 +42,6 @@ from .table import HERE, LONG, PROBE, read, setting_of
 FILE = HERE / "price.csv"
 FEW, MANY, EVERY = 2, 32, 6
 WARMUPS, PRODUCTS = (10, 5), 10
-SHARE = 1 / 8  # of the critical learning rate, the package's own
 # Of the real model, which takes minutes a setting.
 LARGE_TOO = (
     *(f"smollm2-{name}" for name in ("16-lora", "commonsense-lora", "commonsense-milora")),
@@ -91,7 +91,7 @@ def measure(prepared: Prepared, rows: int) -> Iterator[dict[str, Any]]:
     told |= _numbered("lambda", at_start)
     for steps in WARMUPS if critical else ():
         with unchanged(model):
-            values = after(prepared, batches, steps, critical * SHARE)
+            values = after(prepared, batches, steps, critical * WARMUP_SHARE)
         yield told | {"warmup_steps": steps} | _numbered("lambda_p", values)
 
 
@@ -226,9 +226,9 @@ def main() -> None:
         return
     keep_freed_memory()
     loader = Loader()
-    small = table[table["model"] != LARGE].sort_values("key")
-    chosen = [(FEW, row) for row in [*_records(small), *_records(table[table["key"].isin(LARGE_TOO)])]]
-    chosen += [(MANY, row) for row in _records(small)[::EVERY]]
+    small = table[table["model"] != LARGE].sort_values("key").to_dict("records")
+    large = table[table["key"].isin(LARGE_TOO)].to_dict("records")
+    chosen = [(FEW, row) for row in [*small, *large]] + [(MANY, row) for row in small[::EVERY]]
     with quiet_libraries():
         for rows, row in chosen[index::parts]:
             file = OUT / "price" / f"{row['key']}-{rows}.json"
@@ -243,10 +243,6 @@ def main() -> None:
         prices = [{"key": file["key"], **one} for file in files for one in file["found"]]
         pd.DataFrame(prices).to_csv(FILE, index=False, float_format="%.6g")
         report(table)
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return table.to_dict("records")
 
 
 def report(table: pd.DataFrame) -> None:
