@@ -95,7 +95,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert train_once(settings(seed=1), 0.1, loaded, data).final_loss != first.final_loss
 
 
-def test_it_leaves_no_trace(capfd):
+def test_it_leaves_no_trace(capfd, monkeypatch, tmp_path):
+    # A place for temporary files of its own: other processes have theirs in the common one.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     loaded, data = tiny.tiny_model(), tiny.tiny_data()
     weights = {name: p.clone() for name, p in loaded.model.named_parameters()}
     modules = {name for name, _ in loaded.model.named_modules()}
