@@ -210,7 +210,7 @@ def test_a_wrong_address_is_one_line_at_once(here, file, tmp_path, capsys, name)
 
 
 def test_a_port_at_which_something_else_listens_is_told(here, file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hessian_lr.sweep.on_ray._ANSWER_S", 3.0)
+    monkeypatch.setattr("hessian_lr.sweep.join_ray._ANSWER_S", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         assert sweep(file, tmp_path, "--engine", "ray", "--address", address) == 2

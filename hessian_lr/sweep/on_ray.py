@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import logging
 import math
 import os
 import socket
-import subprocess
-import sys
 import textwrap
 import time
 from collections import Counter, deque
@@ -22,17 +19,15 @@ from typing import TYPE_CHECKING, Any
 from ..allocator import keep_freed_memory
 from ..errors import HessianLRError, RequestError
 from .engine import Outcome, Task, train
+from .join_ray import join, last_line
 from .run import RunResult, precision
 
 if TYPE_CHECKING:
     from ..cluster import Cluster
 
 RETRIES = 3  # of a run whose worker is lost; and so many workers in a row may be lost as they start
-_CONNECT_S = 10.0
-_ANSWER_S = 30.0  # the check is a process of its own, which a busy machine takes long to start
 _LOOK_S = 2.0  # between looks at which nodes there are, while nothing ends
 _PATIENCE_S = 60.0  # how long no node may have room before the sweep gives up
-_STORE_BYTES = 100 * 2**20  # of a cluster that is started here: only results of a few lines travel
 _VERSIONS = ("hessian-lr", "torch", "transformers", "peft")  # what a run's last digits depend on
 _CACHE = "HESSIAN_LR_CACHE"
 
@@ -55,7 +50,7 @@ def connected(cluster: Cluster, *, cpu_only: bool) -> Iterator[OnRay]:
         raise RequestError("--engine ray needs Ray: pip install 'hessian-lr[ray]'") from error
     joined = ray.is_initialized()
     if not joined:
-        _join(ray, cluster.address)
+        join(ray, cluster.address)
     engine = None
     try:
         engine = OnRay(ray, cluster, cpu_only=cpu_only)
@@ -175,7 +170,7 @@ class OnRay:
         try:
             worker.name, versions = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            raise HessianLRError(f"a worker of the cluster cannot start: {_last_line(error)}") from error
+            raise HessianLRError(f"a worker of the cluster cannot start: {last_line(error)}") from error
         except self._ray.exceptions.RayError as error:
             self._stillborn += 1
             self._look()
@@ -270,59 +265,12 @@ class _Trainer:
         return run
 
 
-def _join(ray: Any, address: str | None) -> None:
-    """Become a driver of the cluster; without one, start it on this machine."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is not None and address not in ("auto", "local"):
-        _check_address(address)
-    try:
-        if address is None:
-            try:
-                ray.init(address="auto", **quiet)
-            except ConnectionError:
-                ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (Exception, SystemExit) as error:
-        where = address or "this machine"
-        raise RequestError(f"cannot join the Ray cluster at {where}: {_last_line(error)}") from error
-
-
-def _check_address(address: str) -> None:
-    """Refuse an address at which no cluster answers, before Ray waits for it for more than a minute."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise RequestError(
-            f"--address takes host and port of the cluster's head, such as 10.0.0.1:6379, not {address!r}; "
-            "start the sweep on a machine that `ray start --address` made part of the cluster"
-        )
-    mend = f"start one there with `ray start --head --port {port}`, or correct --address"
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise RequestError(f"there is no Ray cluster at {address} ({error}); {mend}") from error
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_ANSWER_S, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        done = False
-    if not done:
-        raise RequestError(f"something answers at {address}, but it is no Ray cluster; {mend}")
-
-
 def _versions() -> dict[str, str]:
     # A build's tag, such as +cpu, may differ from node to node.
     return {name: importlib.metadata.version(name).partition("+")[0] for name in _VERSIONS}
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
 def _reason(error: Exception) -> str:
     """Why Ray says a worker is lost, without its guesses."""
-    said = _last_line(error).partition(" Some common causes")[0]
+    said = last_line(error).partition(" Some common causes")[0]
     return textwrap.shorten(said, 200, placeholder="…")
