@@ -25,12 +25,13 @@ def transfer_law(table: pd.DataFrame) -> Transfer:
     weights, names = _fit(table)
     models = table["model"].unique()
     same = np.concatenate([pair_errors(table, model, same_method=True) for model in models])
-    other = [conformal(pair_errors(table, model, same_method=False)) for model in models]
+    # A model with one setting, or one method, has no such pair.
+    others = [one for model in models if len(one := pair_errors(table, model, same_method=False))]
     return Transfer(
         exponents=dict(zip(NAMES, weights[: len(NAMES)].tolist(), strict=True)),
         methods=dict(zip(names, weights[len(NAMES) :].tolist(), strict=True)),
         log_half_width=conformal(same),
-        log_half_width_method=max(other),
+        log_half_width_method=max(conformal(one) for one in others),
         settings=len(table),
         source=f"ridge regression over {len(table)} settings, a constant for each model, data and modules "
         "(experiments/lr_bench)",
