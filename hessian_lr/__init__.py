@@ -45,6 +45,10 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "integrations"})
+
+
 def __getattr__(name: str) -> Any:
     if name == "integrations":
         return importlib.import_module(".integrations", __name__)

@@ -62,6 +62,6 @@ class NotTwiceDifferentiable(HessianLRError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> RequestError:
     """The error for a name that is not in a registry, with the nearest name that is."""
     choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=1)
+    near = difflib.get_close_matches(name.lower(), choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return RequestError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(choices)}.")

@@ -160,7 +160,8 @@ def _trends(axes: Axes, fitted: Sequence[tuple[float, float]], fit: bool) -> lis
     reach = np.log10(axes.get_xlim())
 
     def line(slope: float) -> np.ndarray:
-        return 10 ** (centre[1] + slope * (reach - centre[0]))
+        # A slope from three points may be anything; what lies beyond a float lies beyond the picture.
+        return 10 ** np.clip(centre[1] + slope * (reach - centre[0]), -300, 300)
 
     handles: list[Line2D | Patch] = []
     alignment = align(*zip(*fitted, strict=True)) if fit else Alignment(None, None, None, None, None, None, 0)

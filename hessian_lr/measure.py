@@ -18,8 +18,9 @@ from .checkpoints import Checkpoints
 from .confirm import REFINEMENTS, differences_checked, refined, sampling_error, spectrum_notes, verified
 from .curvature.central import CentralOperator, twice_or_central
 from .curvature.gauss_newton import GaussNewtonOperator
-from .curvature.loss import Batch, trainable
+from .curvature.loss import Batch, count_labels, trainable
 from .curvature.operator import HessianOperator
+from .curvature.vectors import working_type
 from .distributed import require_shared
 from .errors import HessianLRError, NotTwiceDifferentiable, unknown_name
 from .records import Record
@@ -126,7 +127,8 @@ def sharpness(
         model: A causal language model with an adapter: what requires a gradient is measured.
         batches: The sample as dictionaries of ``input_ids``, ``attention_mask``, ``labels``, each
             (samples, tokens); any split into microbatches gives the same λ.
-        held_out: Other samples, for the eigenvector's quotient on what it has not seen.
+        held_out: Other samples, for the eigenvector's quotient on what it has not seen, if any of it is
+            labelled.
         rtol: Stop when λ's error is estimated to be at most this share of θ (see ``spectrum.lanczos``).
         max_products: Stop after this many products in any case.
         algorithm: ``"lanczos"`` or ``"power"``.
@@ -204,7 +206,7 @@ def _sharpness(
             **asked,
             **kept,
             device=on.device,
-            dtype=torch.float64 if on.parameters[0].dtype is torch.float64 else torch.float32,
+            dtype=working_type(on.parameters[0]),
             progress=progress,
         )
 
@@ -232,7 +234,7 @@ def _sharpness(
         # Of the search itself; how far differences served is the operator's to tell.
         notes += spectrum_notes(found, used[0])
         found = checked
-        if held_out is not None:
+        if held_out is not None and any(map(count_labels, held_out)):
             matrix.release()
             other = make(model, held_out, dtype=dtype, memory_budget=0)
             used.append(other)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .confirm import afresh
-from .curvature.vectors import flatten, unflatten
+from .curvature.vectors import flatten, unflatten, working_type
 from .records import Record, digest
 from .spectrum import Eigenvalue, upper_bound
 from .spectrum.basis import Basis
@@ -89,8 +89,7 @@ class Block:
         self.found: Eigenvalue | None = None
         self.failed = False
         first = self.parameters[0]
-        kept = torch.float64 if first.dtype is torch.float64 else torch.float32
-        vector = start_vector(self.size, self.seed, None, first.device, kept)
+        vector = start_vector(self.size, self.seed, None, first.device, working_type(first))
         self.steps: Generator[Tensor, Tensor, Eigenvalue] | None = _lanczos_steps(
             vector, self.rtol, self.max_products
         )

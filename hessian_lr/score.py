@@ -180,7 +180,7 @@ def _curve(groups: dict[float, tuple[RunResult, ...]]) -> _Curve:
     everything = [run for runs in groups.values() for run in runs]
     initial = math.fsum(run.initial_loss for run in everything) / len(everything)
     finals = [run.final_loss for run in everything if run.final_loss is not None]
-    worst = max(*finals, *(run.initial_loss for run in everything))
+    worst = max([*finals, *(run.initial_loss for run in everything)])
     losses = []
     diverged = [any(run.diverged for run in runs) for runs in groups.values()]
     for runs, lost in zip(groups.values(), diverged, strict=True):

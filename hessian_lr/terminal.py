@@ -38,7 +38,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     """A table on standard output: the first ``left`` columns to the left, the others to the right.
 
     The cells are plain text; a newline in one starts another line. Colour only where a terminal
-    shows it and ``NO_COLOR`` is not set.
+    shows it and ``NO_COLOR`` is not set. Where the terminal is too narrow, each row is a list of its cells.
     """
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
@@ -52,7 +52,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     unbounded = console.options.update(width=10 * console.width)
     if left == 1 and console.measure(drawn, options=unbounded).maximum > console.width:
         drawn.padding = (0, 0, 0, 0)  # rather narrow gaps than cells cut short
+        if console.measure(drawn, options=unbounded).maximum > console.width:
+            _lists(columns, rows)
+            return
     console.print(drawn)
+
+
+def _lists(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    width = max(map(len, columns[1:]))
+    for row in rows:
+        print(row[0])
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            print(f"  {column:<{width}}  {' '.join(cell.split())}")
 
 
 def predict_table(rows: Sequence[Row]) -> None:
@@ -148,12 +159,18 @@ def validate_table(rows: Sequence[Row]) -> None:
                 if row["predicted_lr"] is None
                 else _two(row, "predicted_lr", "predicted_low", "predicted_high"),
                 _best(row),
-                "–" if row["factor_error"] is None else f"{row['factor_error']:.2f}×",
-                "–" if row["regret"] is None else f"{row['regret']:.1%}",
-                {True: "yes", False: "no", None: "–"}[row["inside_band"]],
+                *(("–", "–", "–") if row["censored"] else _scored(row)),
             )
             for row in rows
         ],
+    )
+
+
+def _scored(row: Row) -> tuple[str, str, str]:
+    return (
+        "–" if row["factor_error"] is None else f"{row['factor_error']:.2f}×",
+        "–" if row["regret"] is None else f"{row['regret']:.1%}",
+        {True: "yes", False: "no", None: "–"}[row["inside_band"]],
     )
 
 

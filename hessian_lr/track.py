@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .curvature.adam import PreconditionedOperator, adam_preconditioner
 from .curvature.loss import Batch
 from .curvature.operator import HessianOperator
+from .curvature.vectors import working_type
 from .errors import RequestError
 from .records import Record
 from .spectrum import Eigenvalue, lanczos
@@ -123,7 +124,8 @@ class SharpnessTracker:
             diagonal = adam_preconditioner(optimizer, operator.parameters)
             start = None
             if self.direction is not None:
-                start = self.direction.to(operator.device) * diagonal.sqrt()
+                moving = self.direction.to(operator.device) * diagonal.sqrt()
+                start = torch.where(diagonal.isinf(), 0.0, moving)
                 start = start / start.norm()
             # P moves as well, and faster early on: with as few products as λ, 44% were missed.
             adam = PreconditionedOperator(operator, diagonal)
@@ -148,8 +150,7 @@ class SharpnessTracker:
         times: int = 1,
     ) -> Eigenvalue:
         """The largest eigenvalue, from a unit vector that was its eigenvector lately, or from nothing."""
-        wide = operator.parameters[0].dtype is torch.float64
-        dtype = torch.float64 if wide else torch.float32
+        dtype = working_type(operator.parameters[0])
         if vector is None:
             return lanczos(matvec, operator.size, seed=self._seed, device=operator.device, dtype=dtype)
         if len(vector) != operator.size:

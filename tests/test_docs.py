@@ -67,6 +67,16 @@ def test_what_a_page_takes_in_from_files_is_there(page):
             assert (pages.ROOT / found[1]).is_file()
 
 
+LINKED = sorted([*DOCS.rglob("*.md"), pages.ROOT / "README.md", *pages.ROOT.glob("experiments/*/README.md")])
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
+def test_a_pages_links_lead_to_files_of_the_repository(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
 def test_the_code_of_a_page_runs(page, namespace):
     runs = [b for b in pages.blocks(page) if b.language in ("python", "console") and not b.reason]

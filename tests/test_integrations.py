@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_models import VOCABULARY, adapted, counting_batch, dense_hessian, learned
+from torch.optim import lr_scheduler as S
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import get_scheduler
 
@@ -257,6 +258,59 @@ def test_a_schedule_goes_on_as_if_made_with_the_new_peak(kind, after):
         assert ours[1].get_last_lr() == theirs[1].get_last_lr()
         stepped(*ours, 1)
         stepped(*theirs, 1)
+
+
+SCHEDULES = {
+    "joined": lambda o: S.SequentialLR(o, [S.LinearLR(o, 0.5, 1.0, 3), S.CosineAnnealingLR(o, 7)], [3]),
+    "joined lambdas": lambda o: S.SequentialLR(
+        o, [S.LambdaLR(o, lambda k: (k + 1) / 3), S.LambdaLR(o, lambda k: 1.0)], [3]
+    ),
+    "restarts": lambda o: S.CosineAnnealingWarmRestarts(o, 5),
+    "steps": lambda o: S.StepLR(o, 2, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_torchs_schedules_go_on_likewise(name):
+    def made(lr):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        return optimizer, SCHEDULES[name](optimizer)
+
+    ours, theirs = made(5e-5), made(3e-3)
+    set_learning_rate(*ours, 3e-3)
+    for _ in range(9):
+        rates = [one[0].param_groups[0]["lr"] for one in (ours, theirs)]
+        assert rates[0] == pytest.approx(rates[1], rel=1e-9)
+        for optimizer, schedule in (ours, theirs):
+            optimizer.step()
+            schedule.step()
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
+def test_schedules_with_a_peak_of_their_own_are_refused(name):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-5)
+    own = {"max_lr": 5e-5, "total_steps": 10} if name == "OneCycleLR" else {"base_lr": 1e-6, "max_lr": 5e-5}
+    with pytest.raises(RequestError, match=f"{name} may keep a learning rate of its own"):
+        set_learning_rate(optimizer, getattr(S, name)(optimizer, **own, cycle_momentum=False), 3e-3)
+    assert optimizer.param_groups[0]["initial_lr"] <= 5e-5
+
+
+def test_a_run_that_began_without_a_prediction_keeps_its_learning_rate(rows, tmp_path, caplog):
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    whole = trainer(rows, tmp_path, **saving)
+    whole.train()
+    again = trainer(rows, tmp_path, **saving)
+    again.add_callback(PredictedLearningRate(again, track_every=3))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert all(map(torch.equal, weights(again), weights(whole)))
+    assert not entries(again, "predicted_learning_rate") and entries(again, "sharpness")
+    assert "began without a predicted learning rate, at step 3 it keeps the one it has" in caplog.text
+
+
+def test_what_a_prediction_knows_nothing_of_is_said(rows, tmp_path, caplog):
+    with_callback(rows, tmp_path, {"max_steps": 1, "label_smoothing_factor": 0.4, "adam_beta1": 0.8})
+    said = [r.getMessage() for r in caplog.records if "knows nothing of" in r.getMessage()]
+    assert len(said) == 2 and "label_smoothing_factor=0.4" in said[0] and "betas 0.8, 0.999" in said[1]
 
 
 def test_other_optimizers_are_refused_by_name(rows, tmp_path):

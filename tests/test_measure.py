@@ -146,7 +146,7 @@ def test_wrong_requests_are_refused(batches):
         hlr.sharpness(adapted(), batches, algorithm="lancos")
     with pytest.raises(RequestError, match="rtol"):
         hlr.sharpness(adapted(), batches, rtol=2.0)
-    with pytest.raises(RequestError, match="labelled"):
+    with pytest.raises(RequestError, match="there are no batches"):
         hlr.sharpness(adapted(), [])
 
 

@@ -175,6 +175,11 @@ def test_one_learning_rate_alone_is_censored():
     assert (result.band_low, result.band_high) == (None, None)
 
 
+def test_one_learning_rate_that_ended_in_no_number_gives_none():
+    result = score(sweep_of({-3.0: None}, seeds=(0,)), 1e-3, None, None)
+    assert (result.best_lr, result.regret, result.censored) == (None, None, True)
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_a_prediction_that_is_no_learning_rate_is_refused(bad):
     with pytest.raises(RequestError, match="positive"):

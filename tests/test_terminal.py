@@ -37,6 +37,20 @@ def test_the_widest_line_of_a_validation_is_shown_whole(capsys):
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 
+def test_where_no_table_fits_each_row_is_a_list_and_no_number_is_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal.validate_table([WIDEST, WIDEST | {"method": "lora"}])
+    lines = capsys.readouterr().out.splitlines()
+    assert "lora" in lines and "  predicted  1.8e-4 1.1e-4…3.1e-4" in lines
+    assert all(len(line) <= 40 for line in lines)
+
+
+def test_a_sweep_whose_best_is_at_its_edge_is_not_scored(capsys):
+    terminal.validate_table([WIDEST | {"censored": True}])
+    shown = capsys.readouterr().out
+    assert "at the edge" in shown and "12.34" not in shown and "yes" not in shown
+
+
 def test_a_table_with_room_keeps_its_gaps(capsys):
     terminal.validate_table([WIDEST | {"method": "lora", "sampling_error": None}])
     assert "927  3.84e4" in capsys.readouterr().out

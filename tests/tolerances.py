@@ -70,3 +70,9 @@ SAME_STEPS = 1e-4
 # What Adam's ε = 1e-8 leaves of invariances that hold for ε → 0, with gradients of about 1e-3, and
 # Lanczos on matrices that are equal but for that.
 ADAMS_EPSILON = 1e-2
+
+# A sample's loss in float32, ours against the model's own: two sums of the same few terms.
+SAME_LOSS = 1e-5
+
+# λ where Lanczos was left with its default rtol on both sides, or on one against a dense truth.
+DEFAULT_LAMBDA = 0.05

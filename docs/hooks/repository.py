@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,8 +31,11 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put every command's ``--help`` in the place of the mark."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put every command's ``--help`` in the place of the mark, and lead links to what ``on_files`` added."""
+    if not page.file.generated_by:
+        # In the repository they lead out of docs/, which is the site's root.
+        markdown = re.sub(r"\]\(\.\./((?:\.\./)*(?:experiments|figures)/)", r"](\1", markdown)
     return markdown.replace(COMMANDS, _commands()) if COMMANDS in markdown else markdown
 
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from hessian_lr import data, models
 from hessian_lr.adapter_modules import owned_parameters, places
 from hessian_lr.allocator import keep_freed_memory
-from hessian_lr.curvature.loss import Batch, compute_in, count_labels, quiet_model, summed_loss, trainable
+from hessian_lr.curvature.loss import Batch, count_labels, summed_loss, trainable
+from hessian_lr.curvature.modes import compute_in, quiet_model
 from hessian_lr.measure import peak_rss_bytes
 from hessian_lr.module_block import module_seed
 from hessian_lr.per_module import module_sharpness

@@ -21,7 +21,7 @@ class PreconditionedOperator:
 
     Args:
         hessian: H.
-        diagonal: P, shape (n,), every entry positive.
+        diagonal: P, shape (n,), every entry positive; infinite for what is held.
     """
 
     def __init__(self, hessian: HessianOperator, diagonal: Tensor) -> None:
@@ -75,9 +75,8 @@ class AdamGeometry:
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         self._diagonal = adam_preconditioner(optimizer, parameters)
+        self._small = 10 * _diagonal(optimizer, parameters, times=0.0)
         self.direction = adam_direction(optimizer, parameters)
-        beta1, _, epsilon, t = _hyperparameters(optimizer, parameters)
-        self._small = 10 * epsilon * (1 - beta1**t) / rate_factors(optimizer, parameters)
 
     def root(self, vector: Tensor) -> Tensor:
         """P^-½·v, shape (n,)."""
@@ -103,12 +102,13 @@ def adam_preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[T
     """P = (1 − β₁^t)·(√(v_t / (1 − β₂^t)) + ε) / q, shape (n,), from the state of Adam or AdamW.
 
     With P so defined, Adam's step is −η·P⁻¹·m_t (Cohen et al. 2022, arXiv 2207.14484, section 2). q is
-    what a parameter's own learning rate is over η: 1 everywhere but for optimizers such as LoRA+.
+    what a parameter's own learning rate is over η: 1 everywhere but for optimizers such as LoRA+. Where no
+    gradient has ever been, as in the embedding of a token that was not seen, Adam has not moved, and ε alone
+    would say how far it would: there P is infinite, so that λ_P is that of the other parameters.
     """
-    beta1, beta2, epsilon, t = _hyperparameters(optimizer, parameters)
-    second = flatten([optimizer.state[p]["exp_avg_sq"] for p in parameters])
-    p = (1 - beta1**t) * ((second / (1 - beta2**t)).sqrt() + epsilon)
-    return p / rate_factors(optimizer, parameters)
+    p = _diagonal(optimizer, parameters)
+    second = flatten([optimizer.state[one]["exp_avg_sq"] for one in parameters])
+    return p.masked_fill_(second == 0, torch.inf)
 
 
 def adam_direction(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
@@ -135,14 +135,18 @@ def stability_threshold(beta1: float) -> float:
     return (2 + 2 * beta1) / (1 - beta1)
 
 
-def _hyperparameters(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
-) -> tuple[float, float, float, int]:
-    group = optimizer.param_groups[0]
-    if "betas" not in group:
-        raise RequestError(
-            f"λ_P is measured in Adam's geometry, which {type(optimizer).__name__} does not have; measure λ "
-            "itself (sharpness), or train with AdamW"
-        )
-    beta1, beta2 = group["betas"]
-    return beta1, beta2, group["eps"], int(optimizer.state[parameters[0]]["step"])
+def _diagonal(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], times: float = 1.0) -> Tensor:
+    """P as if v were so many times what it is."""
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    pieces = []
+    for parameter in parameters:
+        group, state = groups[parameter], optimizer.state[parameter]
+        if "betas" not in group:
+            raise RequestError(
+                f"λ_P is measured in Adam's geometry, which {type(optimizer).__name__} does not have; "
+                "measure λ itself (sharpness), or train with AdamW"
+            )
+        (beta1, beta2), t = group["betas"], int(state["step"])
+        second = times * state["exp_avg_sq"] / (1 - beta2**t)
+        pieces.append((1 - beta1**t) * (second.sqrt() + group["eps"]))
+    return flatten(pieces) / rate_factors(optimizer, parameters)

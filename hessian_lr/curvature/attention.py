@@ -260,11 +260,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _block(first: int, last: int, start: int, stop: int, mask: Tensor, query: Tensor) -> Block:
     wide = _wide(query.dtype)
     if mask.dtype is not torch.bool:
-        return Block(first, last, start, stop, mask.to(wide), None)
-    if bool(mask.all()):
+        bias = mask.to(wide)
+    elif bool(mask.all()):
         return Block(first, last, start, stop, None, None)
-    bias = torch.zeros(mask.shape, dtype=wide, device=mask.device).masked_fill_(~mask, -torch.inf)
-    blind = ~mask.any(dim=-1, keepdim=True)
+    else:
+        bias = torch.zeros(mask.shape, dtype=wide, device=mask.device).masked_fill_(~mask, -torch.inf)
+    blind = bias.isneginf().all(dim=-1, keepdim=True)
     return Block(first, last, start, stop, bias, blind if bool(blind.any()) else None)
 
 

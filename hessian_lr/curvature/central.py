@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
 from .central_step import LONGEST, NARROW, WORST, valley, weights_used
-from .loss import Batch, compute_in, count_labels, quiet_model, require_finite, summed_loss
+from .loss import Batch, count_labels, require_finite, summed_loss
+from .modes import checkpointing, compute_in, quiet_model
 from .nonfinite import nonfinite_loss
 from .once import told_once
 from .operator import HessianOperator
@@ -202,13 +203,10 @@ class CentralOperator(HessianOperator):
         with (
             self.plan.explained(self.dtype),
             quiet_model(self.model),
+            checkpointing(self.model),
             torch.enable_grad(),
             compute_in(self.device, self.dtype),
         ):
-            for module in self.model.modules():
-                # Its own training flag is what checkpointing asks; its children's, for dropout, stay off.
-                if getattr(module, "gradient_checkpointing", False) is True:
-                    module.training = True
             try:
                 yield
             finally:

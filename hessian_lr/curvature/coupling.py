@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..distributed import team
 from ..spectrum import lanczos
-from .vectors import flatten, unflatten
+from .vectors import flatten, unflatten, working_type
 
 # Relative error of σ₁², so half of it for σ₁.
 _RTOL = 1e-4
@@ -165,11 +165,6 @@ class Coupling:
             dtype=working_type(like[0]),
         )
         return math.sqrt(max(found.value, 0.0)), unflatten(found.vector, like)
-
-
-def working_type(parameter: Tensor) -> torch.dtype:
-    """The type that vectors are kept in: float64 for a float64 adapter, float32 for any other."""
-    return torch.float64 if parameter.dtype is torch.float64 else torch.float32
 
 
 def _recorder(module: _Module, handles: list[Any]) -> Callable[[Any, tuple[Any, ...], Any], None]:

@@ -31,6 +31,7 @@ class GaussNewtonOperator(HessianOperator):
         with self.plan.measure(index):
             with TwiceDifferentiable(self.dtype, self._cast_weights):
                 logits, targets = labelled_logits(self.model, self.batches[index])
+            self._require_graph(logits)
             loss = summed_cross_entropy(logits.detach(), targets)
             require_finite(loss, "the loss")
             self._losses[index] = float(loss)

@@ -7,19 +7,19 @@ the output head, which for a small model costs as much as all its layers togethe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from peft import PeftType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..distributed import team
 from ..errors import NonFiniteError, RequestError
 from .cross_entropy import summed_cross_entropy
+from .modes import base_model, compute_in, quiet_model, reshard
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100
@@ -34,6 +34,42 @@ def count_labels(batch: Batch) -> int:
 def count_tokens(batches: Sequence[Batch]) -> int:
     """All tokens of some batches, padding included: what a forward pass is charged for."""
     return sum(int(batch["input_ids"].numel()) for batch in batches)
+
+
+def require_labels(batches: Sequence[Batch]) -> int:
+    """The labelled positions of some batches, all of which are what a loss can be computed from.
+
+    Raises:
+        RequestError: they are not a list of such dictionaries, or no position is labelled.
+    """
+    if not isinstance(batches, Sequence) or not batches:
+        mend = "write [batch]" if isinstance(batches, Mapping) else "write list(loader)"
+        raise RequestError(
+            f"expected a list of batches, not a {type(batches).__name__}: {mend}"
+            if not isinstance(batches, Sequence)
+            else "there are no batches"
+        )
+    for batch in batches:
+        if missing := [name for name in ("input_ids", "labels") if name not in batch]:
+            raise RequestError(f"a batch has no {missing[0]!r}; it has {', '.join(batch) or 'nothing'}")
+        if odd := [name for name, value in batch.items() if not isinstance(value, Tensor)]:
+            raise RequestError(
+                f"the field {odd[0]!r} of a batch is a {type(batch[odd[0]]).__name__}, not a tensor: leave "
+                "it out, or let the collator make one of it"
+            )
+        shape, expected = tuple(batch["labels"].shape), tuple(batch["input_ids"].shape)
+        if shape != expected or len(shape) != 2:
+            raise RequestError(
+                f"labels must have one entry a token, (rows, tokens), and not the shape {shape} where "
+                f"input_ids has {expected}: curvature is that of a causal language model's loss"
+            )
+    total = sum(map(count_labels, batches))
+    if not total:
+        raise RequestError(
+            "no token of these batches is labelled: the field 'labels' is -100 throughout their "
+            f"{sum(len(batch['labels']) for batch in batches)} rows; label the tokens of the responses"
+        )
+    return total
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -55,14 +91,15 @@ def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     head = output_head(model)
 
-    def keep_labelled(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def labelled(every: Tensor) -> Tensor:
         # The head, and what comes before it, may lie on another device than the input.
-        hidden = arguments[0]
-        kept = hidden[rows.to(hidden.device), columns.to(hidden.device)]
-        return (kept.unsqueeze(0), *arguments[1:])
+        return every[rows.to(every.device), columns.to(every.device)]
+
+    def keep_labelled(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (labelled(arguments[0]).unsqueeze(0), *arguments[1:])
 
     if head is None:
-        return model(**inputs, use_cache=False).logits[rows, columns], targets
+        return labelled(model(**inputs, use_cache=False).logits), targets
     hook = head.register_forward_pre_hook(keep_labelled)
     try:
         return model(**inputs, use_cache=False).logits.squeeze(0), targets
@@ -72,7 +109,7 @@ def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def output_head(model: nn.Module) -> nn.Module | None:
     """The module that maps hidden states to logits, or None where the model does not name one."""
-    base = _base(model)
+    base = base_model(model)
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     return head if isinstance(head, nn.Module) else None
 
@@ -86,12 +123,7 @@ def mean_loss(model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype = t
     Raises:
         RequestError: no position is labelled.
     """
-    total = sum(count_labels(batch) for batch in batches)
-    if not total:
-        raise RequestError(
-            "no token of these batches is labelled: the field 'labels' is -100 throughout their "
-            f"{sum(len(batch['labels']) for batch in batches)} rows; label the tokens of the responses"
-        )
+    total = require_labels(batches)
     device = next(model.parameters()).device
     with quiet_model(model), torch.no_grad(), compute_in(device, dtype):
         summed = [
@@ -113,16 +145,28 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
     Raises:
         RequestError: there is none, they do not share one floating-point type, they are offloaded,
-            accelerate has exchanged the model's forward or wrapped it for several devices, or the model is
-            sharded and not measured by all that hold it (see ``distributed.across_ranks``).
+            accelerate has exchanged the model's forward or wrapped it for several devices, the model is
+            sharded and not measured by all that hold it (see ``distributed.across_ranks``), or it is no
+            causal language model.
     """
+    if getattr(getattr(base_model(model), "config", None), "is_encoder_decoder", False):
+        raise RequestError(
+            "this model has an encoder and a decoder, whose labels are not shifted; curvature is that of a "
+            "causal language model's loss"
+        )
+    prompt = getattr(model, "active_peft_config", None)
+    if prompt is not None and prompt.is_prompt_learning and prompt.peft_type != PeftType.PREFIX_TUNING:
+        raise RequestError(
+            f"{prompt.peft_type.value} puts tokens of its own before each row, and the labels move with "
+            "them; measure an adapter inside the layers, such as LoRA's"
+        )
     own = vars(model).get("_original_forward")
     if (own is not None and model.forward != own) or isinstance(model, _PARALLEL):
         raise RequestError(
             "accelerate has wrapped this model (mixed precision, or several devices), and curvature needs it "
             "as it is: measure inside `with hessian_lr.integrations.unwrapped(model) as model:`"
         )
-    _reshard(model)
+    reshard(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise RequestError("the model has no trainable parameter: wrap it with a PEFT adapter first")
@@ -159,57 +203,6 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
         isinstance(parameter, DTensor) for parameter in model.parameters() if parameter.requires_grad
     )
-
-
-def _reshard(model: nn.Module) -> None:
-    """Undo that FSDP2 leaves weights gathered, deaf to a displacement, after a forward pass by itself."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-@contextmanager
-def quiet_model(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout, no gradient checkpointing), with each module's mode restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        _reshard(model)
-
-
-@contextmanager
-def differentiable_attention(model: nn.Module) -> Iterator[None]:
-    """Attention that can be differentiated twice, for the time of the context.
-
-    Fused kernels have no second derivative. Models on ``sdpa`` keep it with the MATH back-end;
-    other implementations (flash, flex) give way to ``eager``.
-    """
-    base = _base(model)
-    before = getattr(getattr(base, "config", None), "_attn_implementation", None)
-    with ExitStack() as stack:
-        if before == "sdpa":
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        elif before not in (None, "eager"):
-            base.set_attn_implementation("eager")
-            stack.callback(base.set_attn_implementation, before)
-        yield
-
-
-@contextmanager
-def compute_in(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Matrix products in ``dtype``: autocast for bfloat16, nothing for float32 and float64."""
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-        yield
-
-
-def _base(model: nn.Module) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    wrapper: Any = model
-    return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -20,8 +20,8 @@ PADDING = 0.05
 def microbatches(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
     """The rows of some batches that have a label, sorted by length, in microbatches of whole rows.
 
-    Columns at the end that are masked in a row are cut off: a causal model computes the same for
-    what stands before them. Batches with entries of another shape than (rows, columns), whose rows
+    Columns at the end of a row that are masked, and not labelled, are cut off: a causal model computes the
+    same for what stands before them. Batches with entries of another shape than (rows, columns), whose rows
     cannot be told apart, stay as they are.
     """
     room = MICROBATCH_TOKENS.get(device.type, MICROBATCH_TOKENS["cuda"])
@@ -58,9 +58,13 @@ def _length(row: Batch) -> int:
 
 def _trimmed(row: Batch) -> Batch:
     mask = row.get("attention_mask")
-    if mask is None or not bool(mask.any()):
+    if mask is None:
         return row
-    used = int(mask[0].nonzero().max()) + 1
+    # What is labelled counts, as in the model's own loss, though its token be masked.
+    needed = (mask[0] != 0) | (row["labels"][0] != IGNORED)
+    if not bool(needed.any()):
+        return row
+    used = int(needed.nonzero().max()) + 1
     return {name: value[:, :used] for name, value in row.items()}
 
 

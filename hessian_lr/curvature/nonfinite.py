@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from .loss import Batch, compute_in, quiet_model, summed_loss, to_device
+from .loss import Batch, summed_loss, to_device
+from .modes import compute_in, quiet_model
 
 
 def nonfinite_loss(model: nn.Module, batch: Batch, dtype: torch.dtype, what: str) -> NonFiniteError:

@@ -13,18 +13,17 @@ from ..distributed import team
 from ..errors import NotTwiceDifferentiable, RequestError
 from .loss import (
     Batch,
-    compute_in,
     count_labels,
     count_tokens,
-    differentiable_attention,
     is_sharded,
-    quiet_model,
     require_finite,
+    require_labels,
     summed_loss,
     to_device,
     trainable,
 )
 from .microbatches import microbatches
+from .modes import compute_in, differentiable_attention, quiet_model
 from .nonfinite import nonfinite_loss
 from .once import require_twice, told_once
 from .plan import Plan
@@ -61,12 +60,14 @@ class HessianOperator:
         model: The model; only parameters with ``requires_grad`` count.
         batches: The sample; any split into batches gives the same H. Rows are sorted by length and
             put into microbatches here, without the padding they do not need.
-        dtype: Precision of the matrix products: float32, float64, or bfloat16 (autocast).
+        dtype: Precision of the matrix products: bfloat16 (autocast), the parameters' own type, or float32,
+            which leaves them as they are.
         memory_budget: Bytes that kept graphs may fill; 0 rebuilds all, None takes a share of
             what is free now.
 
     Raises:
-        RequestError: no trainable parameter, no labelled token, or another rank has another sample.
+        RequestError: no trainable parameter, no labelled token, batches without what a loss needs, a type
+            that products cannot have, or another rank has another sample.
         NotTwiceDifferentiable: the model is sharded over processes.
     """
 
@@ -89,14 +90,15 @@ class HessianOperator:
             )
         self.device = self.parameters[0].device
         self.dtype = dtype
+        kind = self.parameters[0].dtype
+        if dtype not in (torch.float32, torch.bfloat16, kind):
+            raise RequestError(
+                f"products in {dtype} need an adapter in it, and this one is {kind}: convert the model "
+                f"(model.to({dtype})), or ask for float32 or bfloat16"
+            )
+        self.labels = require_labels(batches)
         self.batches = [to_device(batch, self.device) for batch in microbatches(batches, self.device)]
         self.weights = [count_labels(batch) for batch in self.batches]
-        self.labels = sum(self.weights)
-        if not self.labels:
-            raise RequestError(
-                "no token of these batches is labelled: the field 'labels' is -100 throughout their "
-                f"{sum(len(batch['labels']) for batch in batches)} rows; label the tokens of the responses"
-            )
         self.tokens = count_tokens(self.batches)
         self.size = sum(p.numel() for p in self.parameters)
         self.cost = Cost()
@@ -253,9 +255,7 @@ class HessianOperator:
                 loss = summed_loss(self.model, self.batches[index])
             if not bool(torch.isfinite(loss)):
                 raise nonfinite_loss(self.model, self.batches[index], self.dtype, "the loss")
-            if not self._losses:
-                # For a gradient too: reentrant checkpoints hide what is inside them from autograd.grad.
-                require_twice(loss)
+            self._require_graph(loss)
             self._losses[index] = float(loss.detach())
             share = list(
                 torch.autograd.grad(
@@ -266,6 +266,18 @@ class HessianOperator:
         if twice and self.plan.keeps(index):
             self._graphs[index] = share
         return share
+
+    def _require_graph(self, output: Tensor) -> None:
+        """Refuse what cannot be differentiated, or cannot be trusted to; once an operator."""
+        if self._losses:
+            return
+        if not output.requires_grad:
+            raise RequestError(
+                "the loss does not depend on any trainable parameter: is the adapter disabled, merged into "
+                "the weights, or not the active one?"
+            )
+        # For a gradient too: reentrant checkpoints hide what is inside them from autograd.grad.
+        require_twice(output)
 
     def _versions(self) -> list[int]:
         """Torch's own count of the times each parameter was written to."""

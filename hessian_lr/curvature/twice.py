@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -66,6 +66,9 @@ class TwiceDifferentiable(TorchFunctionMode):
     def _cast_weight(self, weight: Tensor) -> Tensor:
         if not self._bfloat16 or weight.dtype is not torch.float32:
             return weight
+        if not isinstance(weight, nn.Parameter):
+            # Made in this pass, as a part of a parameter is: another pass makes another one.
+            return weight.detach().to(torch.bfloat16)
         found = self._weights.get(id(weight))
         if found is None or found[0] is not weight:
             found = self._weights[id(weight)] = (weight, weight.detach().to(torch.bfloat16))

@@ -31,6 +31,11 @@ def views(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
+def working_type(parameter: Tensor) -> torch.dtype:
+    """The type that vectors are kept in: float64 for a float64 adapter, float32 for any other."""
+    return torch.float64 if parameter.dtype is torch.float64 else torch.float32
+
+
 @contextmanager
 def displaced(parameters: Sequence[Tensor], direction: Tensor, distance: float) -> Iterator[None]:
     """The parameters at θ + distance·u, u = ``direction`` of shape (n,); they are put back bit for bit."""

@@ -12,7 +12,8 @@ from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from ..errors import RequestError
-from .loss import Batch, compute_in, count_labels, quiet_model, require_finite, summed_loss, to_device
+from .loss import Batch, count_labels, require_finite, require_labels, summed_loss, to_device
+from .modes import compute_in, quiet_model
 
 
 def gradient_norms(
@@ -60,9 +61,7 @@ def weight_gradients(
     """
     weights = list(named.values())
     frozen = [w.requires_grad for w in weights]
-    total = sum(count_labels(batch) for batch in batches)
-    if not total:
-        raise RequestError("no token of these batches is labelled (every label is -100)")
+    total = require_labels(batches)
     sums: list[Tensor] | None = None
     device = weights[0].device
     try:
@@ -73,7 +72,7 @@ def weight_gradients(
                 if count_labels(batch):
                     loss = summed_loss(model, to_device(batch, device)) / total
                     require_finite(loss, "the loss")
-                    gradients = torch.autograd.grad(loss, weights)
+                    gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
                     sums = (
                         list(gradients)
                         if sums is None

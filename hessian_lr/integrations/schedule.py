@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import RequestError
+
+# Schedules that multiply what they find in the groups or in ``base_lrs``, and keep no peak elsewhere.
+_PROPORTIONAL = (
+    lr_scheduler.ConstantLR,
+    lr_scheduler.CosineAnnealingLR,
+    lr_scheduler.CosineAnnealingWarmRestarts,
+    lr_scheduler.ExponentialLR,
+    LambdaLR,
+    lr_scheduler.LinearLR,
+    lr_scheduler.MultiplicativeLR,
+    lr_scheduler.MultiStepLR,
+    lr_scheduler.PolynomialLR,
+    lr_scheduler.ReduceLROnPlateau,
+    lr_scheduler.StepLR,
+)
 
 
 def adamw(optimizer: Any) -> torch.optim.AdamW:
@@ -41,9 +58,19 @@ def set_learning_rate(optimizer: torch.optim.AdamW, scheduler: Any, lr: float) -
 
     Returns:
         The peak before.
+
+    Raises:
+        RequestError: the schedule is of a kind that may keep a peak of its own.
     """
     schedule = getattr(scheduler, "scheduler", scheduler)
     before = _peak(optimizer.param_groups[0])
+    parts = list(_parts(schedule))
+    if strange := [part for part in parts if not isinstance(part, _PROPORTIONAL)]:
+        raise RequestError(
+            f"the schedule {type(strange[0]).__name__} may keep a learning rate of its own, and would go "
+            "back to it: use one of the Trainer's (lr_scheduler_type), or remove the callback, predict first "
+            "(`hessian-lr predict --peft-config FOLDER`) and make the schedule with that"
+        )
     for index, group in enumerate(optimizer.param_groups):
         if isinstance(schedule, LambdaLR):
             share = schedule.lr_lambdas[index](schedule.last_epoch)
@@ -51,11 +78,21 @@ def set_learning_rate(optimizer: torch.optim.AdamW, scheduler: Any, lr: float) -
             share = group["lr"] / before if before else 1.0
         group["initial_lr"], group["lr"] = lr, lr * share
     optimizer.defaults["lr"] = lr
-    if hasattr(schedule, "base_lrs"):
-        schedule.base_lrs = [lr] * len(optimizer.param_groups)
+    for part in parts:
+        if hasattr(part, "base_lrs"):
+            part.base_lrs = [lr] * len(optimizer.param_groups)
     if hasattr(schedule, "_last_lr"):
         schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
     return before
+
+
+def _parts(schedule: Any) -> Iterator[Any]:
+    """A schedule, or those that one is put together from."""
+    joined = isinstance(schedule, (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler))
+    for part in schedule._schedulers if joined else ():
+        yield from _parts(part)
+    if not joined:
+        yield schedule
 
 
 def _peak(group: dict[str, Any]) -> float:

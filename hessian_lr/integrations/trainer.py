@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..curvature.loss import Batch
 from ..errors import HessianLRError, RequestError
 from ..predict import Calibration, Prediction, predict_learning_rate
+from ..predict.warmup import BETAS
 from ..track import SharpnessTracker
 from .rows import Sample, sample
 from .schedule import adamw, set_learning_rate
@@ -40,7 +41,9 @@ class PredictedLearningRate(TrainerCallback):
     of ``args.learning_rate``. The weights, the random states and the order of the data are left as they
     were, so that the run is the one that this learning rate would have had without the callback. The
     prediction, its range and its cost are logged through the Trainer's reporters and stand in
-    ``state.log_history``, from where a run that resumes from a checkpoint reads them.
+    ``state.log_history``, from where a run that resumes from a checkpoint reads them. A run that began
+    without a prediction keeps its learning rate when it resumes; what a prediction knows nothing of (another
+    loss, other betas) is said in a warning.
 
     With ``track_every``, the log gets ``sharpness`` (λ), ``sharpness_preconditioned`` (λ_P, in the geometry
     that the run's AdamW has then) and ``sharpness_times_lr`` (λ_P·η: stable on a quadratic below 38 for
@@ -58,7 +61,8 @@ class PredictedLearningRate(TrainerCallback):
 
     Raises:
         RequestError: ``track_every`` is less than one. When training begins: another optimizer than AdamW,
-            a model that is sharded over devices, batches without what the loss needs.
+            a schedule that may keep a learning rate of its own, a model that is sharded over devices, fewer
+            than two batches, or batches without what the loss needs.
         HessianLRError: when training begins: no learning rate could be predicted.
     """
 
@@ -93,15 +97,22 @@ class PredictedLearningRate(TrainerCallback):
         optimizer = adamw(kwargs["optimizer"])
         told: dict[str, float] | None = next((log for log in state.log_history if PREDICTED in log), None)
         known = told is not None
+        if not known and state.global_step:
+            logger.warning(
+                "this run began without a predicted learning rate, at step %d it keeps the one it has",
+                state.global_step,
+            )
+            self._follow(args, self._drawn(args, kwargs["train_dataloader"]))
+            return
+        for difference in _differences(args, self.trainer):
+            logger.warning("the prediction knows nothing of %s", difference)
         if told is None or self.track_every is not None:
-            with _same_random_states():
-                found = self._sample(args, kwargs["train_dataloader"])
+            found = self._drawn(args, kwargs["train_dataloader"])
             if told is None:
                 prediction = self._predict(args, state, kwargs["model"], found)
                 # Each process has measured; rounding may differ, and all must train at one rate.
                 (told,) = broadcast_object_list([_log_of(prediction)])
-            if self.track_every is not None:
-                self.tracker = SharpnessTracker(found.measure, dtype=_dtype(args), seed=args.seed)
+            self._follow(args, found)
         lr = told[PREDICTED]
         before = set_learning_rate(optimizer, kwargs["lr_scheduler"], lr)
         args.learning_rate = lr
@@ -132,8 +143,18 @@ class PredictedLearningRate(TrainerCallback):
         }
         self._log(told, control)
 
+    def _follow(self, args: TrainingArguments, found: Sample) -> None:
+        if self.track_every is not None:
+            self.tracker = SharpnessTracker(found.measure, dtype=_dtype(args), seed=args.seed)
+
+    def _drawn(self, args: TrainingArguments, dataloader: Any) -> Sample:
+        with _same_random_states():
+            return self._sample(args, dataloader)
+
     def _sample(self, args: TrainingArguments, dataloader: Any) -> Sample:
         if self.batches is not None:
+            if len(self.batches) < 2:
+                raise RequestError("batches must be at least two: some to warm up on, some to measure on")
             cut = min(len(self.batches) // 2, 10)
             return Sample(self.batches[:cut], self.batches[cut:], ())
         size = args.per_device_train_batch_size * max(args.n_gpu, 1) * args.world_size
@@ -188,6 +209,22 @@ def _log_of(prediction: Prediction) -> dict[str, float]:
         "prediction_gradient_equivalents": prediction.gradient_equivalents,
         "prediction_sharpness_preconditioned": adam.lambda_preconditioned,
     }
+
+
+def _differences(args: TrainingArguments, trainer: Trainer) -> list[str]:
+    """What makes this run another than those that predictions are for."""
+    found = []
+    if args.label_smoothing_factor:
+        found.append(f"label_smoothing_factor={args.label_smoothing_factor:g}: it is for plain cross-entropy")
+    if getattr(trainer, "compute_loss_func", None) is not None:
+        found.append("compute_loss_func: it is for plain cross-entropy")
+    if getattr(getattr(trainer.model, "config", None), "output_router_logits", False):
+        found.append("the router's own loss (output_router_logits): it is for plain cross-entropy")
+    if (args.adam_beta1, args.adam_beta2) != BETAS:
+        found.append(
+            f"Adam's betas {args.adam_beta1:g}, {args.adam_beta2:g}: it is for {BETAS[0]}, {BETAS[1]}"
+        )
+    return found
 
 
 def _say(told: dict[str, float], before: float, known: bool) -> None:

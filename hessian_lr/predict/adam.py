@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from ..checkpoints import Checkpoints
 from ..curvature.adam import geometry, stability_threshold
 from ..curvature.central import twice_or_central
-from ..curvature.loss import Batch, count_tokens, trainable
+from ..curvature.loss import Batch, count_labels, count_tokens, trainable
 from ..curvature.operator import Cost, HessianOperator
 from ..curvature.vectors import flatten, unflatten
 from ..distributed import laid_out
-from ..errors import HessianLRError
+from ..errors import HessianLRError, NonFiniteError, RequestError
 from ..measure import peak_rss_bytes, unchanged
 from ..records import Record
 from .after_warmup import Report, after_warm_up
@@ -35,9 +35,10 @@ WARMUP_STEPS = 10
 # The warm-up's largest step as a share of the critical learning rate at initialization. One rule
 # for every method: the size of the warm-up moves λ_P, so it must not be chosen by taste.
 WARMUP_SHARE = 1 / 8
-# A warm-up that has not left the starting point is made this much larger, at most so many times:
-# up to half the critical learning rate, beyond which the steps would no longer be small.
-ENLARGE, ATTEMPTS = 2.0, 2
+# η·λ_P/38 after a warm-up to η: beyond 1 its last steps were unstable, and so far beyond it has thrown the
+# model out of where a run would go: λ_P is then anything. Such a warm-up is made smaller, at most so many
+# times. Of the settings that the constants come from one in twelve was as far (experiments/lr_bench/edge).
+BEYOND, SMALLER, ATTEMPTS = 4.0, 4.0, 4
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,13 @@ def adam_sharpness(
 
     Raises:
         HessianLRError: no learning rate leads downhill from the start, or a value is not finite.
-        RequestError: nothing trainable or labelled.
+        RequestError: nothing trainable or labelled, or trainable parameters in float16.
     """
+    if trainable(model)[0].dtype is torch.float16:
+        raise RequestError(
+            "the trainable parameters are torch.float16, whose range is too small for Adam's squares: make "
+            "the adapter float32 (PEFT does unless autocast_adapter_dtype=False)"
+        )
     began = time.perf_counter()
     tell = report or (lambda *_: None)
     notes: list[str] = []
@@ -138,41 +144,45 @@ def adam_sharpness(
         first, forwards = twice_or_central(begin)
         work += (1 + 0.5 * forwards) * count_tokens(batches)
         top_lr = first * WARMUP_SHARE
-        for attempt in range(ATTEMPTS + 1):
+        for attempt in range(1 + ATTEMPTS):
             with unchanged(model):
                 tell("warm-up", 0, WARMUP_STEPS, f"up to a learning rate of {top_lr:.1e}")
-                made = warm_up(
-                    model,
-                    warmup_batches,
-                    steps=WARMUP_STEPS,
-                    top_lr=top_lr,
-                    dtype=dtype,
-                    optimizer=optimizer,
-                )
                 work += sum(
                     count_tokens([warmup_batches[i % len(warmup_batches)]]) for i in range(WARMUP_STEPS)
                 )
-                metric = geometry(made, trainable(model))
-                last = attempt == ATTEMPTS
-                seen = twice_or_central(partial(measure, metric=metric, anyway=last))
-                if seen.trouble is None or last:
+                try:
+                    made = warm_up(
+                        model,
+                        warmup_batches,
+                        steps=WARMUP_STEPS,
+                        top_lr=top_lr,
+                        dtype=dtype,
+                        optimizer=optimizer,
+                    )
+                    metric = geometry(made, trainable(model))
+                    seen = twice_or_central(partial(measure, metric=metric))
+                    # Thrown far enough, a model is dead, and no direction bends upward.
+                    dead = seen.found.value <= 0
+                    beyond = math.inf if dead else top_lr * seen.found.value / stability_threshold(BETAS[0])
+                except NonFiniteError:
+                    if attempt == ATTEMPTS:
+                        raise
+                    beyond = math.inf
+                if beyond <= BEYOND or attempt == ATTEMPTS:
                     directional = seen.slope / seen.bend if seen.slope > 0 and seen.bend > 0 else None
                     critical = None
                     if directional is not None:
                         tell("critical learning rate", 0, 1, "along Adam's step")
+                        first_rows = [next(batch for batch in batches if count_labels(batch))]
                         critical, forwards = critical_learning_rate(
-                            model, batches[:1], metric.direction, start=2 * directional, dtype=dtype
+                            model, first_rows, metric.direction, start=2 * directional, dtype=dtype
                         )
-                        work += 0.5 * forwards * count_tokens(batches[:1])
+                        work += 0.5 * forwards * count_tokens(first_rows)
                     break
-            notes.append(
-                f"warm-up enlarged {ENLARGE:g}-fold from a learning rate of {top_lr:.1e}: {seen.trouble}"
-            )
-            top_lr *= ENLARGE
-    if seen.trouble is not None:
-        notes.append(f"the warm-up may be too small: {seen.trouble}")
+            far = "left no curvature" if math.isinf(beyond) else f"was {beyond:.2g} times what Adam is stable with"
+            notes.append(f"warm-up made {SMALLER:g} times smaller: its learning rate of {top_lr:.1e} {far}")
+            top_lr /= SMALLER
     found = seen.found
-    assert found is not None
     return AdamSharpness(
         lambda_preconditioned=found.value,
         residual=found.residual,

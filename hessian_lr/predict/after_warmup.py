@@ -15,6 +15,7 @@ from ..curvature.adam import Geometry
 from ..curvature.central import CentralOperator
 from ..curvature.loss import Batch
 from ..curvature.operator import Cost, HessianOperator
+from ..curvature.vectors import working_type
 from ..spectrum import Eigenvalue, lanczos
 from ..spectrum.lanczos import dot
 
@@ -27,18 +28,16 @@ class AfterWarmUp:
 
     Attributes:
         slope, bend: g·u and u·H·u along the optimizer's step u, over the whole sample.
-        found: λ_P with its eigenvector in the optimizer's geometry; None where it was not looked for.
+        found: λ_P with its eigenvector in the optimizer's geometry.
         sampling_error: Of λ_P.
-        trouble: Why the warm-up may have been too small, or None.
         tokens: Of the sample, padding included.
         notes: What a reader should know of λ_P.
     """
 
     slope: float
     bend: float
-    found: Eigenvalue | None
+    found: Eigenvalue
     sampling_error: float | None
-    trouble: str | None
     tokens: int
     notes: tuple[str, ...]
 
@@ -49,7 +48,6 @@ def after_warm_up(
     model: nn.Module,
     batches: Sequence[Batch],
     metric: Geometry,
-    anyway: bool,
     dtype: torch.dtype,
     memory_budget: int | None,
     rtol: float,
@@ -65,7 +63,6 @@ def after_warm_up(
         make: ``HessianOperator``, or what makes one of its kind from the same arguments.
         model, batches: Where to measure, and on which sample.
         metric: The geometry of the optimizer that led here.
-        anyway: Look for λ_P also where the loss bends down along the optimizer's step.
         dtype, memory_budget, rtol, max_products, seed, checkpoints: As for ``adam_sharpness``.
         tell: Called with (stage, done, total, detail).
         costs: Gets what the products cost, also of an attempt that fails.
@@ -76,18 +73,16 @@ def after_warm_up(
         operator.choose_step(metric.root)
     u = metric.direction
     slope, bend = dot(operator.gradient(), u), dot(u, operator.matvec(u))
-    trouble = None if bend > 0 else "the loss bends down along Adam's step, as at B = 0"
-    found, scatter = None, None
-    notes: tuple[str, ...] = ()
-    if trouble is None or anyway:
-        found = _preconditioned(operator, metric, rtol, max_products, seed, tell, checkpoints)
-        scatter = sampling_error(operator.batch_forms, operator.weights)
-        checked, _ = differences_checked(found, operator, found.vector, rtol, metric.root)
-        # Of the search itself; whether differences served is the operator's to tell.
-        notes = spectrum_notes(found, operator)
-        found = checked
-        trouble = trouble or _decided_by_epsilon(found, metric)
-    return AfterWarmUp(slope, bend, found, scatter, trouble, operator.tokens, notes)
+    found = _preconditioned(operator, metric, rtol, max_products, seed, tell, checkpoints)
+    scatter = sampling_error(operator.batch_forms, operator.weights)
+    checked, _ = differences_checked(found, operator, found.vector, rtol, metric.root)
+    # Of the search itself; whether differences served is the operator's to tell.
+    notes = [*spectrum_notes(found, operator)]
+    if (share := metric.decided_by_epsilon(found.vector)) > 0.5:
+        notes.append(f"the warm-up may be too small: Adam's epsilon decides {share:.0%} of λ_P's eigenvector")
+    if held := float((metric.root(torch.ones_like(u)) == 0).float().mean()):
+        notes.append(f"λ_P leaves out {held:.1%} of the parameters, to which the warm-up gave no gradient")
+    return AfterWarmUp(slope, bend, checked, scatter, operator.tokens, tuple(notes))
 
 
 def _preconditioned(
@@ -112,7 +107,7 @@ def _preconditioned(
         operator.size,
         **asked,
         device=operator.device,
-        dtype=operator.parameters[0].dtype,
+        dtype=working_type(operator.parameters[0]),
         progress=show,
         # Adam's step tells P and the moments apart, as the weights tell the warm-up.
         checkpoint=None
@@ -120,9 +115,3 @@ def _preconditioned(
         else checkpoints.of(operator, metric.direction, stage="adam", **asked),
     )
     return verified(found, preconditioned, rtol)
-
-
-def _decided_by_epsilon(found: Eigenvalue, metric: Geometry) -> str | None:
-    """The complaint if λ_P's eigenvector lives where the optimizer's ε, not the gradients, makes P."""
-    share = metric.decided_by_epsilon(found.vector)
-    return f"Adam's epsilon decides {share:.0%} of the eigenvector" if share > 0.5 else None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import Checkpoints
-from ..curvature.loss import Batch
+from ..curvature.loss import Batch, require_labels
 from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
@@ -24,6 +24,9 @@ from .prediction import Prediction
 from .rate import PROBE, rate
 from .start import by_closed_form, by_lanczos, lr_eigenvalue, lr_sharpness
 from .warmup import MakeOptimizer, adamw
+
+# A residual of this share of λ_P leaves no more than its order of magnitude.
+UNKNOWN = 0.5
 
 
 def predict_learning_rate(
@@ -74,9 +77,9 @@ def predict_learning_rate(
         A ``Prediction``; a failure of the work is one with status ``"failed"``, its reason in ``notes``.
 
     Raises:
-        RequestError: an unknown predictor, or one that needs more than a model; too few batches, nothing
-            trainable or labelled; ``fast`` with another predictor than ``eigenvalue``, or with an adapter
-            without a closed form.
+        RequestError: an unknown predictor, or one that needs more than a model; steps or a batch size below
+            1; too few batches, nothing trainable or labelled; ``fast`` with another predictor than
+            ``eigenvalue``, or with an adapter without a closed form.
     """
     if predictor == PROBE:
         raise RequestError(
@@ -90,6 +93,9 @@ def predict_learning_rate(
             f"fast is for the predictor 'eigenvalue', which needs λ at B = 0, not for {predictor!r}, which "
             "measures after a warm-up, where B is no longer 0: leave fast out or ask for 'eigenvalue'"
         )
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise RequestError(f"{name} must be at least 1, not {value!r}")
     if warmup_batches is None:
         if len(batches) < 2:
             raise RequestError(
@@ -97,6 +103,8 @@ def predict_learning_rate(
             )
         cut = min(len(batches) // 2, 10)
         warmup_batches, batches = batches[:cut], batches[cut:]
+    require_labels(warmup_batches)
+    require_labels(batches)
     constants = calibration or load_calibration()
     began = time.perf_counter()
     request = _Request(
@@ -192,6 +200,11 @@ def _adam(request: _Request) -> AdamSharpness:
     )
     if measured.lambda_preconditioned <= 0:
         raise HessianLRError("no direction of positive curvature after the warm-up: λ_P says nothing here")
+    if measured.residual > UNKNOWN * measured.lambda_preconditioned:
+        share = measured.residual / measured.lambda_preconditioned
+        raise HessianLRError(
+            f"λ_P is not known: its residual is {share:.0%} of it; use float32, or more rows"
+        )
     return measured
 
 

@@ -10,14 +10,14 @@ from torch import nn
 
 from ..curvature.loss import (
     Batch,
-    compute_in,
     count_labels,
     count_tokens,
-    quiet_model,
+    require_labels,
     summed_loss,
     to_device,
     trainable,
 )
+from ..curvature.modes import compute_in, quiet_model
 from ..curvature.nonfinite import nonfinite_loss
 from ..curvature.plan import Plan
 from ..distributed import Team, team
@@ -57,13 +57,14 @@ def warm_up(
 
     Raises:
         NonFiniteError: a loss is NaN or infinite.
-        RequestError: nothing is trainable.
+        RequestError: nothing is trainable, or no token is labelled.
     """
     parameters = trainable(model)
     made = optimizer(model, top_lr, betas=BETAS, eps=EPSILON)
     for group in made.param_groups:
         group["initial_lr"] = group["lr"]
     device = parameters[0].device
+    require_labels(batches)
     usable = [batch for batch in batches if count_labels(batch)]
     ranks = team()
     with quiet_model(model), torch.enable_grad():

@@ -1,0 +1,88 @@
+"""The state a model is in while it is measured: its modes, its attention, its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def quiet_model(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, no gradient checkpointing), with each module's mode restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        reshard(model)
+
+
+@contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    """Within ``quiet_model``: gradient checkpointing as in training, if the model has it, but no dropout."""
+    zeroed: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False) is True:
+            # Its own training flag is what checkpointing asks; its children's, for dropout, stay off.
+            module.training = True
+            # What a layer drops by itself, without a child for it, as OPT's do.
+            zeroed += [
+                (module, name, value)
+                for name, value in vars(module).items()
+                if "drop" in name and isinstance(value, float)
+            ]
+    for module, name, _ in zeroed:
+        setattr(module, name, 0.0)
+    try:
+        # A dropout of nothing draws all the same.
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        for module, name, value in zeroed:
+            setattr(module, name, value)
+
+
+@contextmanager
+def differentiable_attention(model: nn.Module) -> Iterator[None]:
+    """Attention that can be differentiated twice, for the time of the context.
+
+    Fused kernels have no second derivative. Models on ``sdpa`` keep it with the MATH back-end;
+    other implementations (flash, flex) give way to ``eager``.
+    """
+    base = base_model(model)
+    before = getattr(getattr(base, "config", None), "_attn_implementation", None)
+    with ExitStack() as stack:
+        if before == "sdpa":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        elif before not in (None, "eager"):
+            base.set_attn_implementation("eager")
+            stack.callback(base.set_attn_implementation, before)
+        yield
+
+
+@contextmanager
+def compute_in(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Matrix products in ``dtype``: autocast for bfloat16, nothing for float32 and float64."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        yield
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    wrapper: Any = model
+    return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def reshard(model: nn.Module) -> None:
+    """Undo that FSDP2 leaves weights gathered, deaf to a displacement, after a forward pass by itself."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
