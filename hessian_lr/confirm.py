@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .curvature.central import CentralOperator, Root, as_it_is
 from .curvature.operator import HessianOperator
+from .digits import percent
 from .spectrum import Eigenvalue, Status, lanczos
 from .spectrum.lanczos import dot
 
@@ -113,7 +114,7 @@ def spectrum_notes(found: Eigenvalue, operator: HessianOperator) -> tuple[str, .
         notes.append(why)
     if found.status == "budget":
         relative = found.residual / abs(found.value) if found.value else math.inf
-        notes.append(f"stopped after {found.products} products with a residual of {relative:.0%} of θ")
+        notes.append(f"stopped after {found.products} products with a residual of {percent(relative)} of θ")
     if (
         found.smallest is not None
         and found.value > 0

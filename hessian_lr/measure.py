@@ -21,6 +21,7 @@ from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, count_labels, trainable
 from .curvature.operator import HessianOperator
 from .curvature.vectors import working_type
+from .digits import percent
 from .distributed import require_shared
 from .errors import HessianLRError, NotTwiceDifferentiable, unknown_name
 from .records import Record
@@ -218,9 +219,10 @@ def _sharpness(
             used.append(matrix)
             rough, found = found, refined(found, matrix, rtol)
             if rough.status == "converged" and found.status != "converged":
+                left = percent(found.residual / abs(found.value))
                 notes.append(
                     f"bfloat16 did not serve: {REFINEMENTS} products in float32 from its eigenvector leave a "
-                    f"residual of {found.residual / abs(found.value):.0%} of θ; searched again in float32"
+                    f"residual of {left} of θ; searched again in float32"
                 )
                 matrix = make(model, batches, dtype=torch.float32, memory_budget=memory_budget)
                 used.append(matrix)

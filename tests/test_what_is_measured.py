@@ -67,6 +67,11 @@ def test_models_whose_loss_is_another_are_refused(name):
         hlr.sharpness(made(), BATCHES)
 
 
+def test_inference_mode_is_named():
+    with torch.inference_mode(), pytest.raises(RequestError, match="inference_mode"):
+        hlr.sharpness(adapted("llama", torch.float32), BATCHES)
+
+
 def test_prefix_tuning_moves_no_label():
     model = get_peft_model(
         base_model("llama"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

@@ -144,11 +144,13 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters θ over which curvature is taken: those that require a gradient, in model order.
 
     Raises:
-        RequestError: there is none, they do not share one floating-point type, they are offloaded,
-            accelerate has exchanged the model's forward or wrapped it for several devices, the model is
-            sharded and not measured by all that hold it (see ``distributed.across_ranks``), or it is no
-            causal language model.
+        RequestError: inference mode is on; there is none, they do not share one floating-point type, they
+            are offloaded, accelerate has exchanged the model's forward or wrapped it for several devices, the
+            model is sharded and not measured by all that hold it (see ``distributed.across_ranks``), or it is
+            no causal language model.
     """
+    if torch.is_inference_mode_enabled():
+        raise RequestError("curvature needs gradients: call it outside torch.inference_mode()")
     if getattr(getattr(base_model(model), "config", None), "is_encoder_decoder", False):
         raise RequestError(
             "this model has an encoder and a decoder, whose labels are not shifted; curvature is that of a "

@@ -179,7 +179,7 @@ def adam_sharpness(
                         )
                         work += 0.5 * forwards * count_tokens(first_rows)
                     break
-            far = "left no curvature" if math.isinf(beyond) else f"was {beyond:.2g} times what Adam is stable with"
+            far = f"was {beyond:.2g} times the stable one" if math.isfinite(beyond) else "left no curvature"
             notes.append(f"warm-up made {SMALLER:g} times smaller: its learning rate of {top_lr:.1e} {far}")
             top_lr /= SMALLER
     found = seen.found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from .documents import Document
@@ -35,15 +36,24 @@ def command(document: Document) -> str:
         _options(max_length=setting.max_length, device=setting.device, dtype=setting.dtype),
     ]
     if document.command == "spectrum":
-        lines.append(_options(**row.get("request", _asked(row)), json=document.file.name))
+        lines.append(_options(**row.get("request", _asked(row)), json=_from_here(document.file)))
     else:
         own = {"predictor": row.get("predictor"), "fast": row.get("fast")}
         if document.command == "validate":
-            own |= {"seeds": whole.get("seeds"), "lrs": whole.get("lrs"), "out": document.file.parent.name}
+            own |= {
+                "seeds": whole.get("seeds"),
+                "lrs": whole.get("lrs"),
+                "out": _from_here(document.file.parent),
+            }
         else:
-            own |= {"json": document.file.name}
+            own |= {"json": _from_here(document.file)}
         lines.append(_options(**own))
     return " \\\n    ".join([f"hessian-lr {document.command}", *(line for line in lines if line)])
+
+
+def _from_here(path: Path) -> str:
+    """A path as it may be typed in this folder; outside it no more than its name, for pages are handed on."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def _asked(row: dict[str, Any]) -> dict[str, Any]:
