@@ -1,0 +1,206 @@
+"""Where a run would stand at the edge of stability: `python -m experiments.lr_bench.edge`.
+
+The warm-up before λ_P rises to a share of η_c. Here it rises to each learning rate η of a grid instead,
+every time from the start, and λ_P is measured after it. The self-consistent edge is the η at which η·λ_P,
+measured after a warm-up *to that η*, reaches κ·38, near which trained networks hover (Cohen et al. 2022,
+arXiv 2207.14484). Laws are made of it in the place of 38/λ_P; and the same measurements tell what becomes of
+predictions where too large a warm-up is made smaller. ``results/edge.csv`` has a row a setting and η;
+``--report`` starts from that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hessian_lr.allocator import keep_freed_memory
+from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner, stability_threshold
+from hessian_lr.curvature.operator import HessianOperator
+from hessian_lr.errors import HessianLRError
+from hessian_lr.measure import unchanged
+from hessian_lr.predict.adam import ATTEMPTS, SMALLER
+from hessian_lr.predict.warmup import BETAS, warm_up
+from hessian_lr.prepare import Prepared, prepare
+from hessian_lr.progress import quiet_libraries
+from hessian_lr.records import read_json, write_json
+from hessian_lr.spectrum import lanczos
+from hessian_lr.sweep.plan import learning_rate, nearest_point
+
+from .held_out import left_out
+from .laws import AFTER, LAWS, SETTING, SHARE, THEORY, Law, derived
+from .measure import RTOL
+from .price import bench
+from .run import OUT, Loader
+from .settings import LARGE
+from .table import HERE, setting_of
+
+FILE = HERE / "edge.csv"
+ROWS, STEPS, PRODUCTS = 4, 10, 8
+# η·λ_P/38 is followed up and down until it is at least this, and at most that; so many points at most.
+HIGH, LOW, MOST = 1.0, 0.2, 9
+# Where it is likely to lie between the two, as a share of 38/λ_P after the package's own warm-up.
+START = 0.3
+THRESHOLD = stability_threshold(BETAS[0])
+KAPPAS = (0.25, 0.5, 1.0)
+AS_SHIPPED = ("38 / lambda_P", "adam", "combined")
+EDGE_LAWS = (
+    Law("edge", {"lr_edge": THEORY}),
+    Law("edge, critical", {"lr_edge": THEORY, "critical_over_edge": SHARE} | SETTING),
+    Law("edge, eigenvalue", {"lr_edge": THEORY, "eigenvalue_over_edge": SHARE} | SETTING),
+    Law(
+        "edge, critical, eigenvalue",
+        {"lr_edge": THEORY, "critical_over_edge": SHARE, "eigenvalue_over_edge": SHARE} | SETTING,
+    ),
+)
+
+
+def after(prepared: Prepared, lr: float) -> dict[str, float] | None:
+    """λ_P and the loss on the sample after a warm-up to ``lr``, which is undone; None where it diverged."""
+    batches = prepared.batches[:ROWS]
+    with unchanged(prepared.model):
+        try:
+            optimizer = warm_up(
+                prepared.model, prepared.warmup_batches, steps=STEPS, top_lr=lr, dtype=prepared.dtype
+            )
+            operator = HessianOperator(prepared.model, batches, dtype=prepared.dtype)
+            metric = PreconditionedOperator(operator, adam_preconditioner(optimizer, operator.parameters))
+            top = lanczos(metric.matvec, operator.size, rtol=RTOL, max_products=PRODUCTS, seed=0)
+        except HessianLRError:
+            return None
+    cost = STEPS * len(prepared.warmup_batches[0]["input_ids"]) + ROWS * (1 + top.products)
+    return {"lambda_p": top.value, "loss": operator.loss, "cost": cost}
+
+
+def along(prepared: Prepared, start: float) -> Iterator[dict[str, Any]]:
+    """Records of learning rates from ``start`` up until the edge is passed, and down until it is far."""
+    found: dict[int, float] = {}
+    waiting = [nearest_point(start)]
+    while waiting and len(found) < MOST:
+        point = waiting.pop(0)
+        lr = learning_rate(point)
+        told = after(prepared, lr)
+        found[point] = math.inf if told is None else lr * told["lambda_p"] / THRESHOLD
+        yield {"lr": lr, **(told or {})}
+        if point == max(found) and found[point] < HIGH:
+            waiting.append(point + 1)
+        if point == min(found) and found[point] > LOW:
+            waiting.append(point - 1)
+
+
+def crossing(points: pd.DataFrame, kappa: float) -> float:
+    """The η at which η·λ_P first reaches κ·38, linear in logarithms between measurements; NaN outside."""
+    points = points.sort_values("lr")
+    log_lr = np.log(points["lr"].to_numpy())
+    # Diverged: well beyond any edge.
+    ratio = (points["lr"] * points["lambda_p"] / (kappa * THRESHOLD)).fillna(10.0)
+    over = np.log(ratio.to_numpy())
+    for i in range(1, len(points)):
+        if over[i - 1] < 0 <= over[i]:
+            share = over[i - 1] / (over[i - 1] - over[i])
+            return float(np.exp(log_lr[i - 1] + (log_lr[i] - log_lr[i - 1]) * share))
+    return math.nan
+
+
+def with_edge(table: pd.DataFrame, points: pd.DataFrame, kappa: float) -> pd.DataFrame:
+    """The settings with the edge for ``kappa``, those without one left out."""
+    edges = {key: crossing(group, kappa) for key, group in points.groupby("key")}
+    table = table.assign(lr_edge=table["key"].map(edges).astype(float))
+    for name in ("critical_start", "eigenvalue"):
+        short = name.removesuffix("_start")
+        table[f"{short}_over_edge"] = table[f"lr_{name}"] / table["lr_edge"]
+    return table[table["lr_edge"].notna()].reset_index(drop=True)
+
+
+def with_smaller(table: pd.DataFrame, points: pd.DataFrame, beyond: float) -> tuple[pd.DataFrame, int]:
+    """The settings with 38/λ_P after a warm-up that was made smaller as ``adam_sharpness`` does.
+
+    λ_P is interpolated between the grid's learning rates, and taken from the nearest end beyond them.
+
+    Returns:
+        (the table, how many settings' warm-ups were beyond)
+    """
+    table, changed = table.copy(), 0
+    measured = points.dropna().sort_values("lr").groupby("key")
+    for index, row in table.iterrows():
+        lr, stable = row[AFTER + "warmup_lr"], row[AFTER + "lr_stability"]
+        own = measured.get_group(row["key"])
+        for _ in range(ATTEMPTS):
+            if lr / stable <= beyond:
+                break
+            lr /= SMALLER
+            stable = THRESHOLD / math.exp(np.interp(math.log(lr), np.log(own["lr"]), np.log(own["lambda_p"])))
+        changed += stable != row[AFTER + "lr_stability"]
+        table.loc[index, AFTER + "lr_stability"] = stable
+    return derived(table), changed
+
+
+def judged(table: pd.DataFrame, law: Law) -> dict[str, Any]:
+    """Errors with a method, and with a model, left out."""
+    found: dict[str, Any] = {}
+    for kind in ("method", "model"):
+        factors = np.exp(np.abs(np.log(left_out(law, table, table[kind]) / table["best_lr"]))).dropna()
+        found |= {f"{kind}_median": float(factors.median()), f"{kind}_p90": float(factors.quantile(0.9))}
+    return {"law": law.name, "settings": len(factors), **found}
+
+
+def report(table: pd.DataFrame) -> None:
+    """Print what ``results/edge.csv`` says, and keep it beside that."""
+    points = pd.read_csv(FILE)
+    # λ_P has to be positive for a threshold.
+    points = points[points["lambda_p"].isna() | (points["lambda_p"] > 0)]
+    table = table[table["key"].isin(points.dropna()["key"])].reset_index(drop=True)
+    shipped = [law for law in LAWS if law.name in AS_SHIPPED]
+    edges = []
+    for kappa in KAPPAS:
+        own = with_edge(table, points, kappa)
+        edges += [{"kappa": kappa, **judged(own, law)} for law in (*EDGE_LAWS, *shipped)]
+    smaller = []
+    for beyond in (math.inf, 20, 4, 1):
+        own, changed = with_smaller(table, points, beyond)
+        name = None if math.isinf(beyond) else beyond
+        smaller += [{"beyond": name, "changed": changed, **judged(own, law)} for law in shipped]
+    costs = points.groupby("key")["cost"].sum() / table.set_index("key")["sweep_cost"]
+    told = {"edges": edges, "smaller": smaller}
+    write_json(FILE.with_suffix(".json"), {"schema": 1, **told, "price": float(costs.median())})
+    for rows in told.values():
+        print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format), end="\n\n")
+    print(f"all warm-ups of a setting, over its sweep: {costs.median():.0%} in the median")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", default="0/1", help="K/N: every N-th setting; only the whole is written")
+    parser.add_argument("--report", action="store_true", help="nothing is measured: only what it comes to")
+    asked = parser.parse_args()
+    index, parts = map(int, asked.part.split("/"))
+    table = bench()
+    if asked.report:
+        report(table)
+        return
+    keep_freed_memory()
+    loader = Loader()
+    small = table[(table["model"] != LARGE) & (table[AFTER + "lr_stability"] > 0)].sort_values("key")
+    with quiet_libraries():
+        for row in small.to_dict("records")[index::parts]:
+            file = OUT / "edge" / f"{row['key']}.json"
+            if not file.exists():
+                # As for ``price``: bfloat16 is slow where the processor lacks it.
+                setting = replace(setting_of(row), dtype="float32")
+                found = list(along(prepare(setting, *loader(setting)), START * row[AFTER + "lr_stability"]))
+                write_json(file, {"key": row["key"], "found": found})
+                print(row["key"], row["method"], len(found), flush=True)
+    if parts == 1:
+        files = [read_json(file) for file in sorted((OUT / "edge").glob("*.json"))]
+        points = [{"key": file["key"], **one} for file in files for one in file["found"]]
+        pd.DataFrame(points).to_csv(FILE, index=False, float_format="%.6g")
+        report(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The self-consistent edge of stability: found where it lies, told as the tables say."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.lr_bench import edge, price
+from experiments.lr_bench.laws import AFTER, LAWS
+from hessian_lr.records import read_json
+
+
+def curve(slope, lrs=(1e-4, 1e-3, 1e-2)):
+    """η·λ_P/38 = (η / 1e-3)^slope."""
+    ratio = (np.array(lrs) / 1e-3) ** slope
+    return pd.DataFrame({"lr": lrs, "lambda_p": ratio * edge.THRESHOLD / np.array(lrs)})
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("kappa", [0.5, 1.0, 3.0])
+def test_the_edge_of_a_power_law_is_exact(slope, kappa):
+    assert edge.crossing(curve(slope), kappa) == pytest.approx(1e-3 * kappa ** (1 / slope))
+
+
+def test_a_warm_up_that_diverged_lies_beyond_and_what_was_not_seen_is_not_told():
+    lost = pd.concat([curve(1.0, (1e-4,)), pd.DataFrame({"lr": [1e-3]})])
+    assert 1e-4 < edge.crossing(lost, 1.0) < 1e-3
+    assert math.isnan(edge.crossing(curve(1.0), 0.01)) and math.isnan(edge.crossing(curve(1.0), 100.0))
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return price.bench()
+
+
+def test_only_warm_ups_beyond_are_made_smaller_and_then_are_not(bench):
+    points = pd.read_csv(edge.FILE)
+    points = points[points["lambda_p"].isna() | (points["lambda_p"] > 0)]
+    table = bench[bench["key"].isin(points.dropna()["key"])].reset_index(drop=True)
+    same, none = edge.with_smaller(table, points, math.inf)
+    assert none == 0 and same[AFTER + "lr_stability"].equals(table[AFTER + "lr_stability"])
+    made, changed = edge.with_smaller(table, points, 4)
+    far = table[AFTER + "warmup_lr"] / table[AFTER + "lr_stability"] > 4
+    assert changed == far.sum() > 0
+    assert made.loc[~far, AFTER + "lr_stability"].equals(table.loc[~far, AFTER + "lr_stability"])
+    assert (table[AFTER + "warmup_lr"] / edge.SMALLER / made[AFTER + "lr_stability"])[far].median() < 4
+
+
+def test_what_is_told_is_what_the_table_says(bench):
+    points, told = pd.read_csv(edge.FILE), read_json(edge.FILE.with_suffix(".json"))
+    points = points[points["lambda_p"].isna() | (points["lambda_p"] > 0)]
+    bench = bench[bench["key"].isin(points.dropna()["key"])]
+    own = edge.with_edge(bench, points, 0.25)
+    laws = {law.name: law for law in (*edge.EDGE_LAWS, *LAWS)}
+    for row in told["edges"]:
+        if row["kappa"] == 0.25 and row["law"] in ("edge, eigenvalue", "combined"):
+            for name, value in edge.judged(own, laws[row["law"]]).items():
+                assert row[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-9))
