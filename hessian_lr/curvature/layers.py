@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 
-def frozen_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def frozen_linear(inputs: Tensor, weight: Tensor | Callable[[], Tensor], bias: Tensor | None) -> Tensor:
     """inputs·Wᵀ + b for a W and a b that are not differentiated.
 
     Args:
         inputs: (…, in).
-        weight: W, (out, in), in the type of ``inputs``.
+        weight: W, (out, in), in the type of ``inputs``; or what makes it, each time it is needed.
         bias: b, (out,), or None.
     """
     outputs: Tensor = _FrozenLinear.apply(inputs, weight, False)
@@ -31,10 +31,11 @@ class _FrozenLinear(torch.autograd.Function):
     """x ↦ x·Wᵀ, or x·W if ``transposed``; each is the other's derivative."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor | Callable[[], Tensor], transposed: bool) -> Tensor:
         # Not saved for backward: a constant of the model, shared by all graphs.
         ctx.weight, ctx.transposed = weight, transposed
-        return torch.nn.functional.linear(inputs, weight.t() if transposed else weight)
+        matrix = weight if isinstance(weight, Tensor) else weight()
+        return torch.nn.functional.linear(inputs, matrix.t() if transposed else matrix)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

@@ -11,12 +11,17 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .four_bits import is_four_bit
+
 
 @contextmanager
 def quiet_model(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, no gradient checkpointing), with each module's mode restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    for module, _ in modes:
+        # In evaluation bitsandbytes may lay a weight out anew, for products that have no gradient.
+        module.training = is_four_bit(module)
     try:
         yield
     finally:

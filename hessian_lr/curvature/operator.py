@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..distributed import team
 from ..errors import NotTwiceDifferentiable, RequestError
+from .four_bits import four_bit_layers
 from .loss import (
     Batch,
     count_labels,
@@ -239,6 +240,7 @@ class HessianOperator:
             self.plan.explained(self.dtype),
             quiet_model(self.model),
             differentiable_attention(self.model),
+            four_bit_layers(self.model, self.dtype),
             torch.enable_grad(),
             compute_in(self.device, self.dtype),
         ):
