@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.classical.figure import classical_figure
+from experiments.classical.drawn import settings as drawn_settings
+from experiments.classical.figure import classical_figure, drawn_figure
 from experiments.classical.findings import rows as classical_rows
 from experiments.cost_curve.figure import cost_figure
 from experiments.lr_bench import evaluate, table
@@ -44,6 +45,8 @@ def main() -> None:
         for file in save(figure, FIGURES / "lr_bench.svg"):
             print(file.relative_to(HERE.parent))
     for file in save(paper_figure(groups(*table.read())), FIGURES / "paper.svg"):
+        print(file.relative_to(HERE.parent))
+    for file in save(drawn_figure(drawn_settings()), FIGURES / "classical-drawn.svg"):
         print(file.relative_to(HERE.parent))
     for file in save(classical_figure(classical_rows()), FIGURES / "classical.svg"):
         print(file.relative_to(HERE.parent))

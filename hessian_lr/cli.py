@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -218,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # PEFT imports it where it is installed, and it warns of kernels that it could have.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     ranks = job.Job() if job.launched() else None
 
     def run() -> tuple[int, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiments.classical import findings, run
+from experiments.classical import drawn, findings, run
 
 
 @pytest.mark.parametrize("start", range(-9, 10, 3))
@@ -51,3 +51,9 @@ def test_the_tables_are_what_the_results_say() -> None:
     readme = (findings.HERE / "README.md").read_text(encoding="utf-8")
     assert findings.tables(findings.rows()) in readme
     assert len(findings.rows()) == len(run.settings())
+
+
+def test_the_readmes_tables_of_the_draws_are_those_of_the_results():
+    readme = drawn.README.read_text(encoding="utf-8")
+    assert drawn.table(drawn.settings()) in readme
+    assert {one.key for one, _ in run.drawn()}.isdisjoint(one.key for one, _ in run.settings())

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hessian_lr.figure_style import INK, MUTED, log_ticks, method_style, styled
+from hessian_lr.score import align
 
 from .findings import Row, scheduled_edge
 
@@ -25,12 +27,27 @@ def classical_figure(rows: Sequence[Row]) -> Figure:
         _against_lambda(left, rows)
         _against_first_step(right, rows)
         methods = sorted(dict.fromkeys(row["method"] for row in rows))
-        keys = [_key(method) for method in methods]
-        for face, model in ((INK, FILLED), ("none", "gpt2-2m")):
-            keys.append(
-                Line2D([], [], linestyle="", marker="o", color=INK, markerfacecolor=face, label=model)
-            )
-        figure.legend(handles=keys, loc="outside lower center", ncols=6)
+        figure.legend(handles=_keys(methods), loc="outside lower center", ncols=6)
+    return figure
+
+
+def drawn_figure(every: pd.DataFrame) -> Figure:
+    """Best learning rates of the draws over λ, with 2/λ and the line fitted to them."""
+    with styled():
+        figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+        axes = figure.subplots()
+        for row in every.to_dict("records"):
+            _point(axes, row, row["lambda"], row["best_lr"])
+        x, y = every["lambda"].to_numpy(), every["best_lr"].to_numpy()
+        ends = np.array([x.min() / 1.4, x.max() * 1.4])
+        slope = align(x.tolist(), y.tolist()).slope
+        assert slope is not None
+        axes.plot(ends, 2 / ends, color=MUTED, linewidth=1.2, label="2/λ")
+        level = np.exp(np.log(y).mean() - slope * np.log(x).mean())
+        axes.plot(ends, level * ends**slope, color=INK, linewidth=1.2, label=f"fitted: slope {slope:.2f}")
+        axes.legend(loc="lower left")
+        _logarithmic(axes, "λ at the start", "best learning rate of gradient descent")
+        figure.legend(handles=_keys(sorted(every["method"].unique())), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -76,6 +93,12 @@ def _logarithmic(axes: Axes, across: str, up: str) -> None:
     axes.set_ylabel(up)
 
 
-def _key(method: str) -> Line2D:
-    colour, marker = method_style(method)
-    return Line2D([], [], color=colour, marker=marker, linestyle="", markersize=6, label=method)
+def _keys(methods: Sequence[str]) -> list[Line2D]:
+    styles = [(name, *method_style(name)) for name in methods]
+    keys = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=6, label=name)
+        for name, colour, marker in styles
+    ]
+    for face, model in ((INK, FILLED), ("none", "gpt2-2m")):
+        keys.append(Line2D([], [], linestyle="", marker="o", color=INK, markerfacecolor=face, label=model))
+    return keys

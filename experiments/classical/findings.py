@@ -129,10 +129,10 @@ def tables(every: Sequence[Row]) -> str:
     for name, group in groups(every).items():
         values = {key: [row[key] for row in group] for key in ("lambda", "bound", "best", "edge")}
         ratios = np.array(values["edge"]) / np.array(values["bound"])
-        aligned = [align(values["lambda"], values[key]) for key in ("best", "edge")]
+        lines_of = [align(values["lambda"], values[key]) for key in ("best", "edge")]
         lines.append(
             f"| {name} | {len(group)} | {spread(values['bound']):.0f}× | {spread(values['best']):.0f}× | "
-            + " | ".join(map(_aligned, aligned))
+            + " | ".join(map(aligned, lines_of))
             + f" | {min(ratios):.2f}, {np.median(ratios):.2f}, {max(ratios):.2f} |"
         )
     lines += ["", "| over all settings | lowest | median | highest |", "|---|---|---|---|"]
@@ -166,7 +166,8 @@ def tables(every: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _aligned(found: Alignment) -> str:
+def aligned(found: Alignment) -> str:
+    """The slope with its interval, and Kendall's τ, as two cells."""
     slope, low, high = found.slope, found.slope_low, found.slope_high
     assert slope is not None and low is not None and high is not None and found.kendall_tau is not None
     return f"{slope:+.2f} ({low:+.2f} … {high:+.2f}) | {found.kendall_tau:+.2f}"

@@ -3,8 +3,8 @@
 ``sweep`` looks for the edge and the best learning rate of each setting; λ at the start, of the Hessian and of
 the Gauss-Newton matrix, is the bench's own measurement of the same adapter on the same rows. ``measure`` adds
 what the bench does not have: the edge of the first step, and λ in float32 before and after a few steps.
-Everything finished is kept, the runs in ``runs/classical``, the rows in ``results.json``, so either may be
-killed and started again.
+``sweep --drawn`` takes the bench's random draws in the base's place. Everything finished is kept, the runs in
+``runs/classical``, the rows in ``results.json`` or ``drawn.json``, so either may be killed and started again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from experiments.lr_bench.run import Loader
-from experiments.lr_bench.settings import at_base
+from experiments.lr_bench.settings import at_base, small
 from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.operator import HessianOperator
@@ -40,6 +40,7 @@ from hessian_lr.sweep.runner import censored
 
 BENCH = Path("experiments/lr_bench/results/settings.csv")
 RESULTS = Path(__file__).parent / "results.json"
+DRAWN = Path(__file__).parent / "drawn.json"
 OUT = Path("runs/classical")
 RTOL = 0.05
 # Where the search for the edge starts, in 2/λ; it only decides what the search costs.
@@ -49,29 +50,40 @@ SEEDS = (0,)
 STEPS_AFTER = 10
 
 
-def settings() -> list[Setting]:
-    """The bench's methods at its base, but with plain gradient descent in float32; the models in turn."""
+def settings() -> list[tuple[Setting, str]]:
+    """The bench's methods at its base, but with plain gradient descent in float32; the models in turn.
+
+    Each with the key of the bench's own setting.
+    """
     # Those that differ most come first, so that a cut leaves a fair sample.
     order = (
         *("lora", "pissa", "olora", "init-ab", "milora"),
         *("rslora", "lora-ga", "randlora", "dora", "gralora"),
     )
-    base = [one.to_dict() | {"optimizer": SGD, "dtype": "float32", "device": "cpu"} for one in at_base()]
-    made = sorted(map(Setting.from_dict, base), key=lambda one: order.index(one.method))
-    by_model = [[one for one in made if one.model == model] for model in dict.fromkeys(o.model for o in made)]
-    return [one for row in zip_longest(*by_model) for one in row if one is not None]
+    base = sorted(at_base(), key=lambda one: order.index(one.method))
+    by_model = [[one for one in base if one.model == model] for model in dict.fromkeys(o.model for o in base)]
+    return [_descending(one) for row in zip_longest(*by_model) for one in row if one is not None]
 
 
-def at_start() -> dict[tuple[str, str], dict[str, float]]:
-    """λ at the start of the bench's settings at its base, by model and method."""
-    wanted = {one.key: one for one in at_base()}
+def drawn() -> list[tuple[Setting, str]]:
+    """The bench's random draws likewise: methods, ranks, modules, tasks, batch sizes and lengths of runs."""
+    base = {one.key for one in at_base()}
+    return [_descending(one) for one in small() if one.key not in base]
+
+
+def _descending(one: Setting) -> tuple[Setting, str]:
+    told = one.to_dict() | {"optimizer": SGD, "dtype": "float32", "device": "cpu"}
+    return Setting.from_dict(told), one.key
+
+
+def at_start() -> dict[str, dict[str, float]]:
+    """λ at the start of the bench's settings, by their keys."""
     names = ("lambda_start", "gauss_newton_start", "sampling_error_start", "gradient_l2", "loss_start")
     with BENCH.open(encoding="utf-8", newline="") as file:
-        found = {row["key"]: row for row in csv.DictReader(file)}
-    return {
-        (one.model, one.method): {name: float(found[key][name]) for name in (*names, "best_lr")}
-        for key, one in wanted.items()
-    }
+        return {
+            row["key"]: {name: float(row[name]) for name in (*names, "best_lr") if row[name]}
+            for row in csv.DictReader(file)
+        }
 
 
 def find_edge(run: Callable[[int], RunResult], start: int) -> dict[int, RunResult]:
@@ -175,14 +187,18 @@ def _losses(runs: dict[int, RunResult]) -> dict[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("stage", choices=("sweep", "measure"))
-    stage = parser.parse_args().stage
+    parser.add_argument("--drawn", action="store_true", help="the bench's draws in place of its base")
+    asked = parser.parse_args()
+    stage, chosen = asked.stage, drawn() if asked.drawn else settings()
     keep_freed_memory()
-    loader, bench = Loader(), at_start()
-    kept = read_json(RESULTS)["rows"] if RESULTS.exists() else []
+    loader, bench, file = Loader(), at_start(), DRAWN if asked.drawn else RESULTS
+    kept = read_json(file)["rows"] if file.exists() else []
     rows: dict[str, dict[str, Any]] = {row["key"]: row for row in kept}
     with quiet_libraries():
-        for setting in settings():
-            start = bench[setting.model, setting.method]
+        for setting, key in chosen:
+            start = bench.get(key)
+            if start is None:  # no learning rate improves it, or it was never swept
+                continue
             row = rows.get(setting.key, {"key": setting.key, "setting": setting.to_dict()})
             if stage in row or (stage == "measure" and "sweep" not in row):
                 continue
@@ -195,9 +211,9 @@ def main() -> None:
             else:
                 row["measure"] = measured(prepare(setting, loaded, task), row["sweep"]["best_lr"])
             rows[setting.key] = row
-            ordered = [rows[one.key] for one in settings() if one.key in rows]
+            ordered = [rows[one.key] for one, _ in chosen if one.key in rows]
             document = {"schema": 1, "torch": torch.__version__, "seeds": list(SEEDS), "rows": ordered}
-            write_json(RESULTS, document)
+            write_json(file, document)
             print(f"  {time.perf_counter() - began:.0f} s", flush=True)
 
 
