@@ -10,16 +10,15 @@ predictions where too large a warm-up is made smaller. ``results/edge.csv`` has 
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner, stability_threshold
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.errors import HessianLRError
@@ -27,16 +26,16 @@ from hessian_lr.measure import unchanged
 from hessian_lr.predict.adam import ATTEMPTS, SMALLER
 from hessian_lr.predict.warmup import BETAS, warm_up
 from hessian_lr.prepare import Prepared, prepare
-from hessian_lr.progress import quiet_libraries
-from hessian_lr.records import read_json, write_json
+from hessian_lr.records import write_json
 from hessian_lr.spectrum import lanczos
 from hessian_lr.sweep.plan import learning_rate, nearest_point
 
+from .again import again
 from .held_out import left_out
 from .laws import AFTER, LAWS, SETTING, SHARE, THEORY, Law, derived
 from .measure import RTOL
 from .price import bench
-from .run import OUT, Loader
+from .run import Loader
 from .settings import LARGE
 from .table import HERE, setting_of
 
@@ -174,32 +173,17 @@ def report(table: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", default="0/1", help="K/N: every N-th setting; only the whole is written")
-    parser.add_argument("--report", action="store_true", help="nothing is measured: only what it comes to")
-    asked = parser.parse_args()
-    index, parts = map(int, asked.part.split("/"))
     table = bench()
-    if asked.report:
-        report(table)
-        return
-    keep_freed_memory()
-    loader = Loader()
     small = table[(table["model"] != LARGE) & (table[AFTER + "lr_stability"] > 0)].sort_values("key")
-    with quiet_libraries():
-        for row in small.to_dict("records")[index::parts]:
-            file = OUT / "edge" / f"{row['key']}.json"
-            if not file.exists():
-                # As for ``price``: bfloat16 is slow where the processor lacks it.
-                setting = replace(setting_of(row), dtype="float32")
-                found = list(along(prepare(setting, *loader(setting)), START * row[AFTER + "lr_stability"]))
-                write_json(file, {"key": row["key"], "found": found})
-                print(row["key"], row["method"], len(found), flush=True)
-    if parts == 1:
-        files = [read_json(file) for file in sorted((OUT / "edge").glob("*.json"))]
-        points = [{"key": file["key"], **one} for file in files for one in file["found"]]
-        pd.DataFrame(points).to_csv(FILE, index=False, float_format="%.6g")
-        report(table)
+    settings = {row["key"]: (row["key"], partial(remeasure, row)) for row in small.to_dict("records")}
+    again(__doc__ or "", FILE, settings, partial(report, table))
+
+
+def remeasure(row: dict[str, Any], loader: Loader) -> Iterator[dict[str, Any]]:
+    """``along`` for a row of the bench's table."""
+    # As for ``price``: bfloat16 is slow where the processor lacks it.
+    setting = replace(setting_of(row), dtype="float32")
+    return along(prepare(setting, *loader(setting)), START * row[AFTER + "lr_stability"])
 
 
 if __name__ == "__main__":

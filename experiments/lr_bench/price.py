@@ -8,16 +8,15 @@ and 32 say. ``results/price.csv`` has the measurements.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner, stability_threshold
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.errors import HessianLRError
@@ -27,15 +26,15 @@ from hessian_lr.predict.adam import WARMUP_SHARE
 from hessian_lr.predict.line_search import critical_learning_rate
 from hessian_lr.predict.warmup import BETAS, warm_up
 from hessian_lr.prepare import Prepared, prepare
-from hessian_lr.progress import quiet_libraries
-from hessian_lr.records import read_json, write_json
+from hessian_lr.records import write_json
 from hessian_lr.spectrum import lanczos
 
+from .again import again
 from .evaluate import scored
 from .held_out import left_out
 from .laws import AFTER, LAWS, Law, derived
 from .prospective import predicted
-from .run import OUT, Loader
+from .run import Loader
 from .settings import LARGE
 from .table import HERE, LONG, PROBE, read, setting_of
 
@@ -215,34 +214,19 @@ def moved(table: pd.DataFrame, prices: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", default="0/1", help="K/N: every N-th setting; only the whole is written")
-    parser.add_argument("--report", action="store_true", help="nothing is measured: only what it comes to")
-    asked = parser.parse_args()
-    index, parts = map(int, asked.part.split("/"))
     table = bench()
-    if asked.report:
-        report(table)
-        return
-    keep_freed_memory()
-    loader = Loader()
     small = table[table["model"] != LARGE].sort_values("key").to_dict("records")
     large = table[table["key"].isin(LARGE_TOO)].to_dict("records")
     chosen = [(FEW, row) for row in [*small, *large]] + [(MANY, row) for row in small[::EVERY]]
-    with quiet_libraries():
-        for rows, row in chosen[index::parts]:
-            file = OUT / "price" / f"{row['key']}-{rows}.json"
-            if not file.exists():
-                # bfloat16 is slow where the processor lacks it, and no number here needs it.
-                setting = replace(setting_of(row), dtype="float32", samples=max(rows, int(row["samples"])))
-                found = list(measure(prepare(setting, *loader(setting)), rows))
-                write_json(file, {"key": row["key"], "found": found})
-                print(row["key"], row["method"], rows, flush=True)
-    if parts == 1:
-        files = [read_json(file) for file in sorted((OUT / "price").glob("*.json"))]
-        prices = [{"key": file["key"], **one} for file in files for one in file["found"]]
-        pd.DataFrame(prices).to_csv(FILE, index=False, float_format="%.6g")
-        report(table)
+    settings = {f"{row['key']}-{rows}": (row["key"], partial(remeasure, row, rows)) for rows, row in chosen}
+    again(__doc__ or "", FILE, settings, partial(report, table))
+
+
+def remeasure(row: dict[str, Any], rows: int, loader: Loader) -> Iterator[dict[str, Any]]:
+    """``measure`` for a row of the bench's table."""
+    # bfloat16 is slow where the processor lacks it, and no number here needs it.
+    setting = replace(setting_of(row), dtype="float32", samples=max(rows, int(row["samples"])))
+    return measure(prepare(setting, *loader(setting)), rows)
 
 
 def report(table: pd.DataFrame) -> None:
