@@ -20,7 +20,9 @@ SAMPLE = [counting_batch(4, 3, seed=s) for s in range(8)]
 
 
 def _with_adapter(model, **more):
-    return get_peft_model(model.eval(), LoraConfig(r=2, lora_alpha=2, task_type="CAUSAL_LM", **more))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return get_peft_model(model.eval(), LoraConfig(r=2, lora_alpha=2, task_type="CAUSAL_LM", **more))
 
 
 def test_labels_on_masked_tokens_count_as_in_the_models_own_loss():
