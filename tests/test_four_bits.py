@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import copy
 
+import datasets
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from tiny_models import VOCABULARY, dense_hessian, make_batch
+from tiny_models import VOCABULARY, counting_batch, dense_hessian, make_batch
 from tolerances import DEFAULT_LAMBDA, DENSE32
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 import hessian_lr as hlr
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.curvature.four_bits import is_four_bit
+from hessian_lr.integrations import PredictedLearningRate
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -119,6 +128,24 @@ def test_a_qlora_model_is_predicted_and_left_as_it_was(folder, compute):
             module.weight.quant_state.absmax, scale
         )
         assert "forward" not in vars(module)
+
+
+def test_the_trainer_predicts_and_follows_a_qlora_model(folder, tmp_path):
+    batch = counting_batch(48, 1, seed=1)
+    rows = datasets.Dataset.from_dict({name: value.tolist() for name, value in batch.items()})
+    arguments = {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no"}
+    made = Trainer(
+        model=qlora(folder, torch.bfloat16),
+        args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, **arguments),
+        train_dataset=rows,
+        data_collator=lambda chosen: {name: torch.tensor([row[name] for row in chosen]) for name in batch},
+    )
+    made.add_callback(PredictedLearningRate(made, track_every=2))
+    made.train()
+    logs = made.state.log_history
+    (told,) = (log for log in logs if "predicted_learning_rate" in log)
+    assert made.args.learning_rate == told["predicted_learning_rate"]
+    assert [log["step"] for log in logs if "sharpness" in log] == [2, 4]
 
 
 def test_bfloat16_products_are_confirmed_in_float32(folder):

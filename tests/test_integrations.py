@@ -295,6 +295,16 @@ def test_schedules_with_a_peak_of_their_own_are_refused(name):
     assert optimizer.param_groups[0]["initial_lr"] <= 5e-5
 
 
+def test_without_lambda_p_another_law_sets_the_rate_and_the_log_lacks_it(rows, tmp_path):
+    """A model that was never trained: no step along the gradient's sign is too long."""
+    made = trainer(rows, tmp_path, model=adapted("llama", torch.float32, moved=False), max_steps=1)
+    made.add_callback(PredictedLearningRate(made))
+    made.train()
+    (told,) = entries(made, "predicted_learning_rate")
+    assert told["predicted_learning_rate"] == made.args.learning_rate
+    assert "prediction_sharpness_preconditioned" not in told
+
+
 def test_a_run_that_began_without_a_prediction_keeps_its_learning_rate(rows, tmp_path, caplog):
     saving = {"save_strategy": "steps", "save_steps": 3}
     whole = trainer(rows, tmp_path, **saving)

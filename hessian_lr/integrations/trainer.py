@@ -198,17 +198,18 @@ class PredictedLearningRate(TrainerCallback):
 
 
 def _log_of(prediction: Prediction) -> dict[str, float]:
-    adam = prediction.adam
     assert prediction.lr is not None and prediction.lr_low is not None and prediction.lr_high is not None
-    assert adam is not None
-    return {
+    told = {
         PREDICTED: prediction.lr,
         f"{PREDICTED}_low": prediction.lr_low,
         f"{PREDICTED}_high": prediction.lr_high,
         "prediction_seconds": prediction.seconds,
         "prediction_gradient_equivalents": prediction.gradient_equivalents,
-        "prediction_sharpness_preconditioned": adam.lambda_preconditioned,
     }
+    # Where it could not be had, another law has predicted, and a note says why.
+    if prediction.adam is not None:
+        told["prediction_sharpness_preconditioned"] = prediction.adam.lambda_preconditioned
+    return told
 
 
 def _differences(args: TrainingArguments, trainer: Trainer) -> list[str]:
