@@ -102,7 +102,8 @@ class PredictedLearningRate(TrainerCallback):
                 "this run began without a predicted learning rate, at step %d it keeps the one it has",
                 state.global_step,
             )
-            self._follow(args, self._drawn(args, kwargs["train_dataloader"]))
+            if self.track_every is not None:
+                self._follow(args, self._drawn(args, kwargs["train_dataloader"]))
             return
         for difference in _differences(args, self.trainer):
             logger.warning("the prediction knows nothing of %s", difference)
@@ -112,7 +113,8 @@ class PredictedLearningRate(TrainerCallback):
                 prediction = self._predict(args, state, kwargs["model"], found)
                 # Each process has measured; rounding may differ, and all must train at one rate.
                 (told,) = broadcast_object_list([_log_of(prediction)])
-            self._follow(args, found)
+            if self.track_every is not None:
+                self._follow(args, found)
         lr = told[PREDICTED]
         before = set_learning_rate(optimizer, kwargs["lr_scheduler"], lr)
         args.learning_rate = lr
@@ -144,8 +146,7 @@ class PredictedLearningRate(TrainerCallback):
         self._log(told, control)
 
     def _follow(self, args: TrainingArguments, found: Sample) -> None:
-        if self.track_every is not None:
-            self.tracker = SharpnessTracker(found.measure, dtype=_dtype(args), seed=args.seed)
+        self.tracker = SharpnessTracker(found.measure, dtype=_dtype(args), seed=args.seed)
 
     def _drawn(self, args: TrainingArguments, dataloader: Any) -> Sample:
         with _same_random_states():
