@@ -134,4 +134,8 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     commands = html["reference/commands.html"]
     assert all(f"Usage: hessian-lr {name} " in commands for name in ("predict", "validate", "sweep", "list"))
     assert "--target-modules" in commands
-    assert "found today by a sweep" in " ".join(html["index.html"].split()), "what the README begins with"
+    assert "with LoRA or one of its relatives" in " ".join(html["index.html"].split()), "what it is"
+    # What a page takes in from files is there, and what is not in docs/ is linked where the site has it.
+    (first, *_) = (pages.ROOT / "examples" / "trainer.py").read_text(encoding="utf-8").splitlines()
+    assert first.strip('"') in html["how-to/integrations.html"]
+    assert 'href="experiments/lr_bench/index.html"' in html["accuracy.html"]
