@@ -8,8 +8,9 @@ The conventions are this project's own; every number it publishes about predicti
   learning rate at which a run diverged counts as at least the mean initial loss L_init.
 - L* is the smallest L on the grid. Regret(η) = (L(η) − L*) / (L_init − L*): 0 is the best, 1
   learned nothing.
-- η* is the vertex of the parabola in x through the best grid point and its two neighbours; on the side
-  of a neighbour at which a run diverged, no further than the best grid point.
+- η* is the vertex of the parabola in x through the best grid point and its two neighbours, or the end of the
+  band that lies nearest to it; on the side of a neighbour at which a run diverged, no further than the best
+  grid point.
 - Between grid points L is the monotone cubic interpolation of Fritsch and Carlson (PCHIP), which
   stays between neighbouring values; outside the swept range nothing is said.
 - The band is the interval around the best grid point on which regret ≤ 1%.
@@ -93,8 +94,9 @@ def score(sweep: Sweep, predicted_lr: float | None, low: float | None, high: flo
         return Score(None, None, None, None, True, predicted_lr, low, high, None, None, None)
     swept = list(groups)
     censored = curve.best in (0, len(swept) - 1)
-    best_lr = swept[curve.best] if censored else 10.0 ** curve.vertex()
-    band_low, band_high = (None if end is None else 10.0**end for end in curve.band())
+    band = curve.band()
+    best_lr = swept[curve.best] if censored else 10.0 ** _inside_of(band, curve.vertex())
+    band_low, band_high = (None if end is None else 10.0**end for end in band)
     regret = None if predicted_lr is None else curve.regret(math.log10(predicted_lr))
     return Score(
         best_lr=best_lr,
@@ -188,6 +190,16 @@ def _curve(groups: dict[float, tuple[RunResult, ...]]) -> _Curve:
         losses.append(max(mean, initial) if lost else mean)
     x = np.log10(list(groups))
     return _Curve(x, np.array(losses), np.array(diverged), int(np.argmin(losses)), initial)
+
+
+def _inside_of(band: tuple[float | None, float | None], x: float) -> float:
+    """x, or the end of the band that lies nearest to it.
+
+    Losses climb more steeply on one side than a parabola does, so that on a coarse grid its vertex lies
+    further from the truth than the band's end (experiments/lr_bench/coarse).
+    """
+    low, high = band
+    return max(-math.inf if low is None else low, min(math.inf if high is None else high, x))
 
 
 def _inside(

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.lr_bench import later, long, noise, price, prospective, second_seed, step_length
+from experiments.lr_bench import coarse, later, long, noise, price, prospective, second_seed, step_length
 from experiments.lr_bench import table as table_of
 from experiments.lr_bench.calibrate import calibration, tables
 from experiments.lr_bench.curves import curves
 from experiments.lr_bench.evaluate import scored
 from experiments.lr_bench.held_out import left_out, widths
-from experiments.lr_bench.laws import LAWS
+from experiments.lr_bench.laws import AFTER, LAWS
 from experiments.lr_bench.settings import LARGE, METHODS, all_settings
 from experiments.lr_bench.table import HERE, LONG, read, write
 from experiments.lr_bench.transfer import pair_errors
@@ -224,8 +224,16 @@ def test_what_two_rows_say_is_scored_as_the_committed_measurements_have_it():
     one = made.iloc[0]
     own = prices[(prices["key"] == one["key"]) & (prices["warmup_steps"] == 5)].iloc[0]
     assert one["lambda_start"] == own["lambda_6"] <= own["lambda_10"]
-    assert one["after_10_0.125_lr_stability"] == pytest.approx(38 / own["lambda_p_4"])
+    assert one[AFTER + "lr_stability"] == pytest.approx(38 / own["lambda_p_4"])
     assert (one["price_lambda"], one["price_warmup"]) == (2 * 7, 5 * one["batch_size"])
+
+
+def test_a_coarse_grid_has_its_best_nearer_to_the_truth_than_its_vertex():
+    found = coarse.study()
+    outside = found[found["outside"]]
+    assert len(outside) > 30 and outside["scored"].mean() < outside["vertex"].mean()
+    inside = found[~found["outside"]]
+    assert inside["scored"].to_numpy() == pytest.approx(inside["vertex"].to_numpy(), abs=1e-6)
 
 
 def test_a_second_seed_counts_where_it_was_run_throughout(tmp_path, monkeypatch):

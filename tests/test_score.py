@@ -62,9 +62,24 @@ def test_the_vertex_goes_no_further_than_the_best_towards_a_rate_that_diverged(l
 
 
 def test_beside_a_rate_that_diverged_an_even_grid_keeps_its_vertex():
-    # The parabola through (−1, 1.4), (0, 1), (1, 5) by hand: t = (1.4 − 5) / (2·(1.4 − 2 + 5)) = −0.409…
-    result = score(sweep_of({-4.0: 1.4, -3.0: 1.0, -2.0: 5.0}), None, None, None)
-    assert math.log10(result.best_lr) == pytest.approx(-3 - 3.6 / 8.8)
+    # The parabola through (−1, 1.01), (0, 1), (1, 5) by hand: t = (1.01 − 5) / (2·(1.01 − 2 + 5)) = −0.497…
+    result = score(sweep_of({-4.0: 1.01, -3.0: 1.0, -2.0: 5.0}), None, None, None)
+    assert math.log10(result.best_lr) == pytest.approx(-3 - 3.99 / 8.02)
+
+
+@given(st.lists(st.floats(0.5, 3.0), min_size=3, max_size=9))
+def test_the_best_learning_rate_lies_in_its_own_band(finals):
+    sweep = sweep_of(dict(zip(GRID, finals, strict=False)))
+    best = score(sweep, None, None, None).best_lr
+    assume(best is not None)
+    itself = score(sweep, best, None, None)
+    assert itself.inside_band and itself.regret <= 0.01 + 1e-6
+
+
+def test_a_vertex_outside_the_band_gives_way_to_its_nearer_end():
+    # The vertex lies at −3.44, where the interpolated curve has climbed by more than 1% of the gain.
+    result = score(sweep_of({-4.0: 1.2, -3.0: 1.0, -2.0: 5.0}), None, None, None)
+    assert 10**-3.44 < result.best_lr == result.band_low < 10**-3
 
 
 @given(centres, predictions)

@@ -3,8 +3,7 @@
 The warm-up before λ_P rises to a share of η_c. Here it rises to each learning rate η of a grid instead,
 every time from the start, and λ_P is measured after it. The self-consistent edge is the η at which η·λ_P,
 measured after a warm-up *to that η*, reaches κ·38, near which trained networks hover (Cohen et al. 2022,
-arXiv 2207.14484). Laws are made of it in the place of 38/λ_P; and the same measurements tell what becomes of
-predictions where too large a warm-up is made smaller. ``results/edge.csv`` has a row a setting and η;
+arXiv 2207.14484). Laws are made of it in the place of 38/λ_P. ``results/edge.csv`` has a row a setting and η;
 ``--report`` starts from that.
 """
 
@@ -23,7 +22,6 @@ from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditione
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import unchanged
-from hessian_lr.predict.adam import ATTEMPTS, SMALLER
 from hessian_lr.predict.warmup import BETAS, warm_up
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.records import write_json
@@ -32,7 +30,7 @@ from hessian_lr.sweep.plan import learning_rate, nearest_point
 
 from .again import again
 from .held_out import left_out
-from .laws import AFTER, LAWS, SETTING, SHARE, THEORY, Law, derived
+from .laws import AFTER, LAWS, SETTING, SHARE, THEORY, Law
 from .measure import RTOL
 from .price import bench
 from .run import Loader
@@ -116,29 +114,6 @@ def with_edge(table: pd.DataFrame, points: pd.DataFrame, kappa: float) -> pd.Dat
     return table[table["lr_edge"].notna()].reset_index(drop=True)
 
 
-def with_smaller(table: pd.DataFrame, points: pd.DataFrame, beyond: float) -> tuple[pd.DataFrame, int]:
-    """The settings with 38/λ_P after a warm-up that was made smaller as ``adam_sharpness`` does.
-
-    λ_P is interpolated between the grid's learning rates, and taken from the nearest end beyond them.
-
-    Returns:
-        (the table, how many settings' warm-ups were beyond)
-    """
-    table, changed = table.copy(), 0
-    measured = points.dropna().sort_values("lr").groupby("key")
-    for index, row in table.iterrows():
-        lr, stable = row[AFTER + "warmup_lr"], row[AFTER + "lr_stability"]
-        own = measured.get_group(row["key"])
-        for _ in range(ATTEMPTS):
-            if lr / stable <= beyond:
-                break
-            lr /= SMALLER
-            stable = THRESHOLD / math.exp(np.interp(math.log(lr), np.log(own["lr"]), np.log(own["lambda_p"])))
-        changed += stable != row[AFTER + "lr_stability"]
-        table.loc[index, AFTER + "lr_stability"] = stable
-    return derived(table), changed
-
-
 def judged(table: pd.DataFrame, law: Law) -> dict[str, Any]:
     """Errors with a method, and with a model, left out."""
     found: dict[str, Any] = {}
@@ -159,16 +134,9 @@ def report(table: pd.DataFrame) -> None:
     for kappa in KAPPAS:
         own = with_edge(table, points, kappa)
         edges += [{"kappa": kappa, **judged(own, law)} for law in (*EDGE_LAWS, *shipped)]
-    smaller = []
-    for beyond in (math.inf, 20, 4, 1):
-        own, changed = with_smaller(table, points, beyond)
-        name = None if math.isinf(beyond) else beyond
-        smaller += [{"beyond": name, "changed": changed, **judged(own, law)} for law in shipped]
     costs = points.groupby("key")["cost"].sum() / table.set_index("key")["sweep_cost"]
-    told = {"edges": edges, "smaller": smaller}
-    write_json(FILE.with_suffix(".json"), {"schema": 1, **told, "price": float(costs.median())})
-    for rows in told.values():
-        print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format), end="\n\n")
+    write_json(FILE.with_suffix(".json"), {"schema": 1, "edges": edges, "price": float(costs.median())})
+    print(pd.DataFrame(edges).to_string(index=False, float_format="{:.3g}".format), end="\n\n")
     print(f"all warm-ups of a setting, over its sweep: {costs.median():.0%} in the median")
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-AFTER = "after_10_0.125_"
-GENTLE = "after_10_0.03125_"
+# What was measured after the package's warm-up, and after one to a quarter of its learning rate.
+AFTER, GENTLE = "after_", "gentle_"
 # Quantities of the setting that any law may take; a priori they have no influence.
 SETTING = {"steps": (0.0, 0.3), "batch_size": (0.0, 0.3)}
 THEORY = (1.0, 0.0)  # a learning rate of theory's, or a threshold for one

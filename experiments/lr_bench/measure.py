@@ -25,14 +25,16 @@ from hessian_lr.curvature.vectors import flatten
 from hessian_lr.curvature.weight_gradients import gradient_norms
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import sharpness, unchanged
+from hessian_lr.predict.adam import ATTEMPTS, BEYOND, SMALLER, WARMUP_SHARE, WARMUP_STEPS
 from hessian_lr.predict.line_search import critical_learning_rate
 from hessian_lr.predict.warmup import BETAS, warm_up
 from hessian_lr.prepare import Prepared
 from hessian_lr.spectrum import lanczos
 from hessian_lr.spectrum.lanczos import dot, random_vectors
 
-# Warm-ups tried: steps, and the largest learning rate as a share of the critical one at the start.
-WARMUPS = ((10, 1 / 8), (10, 1 / 32))
+from .laws import AFTER, GENTLE
+
+GENTLER = 4  # times: the second warm-up's learning rate
 RTOL = 0.1  # no predictor is as sharp as that
 PROBES = 3  # of the stochastic trace
 Figures = dict[str, float | None]
@@ -44,18 +46,40 @@ def measure(prepared: Prepared) -> dict[str, Any]:
     began = time.perf_counter()
     at_start, gradient = _at_start(prepared)
     found: dict[str, Any] = dict(at_start)
-    critical = found["lr_critical_start"]
-    for steps, share in WARMUPS:
-        name = f"after_{steps}_{share:g}"
-        values: Figures = {}
-        if critical:
-            with unchanged(model):
-                values = _after(prepared, steps, share, critical * share, gradient)
-        found |= {f"{name}_{key}": value for key, value in values.items()}
+    if found["lr_critical_start"]:
+        found |= after_warm_ups(prepared, found["lr_critical_start"] * WARMUP_SHARE, gradient)
     found["rows"] = len(batches)
     found["parameters"] = sum(p.numel() for p in trainable(model))
     found["measure_seconds"] = round(time.perf_counter() - began, 2)
     return found
+
+
+def after_warm_ups(prepared: Prepared, top_lr: float, gradient: Tensor, beyond: float = BEYOND) -> Figures:
+    """Figures after the package's warm-up, made smaller as it does, and after one that is gentler still.
+
+    Args:
+        prepared: The setting, at its start.
+        top_lr: The warm-up's largest learning rate, before it is made smaller.
+        gradient: At the start.
+        beyond: η·λ_P/38 after a warm-up to η from which it is made smaller.
+    """
+    warmup_cost = products = 0.0
+    for attempt in range(1 + ATTEMPTS):
+        with unchanged(prepared.model):
+            near = _after(prepared, top_lr, gradient, near=True)
+        warmup_cost += WARMUP_STEPS * len(prepared.warmup_batches[0]["input_ids"])
+        products += near.get("products") or 0.0
+        stable = near.get("lr_stability")
+        if attempt == ATTEMPTS or (stable and top_lr <= beyond * stable):
+            break
+        top_lr /= SMALLER
+    if near:
+        # Every attempt has to be paid for.
+        near |= {"warmup_cost": warmup_cost, "products": products}
+    with unchanged(prepared.model):
+        gentle = _after(prepared, top_lr / GENTLER, gradient, near=False)
+    named = ((AFTER, near), (GENTLE, gentle))
+    return {f"{name}{key}": value for name, values in named for key, value in values.items()}
 
 
 def _at_start(prepared: Prepared) -> tuple[Figures, Tensor]:
@@ -89,12 +113,17 @@ def _at_start(prepared: Prepared) -> tuple[Figures, Tensor]:
     return figures, gradient
 
 
-def _after(prepared: Prepared, steps: int, share: float, top_lr: float, first: Tensor) -> Figures:
-    """Sharpness and steps in Adam's geometry after a warm-up, which the caller undoes."""
+def _after(prepared: Prepared, top_lr: float, first: Tensor, *, near: bool) -> Figures:
+    """Sharpness and steps in Adam's geometry after a warm-up; nothing where it diverged.
+
+    What is worth its price only once is measured where it is the near one.
+    """
     model, batches, rows = prepared.model, prepared.batches, len(prepared.batches)
     before = [p.detach().clone() for p in trainable(model)]
     try:
-        optimizer = warm_up(model, prepared.warmup_batches, steps=steps, top_lr=top_lr, dtype=prepared.dtype)
+        optimizer = warm_up(
+            model, prepared.warmup_batches, steps=WARMUP_STEPS, top_lr=top_lr, dtype=prepared.dtype
+        )
     except HessianLRError:
         return {}
     moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(trainable(model), before, strict=True)])
@@ -105,8 +134,6 @@ def _after(prepared: Prepared, steps: int, share: float, top_lr: float, first: T
     slope, bend = _along(operator, direction)
     preconditioned = PreconditionedOperator(operator, diagonal)
     top = lanczos(preconditioned.matvec, operator.size, rtol=RTOL, max_products=12, seed=0)
-    # What is worth its price only once: after the warm-up of the package's own size.
-    near = share == WARMUPS[0][1]
     plain = lanczos(operator.matvec, operator.size, rtol=RTOL, max_products=12, seed=0) if near else None
     trace = _trace(preconditioned, operator.size) if near else None
     critical, forwards = _critical(model, batches, direction)
@@ -131,7 +158,7 @@ def _after(prepared: Prepared, steps: int, share: float, top_lr: float, first: T
         "gradient_cosine": float(dot(gradient, first) / (gradient.norm() * first.norm())),
         "preconditioned_gradient": float((gradient.abs() / diagonal).mean()),
         "loss": operator.loss,
-        "warmup_cost": float(steps * batch),
+        "warmup_cost": float(WARMUP_STEPS * batch),
         "products_cost": operator.cost.gradient_equivalents / max(operator.cost.matvecs, 1) * rows,
         "lr_critical_cost": 0.5 * forwards * rows,
     }

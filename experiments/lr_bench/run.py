@@ -21,6 +21,7 @@ from hessian_lr.score import score
 from hessian_lr.setting import Setting
 from hessian_lr.sweep import RunResult, sweep
 
+from .laws import AFTER
 from .measure import measure
 from .range_test import range_test
 from .settings import all_settings, at_base, long
@@ -65,7 +66,7 @@ def one(setting: Setting, loader: Loader, stage: str) -> None:
     if "measured" not in row:
         row["measured"] = measure(prepare(setting, loaded, task))
         write_json(file, row)
-    stability = row["measured"].get("after_10_0.125_lr_stability")
+    stability = row["measured"].get(AFTER + "lr_stability")
     start = GUESS * stability if stability else FALLBACK
 
     def swept(asked: Setting, seeds: tuple[int, ...]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from hessian_lr import methods, models
 from hessian_lr.methods import METHODS
 from hessian_lr.methods.targets import ALL_LINEAR
 from hessian_lr.records import read_json
-from hessian_lr.score import score
+from hessian_lr.score import Score, score
 from hessian_lr.setting import Setting
 from hessian_lr.sweep.plan import nearest_point
 
@@ -47,7 +47,9 @@ SETTING = (
 )
 # The runs of ``probe``, and what it adds to the settings.
 PROBE, SHORT = "probe", ["lr_probe", "probe_cost"]
-ANSWER = ("best_lr", "best_loss", "band_low", "band_high", "censored")
+ANSWER = ["best_lr", "best_loss", "band_low", "band_high", "censored"]
+# Where the best learning rate of other runs than the whole sweep's stands, and their kind.
+OTHERS = {"tenth_best_lr": "tenth", "lr_probe": PROBE}
 
 
 def collect() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -99,7 +101,8 @@ def from_documents(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             key = f"{file.stem}-{found['method']}"
             rows.append({"key": key, **_validated(document["setting"], found)})
             runs += [{"key": key, "kind": "sweep", **run} for run in found["runs"]]
-    return pd.DataFrame(rows), pd.DataFrame(runs)
+    every_run = pd.DataFrame(runs)
+    return rescored(pd.DataFrame(rows), every_run), every_run
 
 
 def _validated(setting: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -170,6 +173,29 @@ def setting_of(row: dict[str, Any]) -> Setting:
     return Setting(**values)
 
 
+def rescored(settings: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The settings with what their runs come to as the package scores them now."""
+    settings = settings.set_index("key")
+
+    def judge(chosen: pd.DataFrame) -> dict[str, Score]:
+        own = settings.loc[chosen["key"].unique()].reset_index()
+        found = curves(chosen.assign(kind="sweep"), own)
+        return {key: score(sweep, None, None, None) for key, sweep in found.items()}
+
+    swept = runs[(runs["kind"] == "sweep") & runs["key"].isin(settings.index)]
+    for key, judged in judge(swept).items():
+        settings.loc[key, ANSWER] = [getattr(judged, name) for name in ANSWER]
+    others = {column: runs[runs["kind"] == kind] for column, kind in OTHERS.items()}
+    if "sweep_0_best_lr" in settings:
+        first = settings.index[settings["sweep_0_best_lr"].notna()]
+        others["sweep_0_best_lr"] = swept[(swept["seed"] == 0) & swept["key"].isin(first)]
+    for column, chosen in others.items():
+        for key, judged in judge(chosen[chosen["key"].isin(settings.index)]).items():
+            unknown = column == "lr_probe" and judged.censored
+            settings.loc[key, column] = None if unknown else judged.best_lr
+    return settings.reset_index()
+
+
 def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:
     """The two tables, with what they had of other settings; the settings' columns that are empty left out."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,6 +213,7 @@ def write(folder: Path, settings: pd.DataFrame, runs: pd.DataFrame) -> None:
         settings, runs = (
             pd.concat(pair, ignore_index=True) for pair in zip(before, (settings, runs), strict=True)
         )
+    settings = rescored(settings, runs)
     settings.dropna(axis=1, how="all").to_csv(folder / "settings.csv", index=False, float_format="%.6g")
     runs.to_csv(folder / "runs.csv", index=False, float_format="%.7g")
     print(f"{folder.name}: {len(settings)} settings, {len(runs)} runs")

@@ -19,6 +19,7 @@ import pandas as pd
 import scipy.stats
 
 from experiments.lr_bench.curves import curves
+from experiments.lr_bench.laws import AFTER
 from hessian_lr.score import Alignment, align, score
 from hessian_lr.sweep import Sweep
 
@@ -27,7 +28,7 @@ SHARED = ["model", "data", "rank", "alpha", "target_modules", "batch_size", "ste
 LEAST_METHODS = 4
 # λ at B = 0 is a gradient's norm; these start elsewhere, and have a curvature.
 CURVED = ("pissa", "milora", "olora", "init-ab", "lora-ga")
-STABILITY = "after_10_0.125_lambda_preconditioned"
+STABILITY = AFTER + "lambda_preconditioned"
 
 
 @dataclass(frozen=True)
