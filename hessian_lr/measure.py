@@ -18,7 +18,7 @@ from .checkpoints import Checkpoints
 from .confirm import REFINEMENTS, differences_checked, refined, sampling_error, spectrum_notes, verified
 from .curvature.central import CentralOperator, twice_or_central
 from .curvature.gauss_newton import GaussNewtonOperator
-from .curvature.loss import Batch, count_labels, trainable
+from .curvature.loss import Batch, count_labels, require_batches, trainable
 from .curvature.operator import HessianOperator
 from .curvature.vectors import working_type
 from .digits import percent
@@ -49,7 +49,8 @@ class Curvature(Record):
         lambda_min: Smallest Ritz value, at least the smallest eigenvalue.
         residual: ρ = ‖H·v − θ·v‖; some eigenvalue lies within ρ of θ.
         rounding: How far θ lay from its value in the lower precision that the eigenvector was found
-            in; null where all products had one precision.
+            in; null where all products had one precision. What a base in a type narrower than
+            float32 rounds comes besides.
         sampling_error: Standard error of v·H·v from its scatter over the microbatches; null with
             fewer than two.
         held_out: v·H·v on samples that the eigenvector v has not seen. θ is the largest value that any
@@ -147,14 +148,17 @@ def sharpness(
         status ``"failed"`` and no number, its reason in ``notes``.
 
     Raises:
-        RequestError: nothing trainable, nothing labelled, an unknown algorithm or operator, a bad
-            tolerance.
+        RequestError: nothing trainable, nothing labelled, batches (also held-out ones) that are not a list of
+            dictionaries of tensors, an unknown algorithm or operator, a bad tolerance.
     """
     if algorithm not in ALGORITHMS:
         raise unknown_name("algorithm", algorithm, ALGORITHMS)
     if operator not in OPERATORS:
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
+    if held_out:
+        # Not when all products are spent.
+        require_batches(held_out)
 
     measure = partial(
         _sharpness,
@@ -236,7 +240,7 @@ def _sharpness(
         # Of the search itself; how far differences served is the operator's to tell.
         notes += spectrum_notes(found, used[0])
         found = checked
-        if held_out is not None and any(map(count_labels, held_out)):
+        if held_out and any(map(count_labels, held_out)):
             matrix.release()
             other = make(model, held_out, dtype=dtype, memory_budget=0)
             used.append(other)

@@ -108,7 +108,8 @@ class SharpnessTracker:
 
         Raises:
             RequestError: the model has another number of trainable parameters than before, no token is
-                labelled, or the optimizer has not stepped all of the parameters yet.
+                labelled, or the optimizer is not Adam or AdamW, has not stepped all of the parameters yet, or
+                has several groups that all are at a learning rate of 0.
             NonFiniteError: the loss or a product is NaN or infinite, as after a diverged step.
         """
         operator = HessianOperator(model, self.batches, dtype=self.dtype, memory_budget=self.memory_budget)

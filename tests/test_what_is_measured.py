@@ -100,6 +100,22 @@ def test_batches_that_are_none_are_named(name):
     batches, said = WRONG[name]
     with pytest.raises(RequestError, match=said):
         hlr.sharpness(adapted("llama", torch.float32), batches)
+    with pytest.raises(RequestError, match=said):
+        hlr.predict_learning_rate(adapted("llama", torch.float32), batches)
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if name != "none"])
+def test_held_out_batches_that_are_none_are_named_before_any_product(name):
+    batches, said = WRONG[name]
+    told = []
+    with pytest.raises(RequestError, match=said):
+        hlr.sharpness(
+            adapted("llama", torch.float32),
+            BATCHES,
+            held_out=batches,
+            progress=lambda *state: told.append(state),
+        )
+    assert not told
 
 
 def test_products_are_not_had_in_a_type_that_is_not_there():

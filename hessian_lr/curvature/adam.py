@@ -69,6 +69,9 @@ class AdamGeometry:
     Args:
         optimizer: Adam or AdamW after some steps.
         parameters: θ in order.
+
+    Raises:
+        RequestError: another optimizer, or one whose groups all have a learning rate of 0.
     """
 
     stability_slack = 1.0
@@ -120,12 +123,22 @@ def adam_direction(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor
 def rate_factors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
     """q, shape (n,): each parameter's learning rate over η, which is that of the optimizer's first group.
 
-    As they were before a scheduler scaled all groups alike.
+    As they were before a scheduler scaled all groups alike. Of groups at 0 the first that is not counts; what
+    is at 0 beside others is held, with q = 0.
+
+    Raises:
+        RequestError: several groups, all at 0, and nothing tells how their rates compare.
     """
     groups = [group for group in optimizer.param_groups if group["params"]]
     rates = [group.get("initial_lr", group["lr"]) for group in groups]
-    # With one rate, which may be 0 at the moment, there is nothing to divide.
-    shares = [1.0] * len(rates) if len(set(rates)) == 1 else [rate / rates[0] for rate in rates]
+    eta = next((rate for rate in rates if rate > 0), None)
+    if eta is None and len(groups) > 1:
+        raise RequestError(
+            f"the optimizer's {len(groups)} groups all have a learning rate of 0, so that nothing tells how "
+            "their rates compare: measure while they are above it, or give each its 'initial_lr' as torch's "
+            "schedulers do"
+        )
+    shares = [1.0 if eta is None else rate / eta for rate in rates]
     factors = {p: share for group, share in zip(groups, shares, strict=True) for p in group["params"]}
     return flatten([torch.full_like(p, factors[p]) for p in parameters])
 
@@ -137,16 +150,19 @@ def stability_threshold(beta1: float) -> float:
 
 def _diagonal(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], times: float = 1.0) -> Tensor:
     """P as if v were so many times what it is."""
+    # accelerate's wrapper hands everything on but its type.
+    own = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(own, (torch.optim.Adam, torch.optim.AdamW)):
+        raise RequestError(
+            f"λ_P is measured in Adam's geometry, which {type(own).__name__} does not have; "
+            "measure λ itself (sharpness), or train with AdamW"
+        )
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     pieces = []
     for parameter in parameters:
         group, state = groups[parameter], optimizer.state[parameter]
-        if "betas" not in group:
-            raise RequestError(
-                f"λ_P is measured in Adam's geometry, which {type(optimizer).__name__} does not have; "
-                "measure λ itself (sharpness), or train with AdamW"
-            )
         (beta1, beta2), t = group["betas"], int(state["step"])
-        second = times * state["exp_avg_sq"] / (1 - beta2**t)
+        moments = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        second = times * moments / (1 - beta2**t)
         pieces.append((1 - beta1**t) * (second.sqrt() + group["eps"]))
     return flatten(pieces) / rate_factors(optimizer, parameters)

@@ -226,7 +226,14 @@ def bounded(
 
 def _zero_b_layers(model: nn.Module) -> dict[str, Any]:
     """The model's LoRA layers if the closed form holds for them."""
-    layers = adapted_layers(model)
+    # Where other adapters than the active one lie, nothing is added.
+    layers = {
+        name: layer
+        for name, layer in adapted_layers(model).items()
+        if not getattr(layer, "lora_A", None) or any(name in layer.lora_A for name in layer.active_adapters)
+    }
+    if not layers:
+        raise RequestError("the active adapter is on no linear module: make another one active")
     instead = "measure λ by Lanczos instead (`hessian-lr spectrum`, or predict without --fast)"
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     for name, layer in layers.items():

@@ -36,11 +36,11 @@ def count_tokens(batches: Sequence[Batch]) -> int:
     return sum(int(batch["input_ids"].numel()) for batch in batches)
 
 
-def require_labels(batches: Sequence[Batch]) -> int:
-    """The labelled positions of some batches, all of which are what a loss can be computed from.
+def require_batches(batches: Sequence[Batch]) -> None:
+    """Refuse what no loss can be computed from.
 
     Raises:
-        RequestError: they are not a list of such dictionaries, or no position is labelled.
+        RequestError: it is not a list of dictionaries with labels of the shape of their ``input_ids``.
     """
     if not isinstance(batches, Sequence) or not batches:
         mend = "write [batch]" if isinstance(batches, Mapping) else "write list(loader)"
@@ -63,6 +63,15 @@ def require_labels(batches: Sequence[Batch]) -> int:
                 f"labels must have one entry a token, (rows, tokens), and not the shape {shape} where "
                 f"input_ids has {expected}: curvature is that of a causal language model's loss"
             )
+
+
+def require_labels(batches: Sequence[Batch]) -> int:
+    """The labelled positions of some batches.
+
+    Raises:
+        RequestError: as ``require_batches``, or no position is labelled.
+    """
+    require_batches(batches)
     total = sum(map(count_labels, batches))
     if not total:
         raise RequestError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,17 +13,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .four_bits import is_four_bit
 
+# In the names of fused attention: flash_attention_2, flex_attention, paged|…, and a kernel of the hub's.
+_FUSED = ("flash", "flex", "paged", "/")
+
 
 @contextmanager
 def quiet_model(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout, no gradient checkpointing), with each module's mode restored."""
+    """Evaluation mode (no dropout, no gradient checkpointing), with each module's mode restored.
+
+    What is compiled runs as it was before: compiled code has no second derivative.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for module, _ in modes:
         # In evaluation bitsandbytes may lay a weight out anew, for products that have no gradient.
         module.training = is_four_bit(module)
+    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m, _ in modes)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -59,15 +67,16 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
 def differentiable_attention(model: nn.Module) -> Iterator[None]:
     """Attention that can be differentiated twice, for the time of the context.
 
-    Fused kernels have no second derivative. Models on ``sdpa`` keep it with the MATH back-end;
-    other implementations (flash, flex) give way to ``eager``.
+    Fused kernels have no second derivative. Models on ``sdpa`` keep it with the MATH back-end; fused ones of
+    a name of their own give way to ``eager``. Anything else, such as a registered one, is the model's own
+    and stays: ``require_twice`` looks at its graph.
     """
     base = base_model(model)
     before = getattr(getattr(base, "config", None), "_attn_implementation", None)
     with ExitStack() as stack:
         if before == "sdpa":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        elif before not in (None, "eager"):
+        elif any(sign in (before or "") for sign in _FUSED):
             base.set_attn_implementation("eager")
             stack.callback(base.set_attn_implementation, before)
         yield

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import Checkpoints
-from ..curvature.loss import Batch, require_labels
+from ..curvature.loss import Batch, require_batches, require_labels
 from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
@@ -96,6 +96,7 @@ def predict_learning_rate(
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise RequestError(f"{name} must be at least 1, not {value!r}")
+    require_batches(batches)
     if warmup_batches is None:
         if len(batches) < 2:
             raise RequestError(

@@ -1,0 +1,125 @@
+"""Unusual attention, compiled code, optimizers and adapters: measured as they are, or refused."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import adapted, base_model, dense_hessian, make_batch
+from tolerances import DENSE64
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+import hessian_lr as hlr
+from hessian_lr.curvature.closed_form import closed_form
+from hessian_lr.errors import RequestError
+
+SAMPLE = [make_batch(3, 10, 1), make_batch(3, 10, 2)]
+TIGHT = {"dtype": torch.float64, "rtol": 1e-6, "max_products": 200}
+
+
+def _sharper(module, query, key, value, mask, scaling, **more):
+    return eager_attention_forward(module, query, key, value, mask, scaling=4 * scaling, dropout=0.0)
+
+
+def test_an_attention_of_ones_own_is_the_one_that_is_measured():
+    AttentionInterface.register("four times as sharp", _sharper)
+    AttentionMaskInterface.register("four times as sharp", eager_mask)
+    own, same = (adapted("llama") for _ in range(2))
+    own.get_base_model().set_attn_implementation("four times as sharp")
+    same.get_base_model().set_attn_implementation("eager")
+    for layer in same.get_base_model().model.layers:
+        layer.self_attn.scaling *= 4
+    found, expected = (hlr.sharpness(model, SAMPLE, **TIGHT) for model in (own, same))
+    assert found.lambda_max == pytest.approx(expected.lambda_max, rel=DENSE64)
+    assert own.get_base_model().config._attn_implementation == "four times as sharp"
+
+
+@pytest.mark.parametrize("operator", ["hessian", "gauss-newton", "central-differences"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_model_is_measured_as_it_was_before(whole, operator):
+    plain = adapted("llama", torch.float32)
+    model = torch.compile(plain, backend="eager") if whole else copy.deepcopy(plain)
+    if not whole:
+        model.compile(backend="eager")
+    before = model(**SAMPLE[0]).loss.detach()
+    found = hlr.sharpness(model, SAMPLE, operator=operator)
+    assert (
+        found.lambda_max
+        == hlr.sharpness(adapted("llama", torch.float32), SAMPLE, operator=operator).lambda_max
+    )
+    assert torch.equal(model(**SAMPLE[0]).loss.detach(), before)
+
+
+def _trained(make, **more):
+    """A model after three steps of an optimizer, the first gradient ten times as large, and its P."""
+    model = adapted("llama")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = make(parameters, lr=1e-3, **more)
+    for step in range(3):
+        optimizer.zero_grad()
+        (model(**SAMPLE[0], use_cache=False).loss * (1 if step else 10)).backward()
+        before = [p.detach().clone() for p in parameters]
+        optimizer.step()
+    optimizer.zero_grad()
+    moved = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, parameters, strict=True)])
+    first = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in parameters])
+    return model, optimizer, first * 1e-3 / moved
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_lambda_p_is_that_of_the_step_that_the_optimizer_took(amsgrad):
+    model, optimizer, p = _trained(torch.optim.AdamW, weight_decay=0.0, amsgrad=amsgrad, betas=(0.9, 0.5))
+    tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
+    for _ in range(2):
+        found = tracker.update(model, 3, optimizer).preconditioned
+    root = p.rsqrt()
+    expected = torch.linalg.eigvalsh(root[:, None] * dense_hessian(copy.deepcopy(model), SAMPLE) * root)[-1]
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [torch.optim.RAdam, torch.optim.NAdam])
+def test_what_is_nearly_adam_has_another_geometry(make):
+    model, optimizer, _ = _trained(make)
+    with pytest.raises(RequestError, match=f"which {make.__name__} does not have"):
+        hlr.SharpnessTracker(SAMPLE, dtype=torch.float64).update(model, 3, optimizer)
+
+
+def test_groups_at_a_rate_of_nothing():
+    model = adapted("llama")
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    first, second = ([p for name, p in named if ("lora_A" in name) is which] for which in (True, False))
+    optimizer = torch.optim.AdamW([{"params": first, "lr": 1e-3}, {"params": second, "lr": 1.6e-2}])
+    model(**SAMPLE[0], use_cache=False).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.param_groups[0]["lr"] = 0.0
+    tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
+    for _ in range(2):
+        found = tracker.update(model, 1, optimizer).preconditioned
+    # What stands still has no part in it: the other group's own λ_P, at its own rate.
+    for p in first:
+        p.requires_grad_(False)
+    alone = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
+    for _ in range(2):
+        expected = alone.update(model, 1, optimizer).preconditioned
+    assert found == pytest.approx(expected, rel=1e-5)
+    for p in first:
+        p.requires_grad_(True)
+    optimizer.param_groups[1]["lr"] = 0.0
+    with pytest.raises(RequestError, match="2 groups all have a learning rate of 0"):
+        hlr.SharpnessTracker(SAMPLE, dtype=torch.float64).update(model, 1, optimizer)
+    for group, rate in zip(optimizer.param_groups, (1e-3, 1.6e-2), strict=True):
+        group["initial_lr"] = rate
+    hlr.SharpnessTracker(SAMPLE, dtype=torch.float64).update(model, 1, optimizer)
+
+
+def test_the_closed_form_is_of_the_layers_that_the_active_adapter_is_on():
+    model = get_peft_model(base_model("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"]))
+    model.set_adapter("other")
+    found = closed_form(model.double(), SAMPLE, dtype=torch.float64)
+    exact = hlr.sharpness(model, SAMPLE, **TIGHT).lambda_max
+    assert found.lower <= exact * (1 + DENSE64) and exact <= found.upper * (1 + DENSE64)
+    assert "v_proj" in found.module
