@@ -251,6 +251,8 @@ def observation(one: Validated) -> Observation | None:
             lr_eigenvalue=one.number("lr_eigenvalue"),
             lr_sharpness=one.number("lr_sharpness"),
             lr_probe=one.number("lr_probe"),
+            # The data may have had fewer; of what was tried only the smallest number counts.
+            samples=samples if isinstance(samples := one.setting.get("samples"), int) else None,
         ),
     )
 

@@ -140,6 +140,20 @@ def test_curvature_of_few_rows_is_told_and_widens_the_range():
     assert "samples 2 (tried on 4 … 32)" in few.notes[0]
 
 
+def test_settings_fitted_to_are_no_longer_outside_what_was_tried():
+    current = load_calibration()
+    known = dict.fromkeys(("lr_stability", "lr_critical_start", "lr_eigenvalue"), 1e-2)
+    mine = Quantities(64, 2000, **known, samples=2)
+    before = rate("combined", current, mine)
+    assert "steps 2e+03 (tried on 15 … 300)" in before.notes[0]
+    sweeps = [Observation(f"run {i}", "lora", 1e-3 * math.exp(0.01 * i), mine) for i in range(20)]
+    found = fit(sweeps, current)
+    assert found.combined.domain == {"batch_size": [2, 64], "steps": [15, 2000], "samples": [2, 32]}
+    after = rate("combined", found, mine)
+    assert not after.notes and after.factor == pytest.approx(math.exp(found.combined.log_half_width))
+    assert fit([observed(1.0, batch_size=99)], CURRENT).adam.domain == {}, "none was known, and none narrows"
+
+
 def test_other_sweeps_give_another_version():
     one, other = fit([observed(1.0), observed(2.0)], CURRENT), fit([observed(1.0), observed(3.0)], CURRENT)
     assert len({CURRENT.version, one.version, other.version}) == 3

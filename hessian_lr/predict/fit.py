@@ -48,7 +48,8 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
     """New constants from sweeps; what they cannot tell is kept from ``current``.
 
     Each law is fitted by ``robust_fit`` with the current one as its prior: a run or two move the scale
-    part of the way, many decide it, and an exponent moves only if the law says how far it may.
+    part of the way, many decide it, and an exponent moves only if the law says how far it may. The settings
+    are then among those that the law was tried on (its ``domain``).
     ``log_scatter`` is the root mean square by which each law misses a setting left out of its fit
     (of fewer than three settings the current one's).
 
@@ -122,6 +123,7 @@ def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
         log_scatter=law.log_scatter if errors is None else float(np.sqrt(np.mean(errors**2))),
         settings=len(observations),
         sources=law.sources | dict.fromkeys(("scale", "log_scatter", *loose), where),
+        domain=_widened(law.domain, observations),
         log_half_width=conformal(np.abs(errors)) if own_range and errors is not None else law.log_half_width,
     )
 
@@ -171,6 +173,16 @@ def _left_out(
         others = np.arange(len(y)) != index
         errors[index] = y[index] - design[index] @ robust_fit(design[others], y[others], means, spreads)
     return errors
+
+
+def _widened(domain: dict[str, list[float]], observations: Sequence[Observation]) -> dict[str, list[float]]:
+    """The domain with these settings in it. A quantity without one keeps none: it would only be narrowed."""
+    found = {}
+    for name, ends in domain.items():
+        values = [getattr(one.quantities, name) for one in observations]
+        known = [*ends, *(float(value) for value in values if value is not None)]
+        found[name] = [min(known), max(known)]
+    return found
 
 
 def _listed(observations: Sequence[Observation]) -> str:
