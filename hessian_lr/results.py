@@ -230,7 +230,11 @@ def error_bar(
 
 
 def observation(one: Validated) -> Observation | None:
-    """What a calibration can learn from a row: None if its best learning rate is unknown, or not AdamW's."""
+    """What a calibration can learn from a row: None if its best learning rate is unknown, or not AdamW's.
+
+    λ at initialization is left out where the method has an optimizer of its own: as for a prediction, no rate
+    is read from it.
+    """
     if one.score.best_lr is None or one.score.censored or one.setting.get("optimizer", ADAMW) != ADAMW:
         return None
     names = ("model", "data", "rank", "alpha", "batch_size", "steps", "seed")
@@ -239,6 +243,7 @@ def observation(one: Validated) -> Observation | None:
         batch_size, steps = int(one.setting["batch_size"]), int(one.setting["steps"])
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{one.file}: its setting lacks what a calibration needs ({error})") from error
+    own = one.method in METHODS and METHODS[one.method].optimizer is not None
     return Observation(
         source=f"{one.file.parent.name}: {source}",
         method=one.method,
@@ -248,8 +253,8 @@ def observation(one: Validated) -> Observation | None:
             steps=steps,
             lr_stability=one.number("lr_stability"),
             lr_critical_start=one.number("lr_critical_start"),
-            lr_eigenvalue=one.number("lr_eigenvalue"),
-            lr_sharpness=one.number("lr_sharpness"),
+            lr_eigenvalue=None if own else one.number("lr_eigenvalue"),
+            lr_sharpness=None if own else one.number("lr_sharpness"),
             lr_probe=one.number("lr_probe"),
             # The data may have had fewer; of what was tried only the smallest number counts.
             samples=samples if isinstance(samples := one.setting.get("samples"), int) else None,

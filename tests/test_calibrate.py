@@ -1,0 +1,36 @@
+"""What `calibrate` learns from the rows of `validate`."""
+
+from pathlib import Path
+
+import pytest
+
+from hessian_lr import results
+from hessian_lr.score import Score
+
+SETTING = {
+    "model": "m",
+    "data": "d",
+    "rank": 2,
+    "alpha": 2.0,
+    "batch_size": 4,
+    "steps": 8,
+    "seed": 0,
+    "samples": 2,
+}
+MEASURED = {"lr_stability": 1e-2, "lr_critical_start": 2e-2, "lr_eigenvalue": 3e-2, "lr_sharpness": 4e-2}
+
+
+def validated(method="lora", best_lr=1e-3, folder="runs", **changed):
+    scored = Score(best_lr, 1.0, None, None, False, None, None, None, None, None, None)
+    return results.Validated(
+        Path(folder, "validate.json"), SETTING, {"method": method} | MEASURED | changed, scored
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "known"), [("lora", (3e-2, 4e-2)), ("lora+", (None, None)), ("loft", (None, None))]
+)
+def test_lambda_teaches_nothing_where_the_method_has_an_optimizer_of_its_own(method, known):
+    learned = results.observation(validated(method)).quantities
+    assert (learned.lr_eigenvalue, learned.lr_sharpness) == known
+    assert (learned.lr_stability, learned.lr_critical_start, learned.samples) == (1e-2, 2e-2, 2)
