@@ -262,6 +262,22 @@ def observation(one: Validated) -> Observation | None:
     )
 
 
+def observations(rows: Sequence[Validated]) -> tuple[list[Observation], list[str]]:
+    """What a calibration can learn from rows, each setting once, and a note on each that was found again.
+
+    Raises:
+        RequestError: a row lacks what a calibration needs.
+    """
+    found: dict[tuple[str, float, Quantities], Observation] = {}
+    notes = []
+    for one in filter(None, map(observation, rows)):
+        # Measured numbers that agree to the last digit are one measurement, wherever it was copied to.
+        first = found.setdefault((one.method, one.best_lr, one.quantities), one)
+        if first is not one:
+            notes.append(f"{one.method} of {one.source} is that of {first.source}, and counts once")
+    return list(found.values()), notes
+
+
 def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]]:
     """Each row's setting with its best learning rate, of those where it lies inside the sweep.
 

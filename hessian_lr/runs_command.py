@@ -77,9 +77,9 @@ def calibrate(
     from .predict import load_calibration
     from .predict.fit import fit, unheard
 
-    observations = [o for one in results.read_validated(runs) if (o := results.observation(one)) is not None]
+    observations, doubled = results.observations(results.read_validated(runs))
     current = load_calibration(calibration)
-    found, notes = fit(observations, current), unheard(observations, current)
+    found, notes = fit(observations, current), [*doubled, *unheard(observations, current)]
     found.write(out)
     output.write(
         {

@@ -34,3 +34,16 @@ def test_lambda_teaches_nothing_where_the_method_has_an_optimizer_of_its_own(met
     learned = results.observation(validated(method)).quantities
     assert (learned.lr_eigenvalue, learned.lr_sharpness) == known
     assert (learned.lr_stability, learned.lr_critical_start, learned.samples) == (1e-2, 2e-2, 2)
+
+
+def test_a_copied_setting_counts_once_and_is_told():
+    rows = [
+        validated(),
+        validated(folder="copy"),
+        validated("pissa"),
+        validated(best_lr=2e-3, folder="other"),
+    ]
+    learned, notes = results.observations(rows)
+    assert learned == [results.observation(rows[place]) for place in (0, 2, 3)]
+    (note,) = notes
+    assert note.startswith("lora of copy: ") and "is that of runs: " in note

@@ -154,9 +154,12 @@ def test_settings_fitted_to_are_no_longer_outside_what_was_tried():
     assert fit([observed(1.0, batch_size=99)], CURRENT).adam.domain == {}, "none was known, and none narrows"
 
 
-def test_other_sweeps_give_another_version():
+def test_other_sweeps_or_other_constants_give_another_version():
     one, other = fit([observed(1.0), observed(2.0)], CURRENT), fit([observed(1.0), observed(3.0)], CURRENT)
-    assert len({CURRENT.version, one.version, other.version}) == 3
+    held = replace(CURRENT, adam=replace(CURRENT.adam, spreads={"scale": 0.3}))
+    again = fit([observed(1.0), observed(2.0)], held)
+    assert again.adam.scale != one.adam.scale
+    assert len({CURRENT.version, one.version, other.version, again.version}) == 4
 
 
 @pytest.mark.parametrize(

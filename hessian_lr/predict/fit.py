@@ -76,7 +76,7 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
             "a calibration needs at least one setting with a prediction and a best learning rate inside its "
             "sweep, but found none"
         )
-    version = f"fit-{digest([dataclasses.asdict(o) for o in observations], 8)}"
+    version = f"fit-{digest([current, [dataclasses.asdict(o) for o in observations]], 8)}"
     return replace(current, version=version, **laws)
 
 
