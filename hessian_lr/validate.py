@@ -14,7 +14,8 @@ from .checkpoints import Checkpoints
 from .data import TaskData
 from .errors import HessianLRError, RequestError
 from .figure_style import save
-from .figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure
+from .figures import eigenvalue_figure, sweep_figure
+from .joined import earlier, write_joined
 from .methods import method_of
 from .models import LoadedModel
 from .predict import Calibration, Prediction, predict_learning_rate
@@ -87,17 +88,19 @@ class Measured:
 def validate(job: Job, progress: Progress) -> dict[str, Any]:
     """Do the job; ``validate.json`` is written after each method, the figures at the end.
 
-    A failed prediction does not keep a method from its sweep, nor a failed sweep the other methods.
+    Rows of other methods that stand in the file stay there. A failed prediction does not keep a method from
+    its sweep, nor a failed sweep the other methods.
 
     Returns:
-        What stands in ``validate.json``.
+        What stands in ``validate.json`` of the job's own methods.
 
     Raises:
-        RequestError: a method does not fit the model.
+        RequestError: a method does not fit the model, or the file holds results that would be lost.
         HessianLRError: the folder cannot be written.
     """
+    path = job.out / results.VALIDATE_FILE
+    damage = earlier(path, _document(job, [], [])).notes
     rows: list[dict[str, Any]] = []
-    drawn: list[tuple[SweepPanel, Prediction]] = []
     for index, setting in enumerate(job.settings, 1):
         progress.method(setting.method, index, len(job.settings))
         measured = _measure(job, setting, progress)
@@ -118,25 +121,28 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
                 engine=job.engine,
             )
             scored = score(found, lr, low, high)
-            drawn.append((SweepPanel(found, scored), measured.prediction))
         except RequestError:
             raise
         except (HessianLRError, MemoryError) as error:
             scored = Score(None, None, None, None, True, lr, low, high, None, None, None)
             failure = f"sweep failed: {str(error) or type(error).__name__}"
         rows.append(_row(job, setting, measured, found, scored, failure))
-        document = results.document(
-            job.settings,
-            rows,
-            seeds=list(job.seeds),
-            lrs="auto" if job.lrs is None else list(job.lrs),
-            data_digest=job.data.digest,
-            model_fingerprint=job.loaded.fingerprint,
-            notes=list(job.data.notes),
-        )
-        write_sealed(job.out / results.VALIDATE_FILE, document)
-    _draw(drawn, job.out)
+        document = _document(job, rows, damage)
+        write_joined(path, document)
+    _draw(results.read_validated([path]), job.out)
     return document
+
+
+def _document(job: Job, rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
+    return results.document(
+        job.settings,
+        rows,
+        seeds=list(job.seeds),
+        lrs="auto" if job.lrs is None else list(job.lrs),
+        data_digest=job.data.digest,
+        model_fingerprint=job.loaded.fingerprint,
+        notes=[*job.data.notes, *notes],
+    )
 
 
 def predicted(
@@ -273,18 +279,9 @@ def _row(
     }
 
 
-def _draw(drawn: Sequence[tuple[SweepPanel, Prediction]], out: Path) -> None:
+def _draw(rows: Sequence[results.Validated], out: Path) -> None:
     """The two figures; what has no point on a logarithmic axis is left out."""
-    if drawn:
-        save(sweep_figure([panel for panel, _ in drawn]), out / "sweep.svg")
-    points = []
-    for panel, prediction in drawn:
-        curvature = prediction.curvature
-        value = curvature.lambda_max if curvature else None
-        if curvature and value is not None and value > 0 and panel.score.best_lr is not None:
-            bar = results.error_bar(
-                value, curvature.lambda_lower, curvature.lambda_upper, curvature.sampling_error
-            )
-            points.append(EigenvaluePoint(panel.sweep.setting.method, value, *bar, panel.score))
-    if points:
+    if panels := [results.sweep_panel(one) for one in rows if one.row["runs"]]:
+        save(sweep_figure(panels), out / "sweep.svg")
+    if points := results.eigenvalue_points(rows):
         save(eigenvalue_figure(points), out / "eigenvalue.svg")

@@ -1,0 +1,95 @@
+"""What stands in a folder's ``validate.json``: the rows of several calls, where all but the method is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import RequestError
+from .records import read_json, write_sealed
+from .results import eigenvalue_points, read_validated, sweep_panel
+from .setting import Setting
+from .sweep.run import precision
+
+# Told by the two fingerprints, so that a folder that moved keeps its rows, or a matter of the row.
+_TOLD = ("model", "data", "fields", "max_length", "method")
+_GRID = ("lrs", "seeds")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier call left in the file.
+
+    Attributes:
+        rows: Its rows, by method.
+        outdated: They are of other learning rates or seeds: they go when all are there anew.
+        notes: What a reader should know of the file.
+    """
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outdated: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def earlier(path: Path, now: dict[str, Any]) -> Earlier:
+    """What stands where the document ``now`` is to be written.
+
+    Raises:
+        RequestError: results that would be lost: of another setting, data or model, or a method that is
+            not asked for at other learning rates or seeds.
+    """
+    if not path.exists():
+        return Earlier()
+    try:
+        rows = read_validated([path])
+        # What the figures will be drawn from.
+        eigenvalue_points(rows)
+        for one in rows:
+            sweep_panel(one)
+        before, after = _identity(read_json(path), now), _identity(now, now)
+    except (RequestError, KeyError) as error:
+        return Earlier(notes=(f"{path} was damaged and is written anew: {error}",))
+    differing = [name for name in before | after if before.get(name) != after.get(name)]
+    found = Earlier({one.method: one.row for one in rows}, outdated=bool(differing))
+    again = found.rows.keys() <= set(now["setting"]["methods"])
+    if differing and not (again and set(differing) <= set(_GRID)):
+        told = ", ".join(f"{name} {before.get(name)}, now {after.get(name)}" for name in differing)
+        raise RequestError(
+            f"{path} holds other results ({told}), which would be lost: name another folder with --out, or "
+            "delete that file (the runs beside it stay, and those that fit are found again)"
+        )
+    return found
+
+
+def write_joined(path: Path, document: dict[str, Any]) -> None:
+    """Write the document with the earlier rows of methods that it has none of; all stay in their order.
+
+    Raises:
+        RequestError: as ``earlier``.
+        HessianLRError: the file cannot be written.
+    """
+    found, fresh = earlier(path, document), {row["method"]: row for row in document["results"]}
+    if found.outdated and not found.rows.keys() <= fresh.keys():
+        return  # a call that is killed half-way leaves the file whole
+    rows = found.rows | fresh
+    methods = list(dict.fromkeys([*found.rows, *document["setting"]["methods"]]))
+    common = document["setting"] | {"methods": methods}
+    write_sealed(
+        path, document | {"setting": common, "results": [rows[name] for name in methods if name in rows]}
+    )
+
+
+def _identity(document: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What rows of one file must share."""
+    values = {name: value for name, value in document["setting"].items() if name != "methods"}
+    # "auto" is what this machine takes, wherever the file was written.
+    setting = replace(Setting.from_dict(values), device=now["setting"]["device"])
+    identity = setting.training_identity() | {"samples": setting.samples, "dtype": precision_name(setting)}
+    identity = {name: value for name, value in identity.items() if name not in _TOLD}
+    return identity | {name: document.get(name) for name in (*_GRID, "data_digest", "model_fingerprint")}
+
+
+def precision_name(setting: Setting) -> str:
+    """The precision that a setting's dtype is here, as it would be asked for by name."""
+    return str(precision(setting)).removeprefix("torch.")

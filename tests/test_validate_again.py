@@ -1,0 +1,132 @@
+"""A second `validate` into one folder: rows are kept, or the folder is refused."""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hessian_lr import validate as module
+from hessian_lr.errors import RequestError
+from hessian_lr.predict import load_calibration
+from hessian_lr.predict.prediction import Prediction
+from hessian_lr.progress import Progress
+from hessian_lr.records import read_json, write_sealed
+from hessian_lr.results import VALIDATE_FILE
+from hessian_lr.sweep import RunResult, engine, run_key
+from hessian_lr.validate import Job, validate
+
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_sweep.py"))))
+SETTING = replace(tiny.SETTING, steps=3)
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No model is measured or trained; the precisions of the measurements."""
+    precisions = []
+
+    def predict(*_: Any, dtype: Any, calibration: Any, **__: Any) -> Prediction:
+        precisions.append(str(dtype))
+        return replace(Prediction.failed("combined", calibration.version, "not measured"), status="budget")
+
+    def train(setting: Any, lr: float, loaded: Any, data: Any, _: Any) -> RunResult:
+        key = run_key(setting, lr, data.digest, loaded.fingerprint)
+        return RunResult(key, setting, lr, 2.0, 1.0 + (lr != 0.1), 3, False, 1.0, 10)
+
+    monkeypatch.setattr(module, "predict_learning_rate", predict)
+    monkeypatch.setattr(engine, "train_once", train)
+    return precisions
+
+
+def run(out: Path, *methods: str, **changed: Any) -> dict[str, Any]:
+    job = {
+        "settings": [replace(SETTING, method=method) for method in methods],
+        **{"loaded": tiny.tiny_model(), "data": tiny.tiny_data(), "out": out, "seeds": (0,)},
+        **{"lrs": (0.03, 0.1, 0.3), "predictor": "combined", "constants": load_calibration()},
+    }
+    return validate(Job(**job | changed), Progress(quiet=True))
+
+
+def methods(document: dict[str, Any]) -> list[str]:
+    names = [row["method"] for row in document["results"]]
+    assert names == document["setting"]["methods"]
+    return names
+
+
+def test_rows_of_other_methods_stay_in_their_order(tmp_path: Path) -> None:
+    run(tmp_path, "lora", "pissa")
+    before = read_json(tmp_path / VALIDATE_FILE)
+    (tmp_path / "sweep.svg").unlink()
+    assert methods(run(tmp_path, "olora", "pissa")) == ["olora", "pissa"], "of the job alone"
+    after = read_json(tmp_path / VALIDATE_FILE)
+    assert methods(after) == ["lora", "pissa", "olora"]
+    assert after["results"][:2] == before["results"]
+    drawn = (tmp_path / "sweep.svg").read_text()
+    assert all(name in drawn for name in ("lora", "pissa", "olora"))
+
+
+@pytest.mark.parametrize("lrs", [(0.03, 0.1, 0.3), (0.03, 0.1, 0.3, 1.0)])
+def test_an_interrupted_second_call_shortens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrs: tuple[float, ...]
+) -> None:
+    run(tmp_path, "lora", "pissa")
+    before = (tmp_path / VALIDATE_FILE).read_bytes()
+    measure = module._measure
+
+    def interrupted(job: Any, setting: Any, progress: Any) -> Any:
+        if setting.method == "pissa":
+            raise KeyboardInterrupt
+        return measure(job, setting, progress)
+
+    monkeypatch.setattr(module, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "lora", "pissa", lrs=lrs)
+    assert (tmp_path / VALIDATE_FILE).read_bytes() == before
+    monkeypatch.setattr(module, "_measure", measure)
+    run(tmp_path, "pissa", "lora", lrs=lrs)
+    after = read_json(tmp_path / VALIDATE_FILE)
+    assert methods(after) == ["lora", "pissa"] and after["lrs"] == list(lrs)
+    assert all([run["lr"] for run in row["runs"]] == list(lrs) for row in after["results"])
+
+
+OTHER = {
+    "rank 4, now 2": {"settings": [replace(SETTING, rank=2)]},
+    "samples 8, now 4": {"settings": [replace(SETTING, samples=4)]},
+    "seeds [0], now [1]": {"seeds": (1,)},
+    "lrs [0.03, 0.1, 0.3], now auto": {"lrs": None},
+    "data_digest": {"data": replace(tiny.tiny_data(), digest="other")},
+    "model_fingerprint": {"loaded": replace(tiny.tiny_model(), fingerprint="other")},
+}
+
+
+@pytest.mark.parametrize("told", OTHER)
+def test_results_of_something_else_are_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    run(tmp_path, "lora")
+    before = (tmp_path / VALIDATE_FILE).read_bytes()
+    monkeypatch.setattr(module, "_measure", None)
+    with pytest.raises(RequestError, match="another folder with --out") as caught:
+        run(tmp_path, "pissa", **OTHER[told])
+    assert f"({told}" in str(caught.value) and (tmp_path / VALIDATE_FILE).read_bytes() == before
+
+
+def test_where_model_and_data_lie_and_where_it_runs_may_differ(tmp_path: Path) -> None:
+    run(tmp_path, "lora")
+    moved = replace(SETTING, model="moved", data="moved", device="auto", method="pissa")
+    run(tmp_path, settings=[moved])
+    assert methods(read_json(tmp_path / VALIDATE_FILE)) == ["lora", "pissa"]
+
+
+def test_a_damaged_file_is_named_and_written_anew(tmp_path: Path) -> None:
+    run(tmp_path, "lora", "pissa")
+    path = tmp_path / VALIDATE_FILE
+    whole = read_json(path)
+    whole["results"][0]["runs"][0]["lr"] = "fast"
+    write_sealed(path, whole)
+    assert any(f"{path} was damaged" in note for note in run(tmp_path, "pissa")["notes"])
+    assert [row["method"] for row in read_json(path)["results"]] == ["pissa"]
