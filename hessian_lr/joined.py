@@ -10,7 +10,7 @@ from .errors import RequestError
 from .records import read_json, write_sealed
 from .results import eigenvalue_points, read_validated, sweep_panel
 from .setting import Setting
-from .sweep.run import precision
+from .sweep.run import precision_name
 
 # Told by the two fingerprints, so that a folder that moved keeps its rows, or a matter of the row.
 _TOLD = ("model", "data", "fields", "max_length", "method")
@@ -88,8 +88,3 @@ def _identity(document: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     identity = setting.training_identity() | {"samples": setting.samples, "dtype": precision_name(setting)}
     identity = {name: value for name, value in identity.items() if name not in _TOLD}
     return identity | {name: document.get(name) for name in (*_GRID, "data_digest", "model_fingerprint")}
-
-
-def precision_name(setting: Setting) -> str:
-    """The precision that a setting's dtype is here, as it would be asked for by name."""
-    return str(precision(setting)).removeprefix("torch.")

@@ -31,6 +31,7 @@ from .score import Score, score
 from .setting import ADAMW, SGD, Setting
 from .sweep import Sweep, sweep
 from .sweep.engine import Engine
+from .sweep.run import precision_name
 
 # Where the search for the best learning rate starts if there is no prediction: a common default.
 FALLBACK_LR = 3e-4
@@ -180,7 +181,9 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     optimizer = method_of(setting).optimizer
     if optimizer is not None:
         notes.append("λ at initialization knows nothing of this method's optimizer: no rate is read from it")
-    identity = [setting.to_dict(), job.data.digest, job.loaded.fingerprint, job.constants.to_dict()]
+    # What "auto" is here: a folder may go on on another machine.
+    named = setting.to_dict() | {"dtype": precision_name(setting)}
+    identity = [named, job.data.digest, job.loaded.fingerprint, job.constants.to_dict()]
     path = job.out / f"prediction-{digest(identity, 12)}.json"
     prediction = _read(path, identity, notes)
     if prediction is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hessian_lr import devices
 from hessian_lr import validate as module
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
@@ -130,3 +131,16 @@ def test_a_damaged_file_is_named_and_written_anew(tmp_path: Path) -> None:
     write_sealed(path, whole)
     assert any(f"{path} was damaged" in note for note in run(tmp_path, "pissa")["notes"])
     assert [row["method"] for row in read_json(path)["results"]] == ["pissa"]
+
+
+def test_a_measurement_of_another_precision_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[str]
+) -> None:
+    auto = replace(SETTING, dtype="auto")
+    for native in (False, False, True, False):
+        monkeypatch.setattr(devices, "_multiplies_bfloat16", lambda _, native=native: native)
+        run(tmp_path, settings=[auto])
+        (tmp_path / VALIDATE_FILE).unlink()  # as a call leaves it that was killed at its first run
+    assert measured == ["torch.float32", "torch.bfloat16"]
+    run(tmp_path, settings=[replace(auto, dtype="float32")])
+    assert len(measured) == 2, "by its name it is the same"

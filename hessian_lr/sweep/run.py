@@ -177,5 +177,10 @@ def precision(setting: Setting) -> Any:
     return resolve_dtype(setting.dtype, resolve_device(setting.device))
 
 
+def precision_name(setting: Setting) -> str:
+    """The same as one would ask for it: ``"float32"`` or ``"bfloat16"``."""
+    return str(precision(setting)).removeprefix("torch.")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
