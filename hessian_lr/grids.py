@@ -83,7 +83,7 @@ class Job:
             limit: Make at most so many runs.
 
         Raises:
-            RequestError: a setting does not fit its model.
+            RequestError: a setting does not fit its model or data.
             HessianLRError: a model or data cannot be loaded.
         """
         self._grid, self._out, self._source, self._progress = grid, out, source, progress

@@ -50,6 +50,7 @@ def predict(
     _check(settings, predictor, fast=fast, source=source, checkpoint=checkpoint)
 
     from . import results, session, terminal
+    from .fitting import check_batch_size
     from .methods import method_of
     from .predict import Prediction, predict_learning_rate
     from .predict.rate import PROBE
@@ -71,6 +72,7 @@ def predict(
 
     def work(turn: Turn) -> Row:
         setting, progress = turn.setting, turn.progress
+        check_batch_size(setting, turn.data)
         prepared = prepare(setting, turn.loaded, turn.data)
         prediction = predict_learning_rate(
             prepared.model,

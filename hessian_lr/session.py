@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import data, methods, models, results, terminal
@@ -12,6 +12,7 @@ from .checkpoints import Checkpoints
 from .data import TaskData
 from .distributed import require_shared, team
 from .errors import HessianLRError, RequestError
+from .fitting import check_lengths
 from .models import LoadedModel
 from .options import Output
 from .prepare import split_rows
@@ -41,7 +42,11 @@ class Turn:
 
 
 def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData]:
-    """The settings' common model and data; every method is checked against the model."""
+    """The settings' common model and data; every method and the rows' lengths are checked against the model.
+
+    Raises:
+        RequestError, HessianLRError: they cannot be loaded, or do not fit each other.
+    """
     keep_freed_memory()
     first = settings[0]
     with team().first_here():
@@ -50,7 +55,7 @@ def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData
     for setting in settings:
         methods.check(loaded.model, setting)
     split_rows(first, task.train)
-    return loaded, task
+    return loaded, replace(task, notes=(*task.notes, *check_lengths(loaded, task)))
 
 
 def each_method(

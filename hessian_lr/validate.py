@@ -15,6 +15,7 @@ from .data import TaskData
 from .errors import HessianLRError, RequestError
 from .figure_style import save
 from .figures import eigenvalue_figure, sweep_figure
+from .fitting import check_batch_size
 from .joined import earlier, write_joined
 from .methods import method_of
 from .models import LoadedModel
@@ -96,9 +97,11 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
         What stands in ``validate.json`` of the job's own methods.
 
     Raises:
-        RequestError: a method does not fit the model, or the file holds results that would be lost.
+        RequestError: a method does not fit the model, the data cannot fill a batch, or the file holds results
+            that would be lost.
         HessianLRError: the folder cannot be written.
     """
+    check_batch_size(job.settings[0], job.data)
     path = job.out / results.VALIDATE_FILE
     damage = earlier(path, _document(job, [], [])).notes
     rows: list[dict[str, Any]] = []

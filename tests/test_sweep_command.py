@@ -295,7 +295,7 @@ WRONG = {
     "data": (["{data}"], "no_such.jsonl"),
     "rank": (
         ["{rank}"],
-        "1 of 2 settings cannot be built, exclude them: lora at rank 500: rank 500 is larger",
+        "1 of 2 settings cannot be run, exclude them: lora at rank 500: rank 500 is larger",
     ),
 }
 

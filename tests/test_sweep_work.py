@@ -138,8 +138,11 @@ def test_a_folder_that_cannot_be_written_ends_it_all(tmp_path, instant):
 
 def test_settings_that_do_not_fit_their_model_are_told_together_before_any_work(tmp_path, instant):
     wide = [Wanted(replace(A, rank=rank), (0,), (1e-3,), 1e-3) for rank in (2, 100, 200)]
-    with pytest.raises(RequestError, match=r"2 of 3 settings cannot be built, .*rank 100 is .*rank 200 is "):
+    with pytest.raises(RequestError, match=r"2 of 3 settings cannot be run, .*rank 100 is .*rank 200 is "):
         assigned(tmp_path, wide)
+    large = [Wanted(replace(A, batch_size=size), (0,), (1e-3,), 1e-3) for size in (40, 41)]
+    with pytest.raises(RequestError, match=r"1 of 2 settings cannot be run, .*a batch of 41 .* 40 training"):
+        assigned(tmp_path, large)
 
 
 def test_progress_tells_what_is_made_and_left(tmp_path, instant):

@@ -69,10 +69,12 @@ def assign(
         (the settings' work, in the order of ``wanted``; what a reader should know of the data)
 
     Raises:
-        RequestError: a method does not fit its model; all that do not are counted.
+        RequestError: a method, a batch size or rows do not fit a model or its data; all such settings are
+            counted.
         HessianLRError: a model or data cannot be loaded.
     """
     from .. import methods
+    from ..fitting import check_batch_size, check_lengths
 
     found: dict[tuple[object, ...], Finished] = {}
     works: dict[int, Work] = {}
@@ -83,18 +85,21 @@ def assign(
         loaded, data = source.model(setting), source.data(setting)
         try:
             methods.check(loaded.model, setting)
+            check_batch_size(setting, data)
+            long = check_lengths(loaded, data)
         except RequestError as error:
             refused.append(f"{setting.method} at rank {setting.rank}: {error}")
+            continue
         kind = (setting.model, setting.data, setting.fields, setting.max_length)
         if kind not in found:
             found[kind] = Finished(folder, data.digest, loaded.fingerprint)
-            notes += [f"{setting.data}: {note}" for note in data.notes]
+            notes += [f"{setting.data}: {note}" for note in (*data.notes, *long)]
         works[place] = Work(wanted[place], found[kind])
     if refused:
         shown = list(dict.fromkeys(refused))
         more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         raise RequestError(
-            f"{len(refused)} of {len(wanted)} settings cannot be built, exclude them: "
+            f"{len(refused)} of {len(wanted)} settings cannot be run, exclude them: "
             + "; ".join(shown[:_SHOWN])
             + more
         )

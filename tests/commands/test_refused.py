@@ -26,6 +26,7 @@ WRONG = {
     "empty data": (["--data", "{folder}/empty.jsonl"], "empty.jsonl has no rows"),
     "too little data": (["--data", "{folder}/two.jsonl"], "at least 2"),
     "no data": (["--data", "{folder}/none.jsonl"], "there is no file"),
+    "batch size": (["--batch-size", "99"], "a batch of 99 is more than the 58 training rows of"),
     "no such module": (["--target-modules", "qproj"], "qproj"),
     "json": (["--json", "{folder}/file/x.json"], "is a file, not a folder"),
     "json folder": (["--json", "{folder}"], "is a folder"),
@@ -68,6 +69,9 @@ REQUESTS += [
 ]
 
 
+REQUESTS.append(pytest.param("validate", *WRONG["batch size"], id="validate: batch size"))
+
+
 @pytest.mark.parametrize(("command", "wrong", "message"), REQUESTS)
 def test_a_wrong_request_is_one_line_and_status_2(
     capsys, folder, options, tmp_path, monkeypatch, command, wrong, message
@@ -83,7 +87,7 @@ def test_a_wrong_request_is_one_line_and_status_2(
 
 
 # Only the model itself can tell these.
-LOADED = ("model", "rank too large", "too little data", "no such module")
+LOADED = ("model", "batch size", "rank too large", "too little data", "no such module")
 
 
 @pytest.mark.parametrize("name", [name for name in WRONG if name not in LOADED])

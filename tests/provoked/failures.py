@@ -118,6 +118,14 @@ FAILURES: dict[str, tuple[Failure, ...]] = {
         F("prompts that fill the length", "predict --max-length 4", "--max-length", "rows.jsonl"),
         F("chats that nobody answers", "predict --data chats.jsonl", "chats.jsonl", "messages"),
         F("too few rows", "predict --data two.jsonl", "two.jsonl", "at least"),
+        F("a batch larger than the data", "validate --batch-size 999", "999", "training rows", "or less"),
+        F(
+            "rows longer than the model's positions",
+            "predict --model gpt2 --data long.jsonl --max-length 2000",
+            "1,024 positions",
+            "1,203 tokens",
+            "--max-length 1024",
+        ),
         F(
             "a hub dataset that is not there",
             "predict --data owner/nothere",
