@@ -84,10 +84,13 @@ def sweep(
         print(_common(grid))
     _notes(document["notes"], output)
     if not output.quiet:
-        for line in (
-            terminal.advice([row | {"method": row["label"], "factor_error": None} for row in rows]),
-            *_some_gaps(rows),
-        ):
+        # Of a setting whose runs are not all there, no best learning rate does not mean that none learned.
+        told = [row for row in rows if row["best_lr"] is not None or row["status"] == "complete"]
+        if told:
+            terminal.say(
+                terminal.advice([row | {"method": row["label"], "factor_error": None} for row in told])
+            )
+        for line in _some_gaps(rows):
             terminal.say(line)
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
