@@ -168,9 +168,18 @@ def cost(rows: Sequence[Sourced]) -> Section | None:
     lead = ""
     if replaced:
         lead = f"The predictions took {duration(spent)}, the sweeps they are to replace {duration(replaced)}."
-    table = Table(
+    caption = (
         "A gradient here is that of the loss over one row of data; a product with the Hessian counts as its "
-        "share of them. Evaluations on held-out rows are in a sweep's time only.",
+        "share of them. Evaluations on held-out rows are in a sweep's time only."
+    )
+    scored = {entry.row["predictor"] for _, entry in shown if entry.validated is not None}
+    if scored - {"combined", None}:
+        caption += (
+            " Before a sweep all predictors' quantities are measured: the cost of the prediction is that of "
+            "all, and more than the one that is scored takes by itself."
+        )
+    table = Table(
+        caption,
         [*columns, "sweep / prediction"],
         cells,
     )
