@@ -26,7 +26,7 @@ def advice(entries: Sequence[Entry]) -> Advice:
     swept = [entry.row for entry in entries if entry.panel is not None]
     if swept:
         return _from_sweeps(swept)
-    predicted = [entry.row for entry in entries if entry.row.get("lr") is not None]
+    predicted = [entry for entry in entries if entry.predicted[0] is not None]
     if predicted:
         return _from_predictions(predicted)
     return _from_nothing(entries)
@@ -128,16 +128,11 @@ def _prediction(row: Row) -> list[str]:
     return [f"{text}."]
 
 
-def _from_predictions(rows: Sequence[Row]) -> Advice:
-    shown = rows[:_MOST]
-    parts = [
-        Markup("{} at {} ({})").format(
-            row["method"],
-            CHOICE.format(rate(row["lr"])),
-            SPAN.format(rate(row["lr_low"]), rate(row["lr_high"])),
-        )
-        for row in shown
-    ]
+def _from_predictions(entries: Sequence[Entry]) -> Advice:
+    rows, parts = [entry.row for entry in entries], []
+    for entry in entries[:_MOST]:
+        lr, low, high = map(rate, entry.predicted)
+        parts.append(Markup("{} at {} ({})").format(entry.method, CHOICE.format(lr), SPAN.format(low, high)))
     more = f" and {len(rows) - _MOST} more as listed below" if len(rows) > _MOST else ""
     sentence = Markup(
         "Start {}{}, with {} confidence that the best learning rate lies in that range."
