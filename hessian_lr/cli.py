@@ -149,7 +149,8 @@ def validate(
     constants = predict_command.constants_for(predictor, calibration)
     with quiet_libraries(), opened(cluster, settings) as engine:
         loaded, data = session.load(settings, output)
-        job = Job(settings, loaded, data, Path(out), seed_list, rates, predictor, constants, engine)
+        asked = (Path(out), seed_list, rates, predictor, constants, engine, calibration)
+        job = Job(settings, loaded, data, *asked)
         try:
             with Progress(output.quiet) as progress:
                 document = run(job, progress)

@@ -59,6 +59,7 @@ def predict(
     from .probe import probed
 
     constants = constants_for(predictor, calibration)
+    asked = {"fast": fast, "from": source or None, "calibration_file": calibration}
     if source:
         measured = results.best_learning_rates(results.read_validated(source))
         rows = [
@@ -66,6 +67,7 @@ def predict(
                 setting.method,
                 Prediction.transferred(constants.version, transfer(constants.transfer, measured, setting)),
             )
+            | asked
             for setting in settings
         ]
         return session.tell(results.document(settings, rows, notes=[]), output, terminal.predict_table)
@@ -103,12 +105,12 @@ def predict(
                     out=Path(folder),
                     progress=partial(progress.sweep, stage="short runs"),
                 )
-        row = results.prediction_row(setting.method, prediction) | {"fast": fast}
+        row = results.prediction_row(setting.method, prediction) | asked
         return row | {"notes": [*notes, *row["notes"]]}
 
     def failed(setting: Setting, reason: str) -> Row:
         prediction = Prediction.failed(predictor, constants.version, reason)
-        return results.prediction_row(setting.method, prediction) | {"fast": fast}
+        return results.prediction_row(setting.method, prediction) | asked
 
     return session.each_method(settings, output, work, failed, terminal.predict_table, checkpoint)
 

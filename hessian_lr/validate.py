@@ -59,6 +59,7 @@ class Job:
         predictor: The one that is scored.
         constants: Its calibration.
         engine: Trains the runs; None: this process.
+        calibration_file: Where the constants are from; None: the package's.
     """
 
     settings: Sequence[Setting]
@@ -70,6 +71,7 @@ class Job:
     predictor: str
     constants: Calibration
     engine: Engine | None = None
+    calibration_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,7 @@ def _row(
         "sweep_seconds": sum(run.seconds for run in found.runs) if found else None,
         "predictor": job.predictor if named else None,
         "calibration": job.constants.version,
+        "calibration_file": job.calibration_file,
         "predictions": {
             name: dict(
                 zip(

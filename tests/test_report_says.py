@@ -1,8 +1,14 @@
 """What a report says of costs, how to make results again, and of sweeps that failed."""
 
-import pytest
-from report_files import first_light, written
+import shlex
+from dataclasses import replace
 
+import pytest
+from report_files import first_light, predict_document, predict_row, written
+
+from hessian_lr.cli import main
+from hessian_lr.errors import RequestError
+from hessian_lr.predict import load_calibration
 from hessian_lr.report import write_report
 
 
@@ -34,3 +40,46 @@ def test_a_prediction_whose_sweep_failed_is_still_recommended(tmp_path):
     document["results"] = [row | nothing | lost | {"predicted_lr": 2e-3, "predicted_low": 1e-3}]
     said = part_of(tmp_path, document).advice.sentence.striptags()
     assert said.startswith(f"Start {row['method']} at 2.0e-3 (1.0e-3 "), said
+
+
+def again(part):
+    lines = section(part, "How to make these results again").code
+    return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]
+
+
+def test_the_command_of_a_moved_rate_gives_the_same_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    replace(load_calibration(), version="mine").write("mine.json")
+    (tmp_path / "swept").mkdir()
+    written(tmp_path / "swept" / "validate.json", first_light())
+    asked = ["--rank", "8", "--from", "swept", "--calibration", "mine.json"]
+    assert main(["predict", *asked, "--json", "p.json", "--quiet"]) == 0
+    first = (tmp_path / "p.json").read_bytes()
+    (part,) = write_report(["p.json"], "report.html")
+    (line,) = again(part)
+    (tmp_path / "p.json").unlink()
+    assert main(line) == 0
+    assert (tmp_path / "p.json").read_bytes() == first and b'"calibration": "mine"' in first
+
+
+@pytest.mark.parametrize("predictor", ["transfer", "none"])
+def test_no_command_asks_for_a_predictor_that_there_is_not(tmp_path, predictor):
+    (line,) = again(part_of(tmp_path, predict_document(predict_row(predictor=predictor))))
+    assert "--predictor" not in line and predictor not in line
+
+
+def test_methods_that_were_added_with_other_constants_have_a_command_of_their_own(tmp_path):
+    document = first_light()
+    for place, row in enumerate(document["results"]):
+        row["calibration_file"] = [None, "mine.json"][place % 2]
+    one, other = again(part_of(tmp_path, document))
+    names = [row["method"] for row in document["results"]]
+    assert [word for word in one if word in names] == names[::2] and "--calibration" not in one
+    assert [word for word in other if word in names] == names[1::2]
+    assert other[other.index("--calibration") + 1] == "mine.json"
+
+
+@pytest.mark.parametrize("field", [{"from": "a"}, {"from": 3}, {"from": [3]}, {"calibration_file": ["a"]}])
+def test_files_that_are_no_names_are_refused(tmp_path, field):
+    with pytest.raises(RequestError, match="not names of files"):
+        part_of(tmp_path, predict_document(predict_row(**field)))

@@ -62,10 +62,11 @@ def test_rows_of_other_methods_stay_in_their_order(tmp_path: Path) -> None:
     run(tmp_path, "lora", "pissa")
     before = read_json(tmp_path / VALIDATE_FILE)
     (tmp_path / "sweep.svg").unlink()
-    assert methods(run(tmp_path, "olora", "pissa")) == ["olora", "pissa"], "of the job alone"
+    assert methods(run(tmp_path, "olora", calibration_file="mine.json")) == ["olora"], "of the job alone"
     after = read_json(tmp_path / VALIDATE_FILE)
     assert methods(after) == ["lora", "pissa", "olora"]
     assert after["results"][:2] == before["results"]
+    assert [row["calibration_file"] for row in after["results"]] == [None, None, "mine.json"]
     drawn = (tmp_path / "sweep.svg").read_text()
     assert all(name in drawn for name in ("lora", "pissa", "olora"))
 

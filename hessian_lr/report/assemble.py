@@ -9,7 +9,7 @@ from ..records import digest
 from ..setting import Setting
 from . import drawings, sections
 from .advice import advice
-from .command import command
+from .command import commands
 from .documents import Document
 from .sections import Sourced
 from .view import Part, Section
@@ -74,7 +74,7 @@ def _part(documents: Sequence[Document], prefix: str) -> Part:
     shown = [section for section in found.values() if section is not None]
     shown += [sections.setting(documents), sections.versions(documents)]
     shown.append(
-        Section("How to make these results again", code=[command(document) for document in documents])
+        Section("How to make these results again", code=[c for one in documents for c in commands(one)])
     )
     if (notes := sections.notes(documents, rows)) is not None:
         shown.append(notes)

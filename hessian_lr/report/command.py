@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .documents import Document
+from .documents import Document, Entry
+
+
+def commands(document: Document) -> list[str]:
+    """A command line for each request: the methods of a folder may have been added call by call."""
+    requests: dict[str, list[Entry]] = {}
+    for entry in document.entries:
+        requests.setdefault(_own(document, entry.row), []).append(entry)
+    return [command(replace(document, entries=tuple(entries))) for entries in requests.values()]
 
 
 def command(document: Document) -> str:
-    """The command line with every option of the setting, whatever its default may be one day.
+    """The command line of the first method's request, with every option of the setting, whatever its default
+    may be one day.
 
     What a document does not tell (one of an early version lacks ``request``, ``lrs`` and ``fast``) is left
     at its default.
     """
-    setting, row, whole = document.entries[0].setting, document.entries[0].row, document.whole
+    setting, row = document.entries[0].setting, document.entries[0].row
     if setting.peft_config is not None:
         adapter = ["--peft-config " + shlex.quote(str(setting.peft_config))]
     else:
@@ -35,24 +45,33 @@ def command(document: Document) -> str:
         ),
         _options(max_length=setting.max_length, device=setting.device, dtype=setting.dtype),
     ]
-    if document.command == "spectrum":
-        lines.append(_options(**row.get("request", _asked(row)), json=_from_here(document.file)))
-    else:
-        own = {"predictor": row.get("predictor"), "fast": row.get("fast")}
-        if document.command == "validate":
-            own |= {
-                "seeds": whole.get("seeds"),
-                "lrs": whole.get("lrs"),
-                "out": _from_here(document.file.parent),
-            }
-        else:
-            own |= {"json": _from_here(document.file)}
-        lines.append(_options(**own))
+    lines.append(_own(document, row))
     return " \\\n    ".join([f"hessian-lr {document.command}", *(line for line in lines if line)])
+
+
+def _own(document: Document, row: dict[str, Any]) -> str:
+    """The options of the command itself that a row was asked for with."""
+    whole, json = document.whole, _from_here(document.file)
+    if document.command == "spectrum":
+        return _options(**row.get("request", _asked(row)), json=json)
+    file = row.get("calibration_file")
+    own = {
+        # No predictor to ask for stands where a sweep's rate was moved, nor where no constants are known.
+        "predictor": None if row.get("predictor") in ("transfer", "none") else row.get("predictor"),
+        "fast": row.get("fast"),
+        "calibration": file and _from_here(Path(file)),
+    }
+    if document.command == "validate":
+        out = _from_here(document.file.parent)
+        return _options(**own, seeds=whole.get("seeds"), lrs=whole.get("lrs"), out=out)
+    sources = [_options(**{"from": _from_here(Path(source))}) for source in row.get("from") or ()]
+    return " ".join([*sources, _options(**own, json=json)])
 
 
 def _from_here(path: Path) -> str:
     """A path as it may be typed in this folder; outside it no more than its name, for pages are handed on."""
+    if not path.is_absolute():
+        return str(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 

@@ -146,6 +146,7 @@ def _entry(file: Path, command: str, common: dict[str, Any], row: dict[str, Any]
     for name in (*_NUMBERS[command], *(name for name in _MAYBE if name in row)):
         _number(method, row, name)
     _notes(method, row)
+    _texts(method, row)
     own = {name: value for name, value in common.items() if name != "methods"}
     setting = Setting.from_dict({**own, "method": method})
     if command != "spectrum" and not isinstance(setting.samples, int):
@@ -169,6 +170,13 @@ def _notes(owner: str, values: dict[str, Any]) -> None:
     notes = values.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise RequestError(f"the notes of {owner} are not a list of sentences")
+
+
+def _texts(method: str, row: dict[str, Any]) -> None:
+    """The files that a prediction was asked for with; those of earlier versions do not name them."""
+    file, sources = row.get("calibration_file") or "", row.get("from") or []
+    if not isinstance(sources, list) or not all(isinstance(one, str) for one in (file, *sources)):
+        raise RequestError(f"calibration_file or from of {method} are not names of files")
 
 
 def _number(method: str, row: dict[str, Any], name: str) -> None:
