@@ -128,9 +128,12 @@ def validate(
         typer.Option(metavar="auto|1e-4,3e-4", help="Learning rates to run; auto: around the prediction."),
     ] = "auto",
     seeds: Annotated[str, typer.Option(metavar="0,1", help="Seeds of the runs.")] = "0",
-    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of all results; resumes what is there.")] = (
-        "runs/validate"
-    ),
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", parser=options.expanded, help="Folder of all results; resumes what is there."
+        ),
+    ] = ("runs/validate"),
 ) -> int:
     """Prove predictions against short training runs."""
     predict_command.check_predictor(predictor, settings)

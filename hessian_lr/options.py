@@ -19,6 +19,11 @@ from .setting import AUTO, Setting
 DEFAULTS = Setting()
 
 
+def expanded(text: str) -> str:
+    """A path of the command line. A shell leaves the home folder of ``--out=~/x`` for the command to find."""
+    return os.path.expanduser(text)
+
+
 def settings(
     model: Annotated[
         str, typer.Option(help="Built-in model, hub id, local folder, or .gguf file.")
@@ -150,7 +155,9 @@ def output(
     json: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|-", help="Write the result as JSON; - is standard output, nothing else then."
+            metavar="FILE|-",
+            parser=expanded,
+            help="Write the result as JSON; - is standard output, nothing else then.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no notes.")] = False,
@@ -173,6 +180,7 @@ Calibrated = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
+        parser=expanded,
         help="Constants written by `hessian-lr calibrate`.",
         show_default="those of the package",
     ),
@@ -182,6 +190,7 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="DIR",
+        parser=expanded,
         help="Keep the state of Lanczos (and short runs) here: the same command goes on after a kill.",
     ),
 ]
@@ -196,7 +205,9 @@ Predictor = Annotated[
 ]
 Runs = Annotated[
     list[str],
-    typer.Argument(metavar="RUNS...", help="Folders that `validate` wrote, or their validate.json."),
+    typer.Argument(
+        metavar="RUNS...", parser=expanded, help="Folders that `validate` wrote, or their validate.json."
+    ),
 ]
 
 
@@ -206,7 +217,7 @@ def check_writable(path: str | Path, option: str, *, folder: bool = False) -> No
     Raises:
         RequestError: it is of the other kind, or the nearest folder that exists cannot be written.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(path).absolute()
     if not folder and path.is_dir():
         raise RequestError(f"{option} {path} is a folder; give the name of a file")
     home = path if folder else path.parent

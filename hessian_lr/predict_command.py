@@ -41,6 +41,7 @@ def predict(
         typer.Option(
             "--from",
             metavar="RUN",
+            parser=options.expanded,
             help="From a setting of this model that `validate` swept, without measuring; may be repeated.",
         ),
     ] = None,

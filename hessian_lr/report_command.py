@@ -15,11 +15,14 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUNS...",
+            parser=options.expanded,
             help="Folders that `validate` wrote, and files of `predict --json` and `spectrum --json`.",
         ),
     ],
     output: Output,
-    out: Annotated[str, typer.Option(metavar="FILE", help="The HTML file to write.")],
+    out: Annotated[
+        str, typer.Option(metavar="FILE", parser=options.expanded, help="The HTML file to write.")
+    ],
 ) -> int:
     """Make one HTML page of results.
 

@@ -16,7 +16,10 @@ def align(
     runs: options.Runs,
     output: Output,
     out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw it; FILE.svg and FILE.png are written.")
+        str | None,
+        typer.Option(
+            metavar="FILE", parser=options.expanded, help="Draw it; FILE.svg and FILE.png are written."
+        ),
     ] = None,
 ) -> int:
     """Compare validated results with classical theory."""
@@ -64,7 +67,9 @@ def align(
 def calibrate(
     runs: options.Runs,
     output: Output,
-    out: Annotated[str, typer.Option(metavar="FILE", help="Where the constants are written.")],
+    out: Annotated[
+        str, typer.Option(metavar="FILE", parser=options.expanded, help="Where the constants are written.")
+    ],
     calibration: options.Calibrated = None,
 ) -> int:
     """Fit the predictors' constants to sweeps.

@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _SHOWN = 4
 
-_File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="What to run; see the README.")]
-_Out = Annotated[str, typer.Option(metavar="DIR", help="Folder of all results; resumes what is there.")]
+_File = Annotated[
+    str, typer.Argument(metavar="FILE.yaml", parser=options.expanded, help="What to run; see the README.")
+]
+_Out = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR", parser=options.expanded, help="Folder of all results; resumes what is there."
+    ),
+]
 
 
 def sweep(
@@ -100,7 +107,10 @@ def sweep(
 
 def merge(
     file: _File,
-    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders that shares wrote.")],
+    folders: Annotated[
+        list[str],
+        typer.Argument(metavar="DIR...", parser=options.expanded, help="Folders that shares wrote."),
+    ],
     output: Output,
     out: _Out = "runs/sweep",
 ) -> int:
