@@ -91,8 +91,9 @@ def unheard(observations: Sequence[Observation], current: Calibration) -> list[s
             kept = "; it stays as it was" if len(lacks) == len(observations) else ""
             notes.append(
                 f"{len(lacks)} of {len(observations)} settings do not count for the law {name!r}, for they "
-                f"lack {', '.join(sorted(set().union(*lacks)))}{kept}. Where an earlier version measured "
-                "them, run `hessian-lr validate` on their folder again: it measures anew and keeps the runs"
+                f"lack {', '.join(sorted(set().union(*lacks)))}{kept}. Methods with an optimizer of "
+                "their own have no rate from λ; where an earlier version measured the others, run "
+                "`hessian-lr validate` on their folder again: it measures anew and keeps the runs"
             )
     return notes
 
