@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from experiments.four_bits import run as four_bits_run
 from experiments.gpu import run as gpu_run
 from experiments.lambda_check import repeated
 from experiments.methods import run as methods_run
@@ -113,7 +114,12 @@ def test_the_exponents_of_the_study_come_from_its_points():
 
 
 @pytest.mark.parametrize(
-    ("study", "shown"), [(methods_run, methods_table.markdown), (paper_run, paper_run.tables)]
+    ("study", "shown"),
+    [
+        (methods_run, methods_table.markdown),
+        (paper_run, paper_run.tables),
+        (four_bits_run, lambda told: four_bits_run.table(told["results"])),
+    ],
 )
 def test_the_readmes_show_the_committed_results(study, shown):
     assert shown(read_json(study.RESULTS)) in (study.HERE / "README.md").read_text(encoding="utf-8")
