@@ -4,8 +4,8 @@ What `hessian-lr validate` wrote, as it wrote it, with each prediction made befo
 SmolLM2-135M on tasks that no constant had seen it on, by ``2026.11-e`` (they are in the fit of the constants
 after it), and methods with optimizers of their own, which are in none. In ``after``: what those constants,
 ``2026.11-f``, have not seen either; they were predicted by ``2026.11-e``, and ``compared`` says what both
-make of the same measurements. In ``probed``: runs long enough for short ones, predicted with these by
-``2026.11-g``, whose law for them knew the small models alone.
+make of the same measurements. In ``probed``: runs long enough for short ones, predicted with these by the
+constants that each document names, which had not seen it.
 """
 
 from __future__ import annotations
