@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from tiny_models import adapted, base_model, dense_hessian, make_batch
 from tolerances import DENSE64
 from transformers import AttentionInterface
@@ -84,6 +86,51 @@ def test_what_is_nearly_adam_has_another_geometry(make):
     model, optimizer, _ = _trained(make)
     with pytest.raises(RequestError, match=f"which {make.__name__} does not have"):
         hlr.SharpnessTracker(SAMPLE, dtype=torch.float64).update(model, 3, optimizer)
+
+
+def _stepped(make):
+    model = adapted("llama")
+    optimizer = make(model)
+    model(**SAMPLE[0], use_cache=False).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def test_a_subclass_of_adamw_with_a_step_of_its_own_has_another_geometry():
+    """As PEFT's Riemannian one, which first multiplies gradients by their factors' inverses."""
+
+    class Riemannian(torch.optim.AdamW):
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                if p.grad is not None:
+                    p.grad.mul_(2)
+            return super().step(closure)
+
+    model, optimizer = _stepped(lambda model: Riemannian(model.parameters()))
+    with pytest.raises(RequestError, match="which Riemannian does not have"):
+        hlr.SharpnessTracker(SAMPLE, dtype=torch.float64).update(model, 1, optimizer)
+
+
+def test_adamw_counts_as_itself_whoever_made_it():
+    def loraplus(model):
+        return create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=1)
+
+    def accelerated(model):
+        return Accelerator(cpu=True).prepare_optimizer(loraplus(model))
+
+    class Renamed(torch.optim.AdamW):
+        pass
+
+    def renamed(model):
+        return Renamed(model.parameters(), lr=1e-3, weight_decay=0.0)
+
+    found = []
+    for make in (loraplus, accelerated, renamed):
+        model, optimizer = _stepped(make)
+        tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64)
+        found.append(tracker.update(model, 1, optimizer).preconditioned)
+    assert found[0] > 0 and found == pytest.approx([found[0]] * 3, rel=DENSE64)
 
 
 def test_groups_at_a_rate_of_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -152,10 +153,12 @@ def _diagonal(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], ti
     """P as if v were so many times what it is."""
     # accelerate's wrapper hands everything on but its type.
     own = getattr(optimizer, "optimizer", optimizer)
-    if not isinstance(own, (torch.optim.Adam, torch.optim.AdamW)):
+    # A subclass with a step of its own, as PEFT's Riemannian one, has another P behind the same state.
+    steps = {inspect.unwrap(kind.step) for kind in (torch.optim.Adam, torch.optim.AdamW)}
+    if inspect.unwrap(type(own).step) not in steps:
         raise RequestError(
             f"λ_P is measured in Adam's geometry, which {type(own).__name__} does not have; "
-            "measure λ itself (sharpness), or train with AdamW"
+            "measure λ itself (sharpness), or train with torch's AdamW"
         )
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     pieces = []
