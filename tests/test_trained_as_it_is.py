@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import hessian_lr as hlr
 from hessian_lr.curvature.closed_form import closed_form
+from hessian_lr.curvature.modes import differentiable_attention
 from hessian_lr.errors import RequestError
 
 SAMPLE = [make_batch(3, 10, 1), make_batch(3, 10, 2)]
@@ -25,17 +26,35 @@ def _sharper(module, query, key, value, mask, scaling, **more):
     return eager_attention_forward(module, query, key, value, mask, scaling=4 * scaling, dropout=0.0)
 
 
-def test_an_attention_of_ones_own_is_the_one_that_is_measured():
-    AttentionInterface.register("four times as sharp", _sharper)
-    AttentionMaskInterface.register("four times as sharp", eager_mask)
+@pytest.mark.parametrize("name", ["four times as sharp", "flexible"])
+def test_an_attention_of_ones_own_is_the_one_that_is_measured(name):
+    AttentionInterface.register(name, _sharper)
+    AttentionMaskInterface.register(name, eager_mask)
     own, same = (adapted("llama") for _ in range(2))
-    own.get_base_model().set_attn_implementation("four times as sharp")
+    own.get_base_model().set_attn_implementation(name)
     same.get_base_model().set_attn_implementation("eager")
     for layer in same.get_base_model().model.layers:
         layer.self_attn.scaling *= 4
     found, expected = (hlr.sharpness(model, SAMPLE, **TIGHT) for model in (own, same))
     assert found.lambda_max == pytest.approx(expected.lambda_max, rel=DENSE64)
-    assert own.get_base_model().config._attn_implementation == "four times as sharp"
+    assert own.get_base_model().config._attn_implementation == name
+
+
+@pytest.mark.parametrize(
+    "name", ["flash_attention_2", "flex_attention", "paged|eager", "kernels-community/flash-attn2"]
+)
+def test_fused_attention_gives_way_to_eager_and_is_back_afterwards(name, monkeypatch):
+    model = adapted("llama").get_base_model()
+
+    def set_to(to):
+        model.config._attn_implementation_internal = to
+
+    set_to(name)
+    # transformers itself would look for the kernel.
+    monkeypatch.setattr(model, "set_attn_implementation", set_to)
+    with differentiable_attention(model):
+        assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == name
 
 
 @pytest.mark.parametrize("operator", ["hessian", "gauss-newton", "central-differences"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -13,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .four_bits import is_four_bit
 
-# In the names of fused attention: flash_attention_2, flex_attention, paged|…, and a kernel of the hub's.
-_FUSED = ("flash", "flex", "paged", "/")
+# The names of fused attention in transformers; one with a slash is a kernel of the hub's.
+_FUSED = re.compile(r"^flash_attention_\d+$|^flex_attention$|^paged\||/")
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def differentiable_attention(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         if before == "sdpa":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        elif any(sign in (before or "") for sign in _FUSED):
+        elif before and _FUSED.search(before):
             base.set_attn_implementation("eager")
             stack.callback(base.set_attn_implementation, before)
         yield
