@@ -182,9 +182,11 @@ def _lanczos_steps(vector: Tensor, rtol: float, max_products: int) -> Generator[
         theta, residual = float(values[-1]), float(residuals[-1])
         gap = max(0.0, theta - float(values[-2] + residuals[-2])) if m > 1 else 0.0
         alphas, betas = np.diag(projected).copy(), np.diag(projected, -1).copy()
-        exhausted = m == size or beta <= floor * max(abs(theta), abs(float(values[0])), beta)
+        exhausted = m == size or beta == 0.0
+        # It may be rounding alone, or not: no next step can be built on it, but ρ and the bounds have it.
+        last = m == max_products or beta <= floor * max(abs(theta), abs(float(values[0])), beta)
         converged = exhausted or settled(theta, error_estimate(residual, gap), alphas, betas, size, rtol)
-        if converged or m == max_products:
+        if converged or last:
             return Eigenvalue(
                 value=theta,
                 vector=basis.combine(torch.from_numpy(vectors[:, -1:].copy()).to(vector.device))[0],

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import DEFAULT_LAMBDA, DENSE32
 
 from hessian_lr.errors import RequestError
+from hessian_lr.module_block import _lanczos_steps
 from hessian_lr.spectrum import hidden_probability, lanczos, power_iteration, upper_bound
 from hessian_lr.spectrum.basis import Basis
 from hessian_lr.spectrum.lanczos import start_vector, tridiagonalise
@@ -282,3 +284,43 @@ def test_the_start_vector_comes_from_the_seed_and_the_callers_generator_is_untou
 def test_requests_without_an_answer_are_refused(algorithm, options, message):
     with pytest.raises(RequestError, match=message):
         run(algorithm, torch.eye(4, dtype=torch.float64), **options)
+
+
+def by_steps(matvec, size, *, seed, dtype, rtol=0.05, max_products=60):
+    """A module's Lanczos, which is the same turned inside out."""
+    steps = _lanczos_steps(start_vector(size, seed, None, "cpu", dtype), rtol, max_products)
+    vector = next(steps)
+    while True:
+        try:
+            vector = steps.send(matvec(vector))
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("search", [lanczos, by_steps])
+def test_what_float32_cannot_tell_from_rounding_is_not_taken_for_nothing(search):
+    # Beside −1e5 all of the rest is below the floor: 1.5 was "converged" at 0.8, with an upper end of 0.8.
+    diagonal = torch.cat([torch.linspace(0, 1, 500), torch.tensor([1.5, -1e5])])
+    found = [search(lambda v: diagonal * v, 502, seed=seed, dtype=torch.float32) for seed in range(50)]
+    for one in found:
+        assert one.status == "budget" or one.value == pytest.approx(1.5, rel=DEFAULT_LAMBDA)
+        assert one.residual > 0.05
+    # The upper end may fail in one run of twenty.
+    assert sum(one.upper < 1.5 for one in found) <= 5
+
+
+@pytest.mark.parametrize("search", [lanczos, by_steps])
+@pytest.mark.parametrize("spectrum", [[2.0, 1.0, -1.0], [3.0, -3.0], [5.0] * 60], ids=str)
+def test_a_space_that_is_exhausted_ends_the_search_with_its_eigenvalue(search, spectrum):
+    matrix = with_spectrum([*spectrum, *[0.0] * (60 - len(spectrum))]).float()
+    found = search(lambda v: matrix @ v, 60, seed=0, dtype=torch.float32, rtol=1e-4)
+    assert (found.status, found.products) == ("converged", len(set(spectrum)) + (len(spectrum) < 60))
+    assert found.value == pytest.approx(spectrum[0], rel=DENSE32)
+    assert spectrum[0] * (1 - DENSE32) <= found.upper <= spectrum[0] * (1 + DENSE32)
+
+
+def test_a_start_of_ones_own_that_exhausts_its_space_bounds_nothing():
+    diagonal = torch.tensor([1.0, 2.0, 3.0])
+    start = torch.tensor([0.0, 1.0, 0.0])
+    found = lanczos(lambda v: diagonal * v, 3, start=start)
+    assert (found.value, found.status, found.upper) == (2.0, "converged", None)

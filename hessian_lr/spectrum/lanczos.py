@@ -21,9 +21,10 @@ Matvec = Callable[[Tensor], Tensor]
 Status = Literal["converged", "budget"]
 Progress = Callable[[int, int, float, float], None]
 
-# A new basis vector shorter than this, against the matrix's own size, is rounding: the Krylov
-# space is exhausted. Products in float32 and bfloat16 cannot be told from zero below their own
-# precision, so the floor follows the vectors' type.
+# A new basis vector shorter than this, against the matrix's own size, may be rounding, so that the
+# iteration ends. Products in float32 and bfloat16 cannot be told from zero below their own precision, so
+# the floor follows the vectors' type. What is shorter need not be rounding, though: beside an eigenvalue
+# of −1e5 all others of 1 are. So it counts in ρ and in the bounds like any other.
 BREAKDOWN = 64.0
 
 
@@ -136,7 +137,7 @@ def lanczos(
 
     ritz = basis.combine(torch.from_numpy(vectors[:, -1:].copy()).to(device))[0]
     upper: float | None = None
-    if t.exhausted:
+    if t.exhausted and (start is None or len(basis) == size):
         upper = theta
     elif start is None:
         upper = upper_bound(*coefficients)
@@ -157,7 +158,8 @@ def tridiagonalise(
 ) -> Iterator[Tridiagonal]:
     """Lanczos steps from a unit vector, one product each, into an empty basis, or on from one and its T.
 
-    Yields the same, growing ``Tridiagonal`` after each step, and ends when the space is exhausted.
+    Yields the same, growing ``Tridiagonal`` after each step, and ends when the space is exhausted, or what
+    is left cannot be told from rounding.
     """
     t = Tridiagonal() if t is None else t
     while True:
@@ -171,8 +173,8 @@ def tridiagonalise(
         values, _ = t.eigh()
         scale = max(abs(values[0]), abs(values[-1]), beta)
         floor = BREAKDOWN * torch.finfo(vector.dtype).eps * scale
-        t.exhausted = beta <= floor or len(basis) == len(vector)
-        t.following = None if t.exhausted else (image[0] / beta).to(vector.dtype)
+        t.exhausted = beta == 0.0 or len(basis) == len(vector)
+        t.following = None if t.exhausted or beta <= floor else (image[0] / beta).to(vector.dtype)
         yield t
         if t.following is None:
             return

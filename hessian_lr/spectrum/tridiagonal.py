@@ -17,8 +17,10 @@ class Tridiagonal:
     Attributes:
         alphas: Its diagonal, m numbers.
         betas: Its off-diagonal, and last the length of what H·q_m has outside the basis.
-        exhausted: The Krylov space is invariant: T's eigenvalues are H's, up to rounding.
-        following: q_{m+1}, shape (n,), from which the next step starts; None where there is none.
+        exhausted: The Krylov space is all of space, or invariant to the last bit: T's eigenvalues are H's,
+            up to rounding.
+        following: q_{m+1}, shape (n,), from which the next step starts; None where there is none, or it
+            may be rounding alone.
     """
 
     alphas: list[float] = field(default_factory=list)
