@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .curvature.caveats import model_notes
 from .curvature.central import CentralOperator, Root, as_it_is
 from .curvature.operator import HessianOperator
 from .digits import percent
@@ -112,6 +113,7 @@ def spectrum_notes(found: Eigenvalue, operator: HessianOperator) -> tuple[str, .
     notes = []
     if (why := operator.note()) is not None:
         notes.append(why)
+    notes += model_notes(operator.model)
     if found.status == "budget":
         relative = found.residual / abs(found.value) if found.value else math.inf
         notes.append(f"stopped after {found.products} products with a residual of {percent(relative)} of θ")

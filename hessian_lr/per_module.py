@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter_modules import cost_shares, owned_parameters, places
+from .curvature.caveats import model_notes
 from .curvature.loss import Batch
 from .curvature.operator import HessianOperator
 from .distributed import require_shared
@@ -125,6 +126,7 @@ def module_sharpness(
         notes.append(f"products with the blocks of {len(bad)} modules are not finite, first {bad[0]}")
     if loss is not None and (why := operator.plan.note()):
         notes.append(why.replace("for each product", "for each step"))
+    notes += model_notes(model)
     work = sum(one.cost.gradient_equivalents for one in used)
     work += sum(block.share * block.products for block in blocks)
     return ModuleSpectrum(

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch
-from tolerances import DENSE64_FLOAT32_ISLANDS, RTOL_TIGHT, SAME_LAMBDA
+from tolerances import DENSE32, DENSE64_FLOAT32_ISLANDS, RTOL_TIGHT, SAME_LAMBDA
 
 import hessian_lr as hlr
 from hessian_lr.confirm import sampling_error
+from hessian_lr.curvature.closed_form import closed_form
 from hessian_lr.errors import RequestError
 
 
@@ -202,3 +203,38 @@ def test_a_roughly_found_vector_is_refined_by_a_few_exact_products(batches):
     assert better.value == pytest.approx(found.value, rel=0.01)
     assert better.upper == rough.upper
     assert refined(found, operator, rtol=0.05).products == found.products + 1
+
+
+NARROW_NOTE = "some weights are bfloat16, whose rounding no error given here contains"
+
+
+def _with_base_in(dtype):
+    """A float32 adapter on weights that bfloat16 has, in bfloat16 or as float32 or float64 numbers."""
+    model = adapted("llama", torch.float64 if dtype is torch.float64 else torch.float32)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16).to(dtype)
+    return model
+
+
+def test_a_base_narrower_than_float32_rounds_in_every_pass_and_a_note_says_so(batches):
+    truth = float(torch.linalg.eigvalsh(dense_hessian(_with_base_in(torch.float64), batches))[-1])
+    narrow, wide = (
+        hlr.sharpness(_with_base_in(dtype), batches, rtol=1e-4, max_products=200)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert wide.lambda_max == pytest.approx(truth, rel=1e-4 + DENSE32)
+    assert not any(NARROW_NOTE in note for note in wide.notes)
+    # The weights are the same numbers, and the error is beyond all that is told of it but by the note.
+    assert narrow.rounding is None and abs(narrow.lambda_max / truth - 1) > 10 * 1e-4
+    assert any(NARROW_NOTE in note for note in narrow.notes)
+
+
+@pytest.mark.parametrize("measure", [hlr.module_sharpness, closed_form])
+def test_other_measurements_say_so_too(measure, batches):
+    model = adapted("llama", torch.float32, moved=False)
+    assert not any(NARROW_NOTE in note for note in measure(model, batches).notes)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    assert any(NARROW_NOTE in note for note in measure(model, batches).notes)

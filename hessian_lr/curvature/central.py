@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
+from .caveats import narrow_types
 from .central_step import LONGEST, NARROW, WORST, valley, weights_used
 from .loss import Batch, count_labels, require_finite, summed_loss
 from .modes import checkpointing, compute_in, quiet_model
@@ -71,9 +72,7 @@ class CentralOperator(HessianOperator):
         # Of gradients in bfloat16 no step leaves more than noise on most models (tests/test_central.py).
         exact = torch.float32 if dtype is torch.bfloat16 else dtype
         super().__init__(model, batches, dtype=exact, memory_budget=0)
-        self._narrow = any(
-            p.is_floating_point() and torch.finfo(p.dtype).bits < 32 for p in model.parameters()
-        )
+        self._narrow = bool(narrow_types(model))
         kind = self.parameters[0].dtype
         if torch.finfo(kind).bits < 32:
             raise RequestError(

@@ -30,6 +30,7 @@ from ..errors import HessianLRError, RequestError
 from ..records import Record
 from ..spectrum.certificate import CONFIDENCE
 from ..spectrum.lanczos import Progress, dot
+from .caveats import model_notes
 from .ceiling import CouplesBoth, ceilings
 from .coupling import Coupling, TopCoupling
 from .loss import Batch
@@ -279,6 +280,7 @@ def _notes(operator: HessianOperator, found: Bounded) -> tuple[str, ...]:
     notes = []
     if (why := operator.plan.note()) is not None:
         notes.append(why)
+    notes += model_notes(operator.model)
     if found.search.share_of_a > _SADDLE:
         notes.append("B = 0 is a saddle: λ is a gradient's spectral norm rather than a curvature")
     if not found.converged:
