@@ -17,6 +17,8 @@ import hessian_lr as hlr
 from hessian_lr.curvature.closed_form import closed_form
 from hessian_lr.curvature.modes import differentiable_attention
 from hessian_lr.errors import RequestError
+from hessian_lr.methods import build
+from hessian_lr.setting import Setting
 
 SAMPLE = [make_batch(3, 10, 1), make_batch(3, 10, 2)]
 TIGHT = {"dtype": torch.float64, "rtol": 1e-6, "max_products": 200}
@@ -189,3 +191,25 @@ def test_the_closed_form_is_of_the_layers_that_the_active_adapter_is_on():
     exact = hlr.sharpness(model, SAMPLE, **TIGHT).lambda_max
     assert found.lower <= exact * (1 + DENSE64) and exact <= found.upper * (1 + DENSE64)
     assert "v_proj" in found.module
+
+
+def _with_dora(kind):
+    setting = Setting(method=kind, rank=2, alpha=2, seed=0)
+    return build(base_model("llama").requires_grad_(False), setting)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("dora", True), ("dora-exact", False), ("lora", False)])
+@pytest.mark.parametrize("operator", ["hessian", "central-differences"])
+def test_that_a_weight_norm_is_held_is_told_with_the_curvature(kind, told, operator):
+    # That products and differences are then of two matrices stands in test_methods.py.
+    found = hlr.sharpness(_with_dora(kind), SAMPLE, operator=operator, max_products=2)
+    assert any("PEFT's DoRA holds" in note for note in found.notes) is told
+
+
+def test_a_dora_that_is_not_active_holds_nothing():
+    model = get_peft_model(base_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    model.add_adapter("plain", LoraConfig(r=2, target_modules=["q_proj"]))
+    for adapter, told in (("default", True), ("plain", False)):
+        model.set_adapter(adapter)
+        notes = hlr.module_sharpness(model, SAMPLE, max_products=1).notes
+        assert any("PEFT's DoRA holds" in note for note in notes) is told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,4 +23,19 @@ def model_notes(model: nn.Module) -> list[str]:
             f"some weights are {names}, whose rounding no error given here contains: where a percent or two "
             "matters, load the model in float32"
         )
+    if any(map(_holds_its_norm, model.modules())):
+        notes.append(
+            "PEFT's DoRA holds the weights' norm constant in its derivative: this is neither quite the "
+            "loss's curvature nor that of what training follows (dora-exact differentiates the norm)"
+        )
     return notes
+
+
+def _holds_its_norm(module: Any) -> bool:
+    """Whether it is a layer with a DoRA of PEFT's own that is active and trained."""
+    magnitudes = getattr(module, "lora_magnitude_vector", None) or {}
+    active = [magnitudes[name] for name in module.active_adapters if name in magnitudes] if magnitudes else []
+    return any(
+        type(one).__module__.startswith("peft.") and any(p.requires_grad for p in one.parameters())
+        for one in active
+    )
