@@ -162,7 +162,7 @@ def test_groups_at_a_rate_of_nothing():
     model(**SAMPLE[0], use_cache=False).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.param_groups[0] |= {"lr": 0.0, "initial_lr": 1e-3}
     tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
     for _ in range(2):
         found = tracker.update(model, 1, optimizer).preconditioned
@@ -176,6 +176,7 @@ def test_groups_at_a_rate_of_nothing():
     for p in first:
         p.requires_grad_(True)
     optimizer.param_groups[1]["lr"] = 0.0
+    del optimizer.param_groups[0]["initial_lr"]
     with pytest.raises(RequestError, match="2 groups all have a learning rate of 0"):
         hlr.SharpnessTracker(SAMPLE, dtype=torch.float64).update(model, 1, optimizer)
     for group, rate in zip(optimizer.param_groups, (1e-3, 1.6e-2), strict=True):

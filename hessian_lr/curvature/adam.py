@@ -131,7 +131,9 @@ def rate_factors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor])
         RequestError: several groups, all at 0, and nothing tells how their rates compare.
     """
     groups = [group for group in optimizer.param_groups if group["params"]]
-    rates = [group.get("initial_lr", group["lr"]) for group in groups]
+    # A schedule takes all to 0 at once: one alone at 0 is held, whatever it was.
+    moving = any(group["lr"] > 0 for group in groups)
+    rates = [0.0 if moving and group["lr"] == 0 else group.get("initial_lr", group["lr"]) for group in groups]
     eta = next((rate for rate in rates if rate > 0), None)
     if eta is None and len(groups) > 1:
         raise RequestError(
