@@ -225,6 +225,10 @@ def test_validate_takes_the_file_and_does_not_mix_its_runs_up(capsys, options, t
     again, still_one = validated()
     assert again["runs"] == first["runs"] and first["method"] == "peft-config"
     written(tmp_path / "a", lora_alpha=12)
+    arguments = ["--peft-config", tmp_path / "a", "--out", tmp_path / "out", "--lrs", "0.01"]
+    assert main(["validate", *options, *arguments]) == 2
+    assert "holds other results (alpha 6.0, now 12.0" in capsys.readouterr().err
+    (tmp_path / "out" / "validate.json").unlink()
     other, two = validated()
     assert (one, still_one, two) == (1, 1, 2)
     assert other["lambda_max"] != first["lambda_max"] and other["runs"] != first["runs"]
