@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import hessian_lr as hlr
@@ -93,12 +92,13 @@ def costs(ready: Prepared, dtype: torch.dtype, memory_budget: int) -> dict[str, 
     products, gradients = [], []
     for _ in range(REPEATS):
         products.append(_seconds(lambda: operator.matvec(vector)))
-        gradients.append(_seconds(lambda: _gradient(ready.model, ready, dtype)))
+        gradients.append(_seconds(lambda: _gradient(ready, dtype)))
     return {"product": min(products), "gradient": min(gradients), "peak": peak_bytes() - before}
 
 
-def _gradient(model: nn.Module, ready: Prepared, dtype: torch.dtype) -> None:
+def _gradient(ready: Prepared, dtype: torch.dtype) -> None:
     """As training takes it: the model's own forward pass, under autocast where that is asked for."""
+    model = ready.model
     with quiet_model(model), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
         for batch in ready.batches:
             torch.autograd.grad(summed_loss(model, batch), trainable(model))
