@@ -37,6 +37,8 @@ def start(out, programs):
         env=os.environ
         | {
             "OMP_NUM_THREADS": "1",
+            # A rank that aborts leaves where each of its threads stood.
+            "PYTHONFAULTHANDLER": "1",
             "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])]),
         },
         check=True,
