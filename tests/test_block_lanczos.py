@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_spectrum import with_spectrum
+from tolerances import FLOAT32_RESIDUAL
 
 from hessian_lr.errors import RequestError
 from hessian_lr.spectrum import block_lanczos, lanczos
@@ -42,6 +43,22 @@ def test_values_are_the_largest_eigenvalues_counted_with_multiplicity(name, bloc
     assert torch.allclose(vectors.T @ vectors, torch.eye(6, dtype=torch.float64), atol=1e-10)
     rest = (matrix @ vectors - vectors * torch.tensor(found.values, dtype=torch.float64)).norm(dim=0)
     assert torch.allclose(rest, torch.tensor(found.residuals, dtype=torch.float64), atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("lowest", [-1e3, -1e4, -1e5])
+def test_residuals_count_what_float32_could_not_tell_from_rounding(lowest):
+    """Beside an eigenvalue of −1e5 all that led to 1.5 was too short to go on with, and the residual 0."""
+    diagonal = torch.linspace(-1, 1, 300, dtype=torch.float64)
+    diagonal[0], diagonal[-1] = lowest, 1.5
+    for seed in range(3):
+        found = block_lanczos(
+            lambda v: (diagonal[:, None] * v.double()).to(v.dtype), 300, block=2, max_products=200, seed=seed
+        )
+        vector = found.vectors[:, 0].double()
+        image = diagonal * vector
+        residual = float((image - (vector @ image) * vector).norm())
+        assert found.residuals[0] >= residual * (1 - FLOAT32_RESIDUAL)
+        assert found.status == "budget" or found.values[0] == pytest.approx(1.5, rel=0.05)
 
 
 def test_a_cluster_that_a_single_vector_sees_once():

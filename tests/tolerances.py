@@ -79,3 +79,9 @@ DEFAULT_LAMBDA = 0.05
 
 # A robust fit made again on another processor: two differed by 3e-9 in what follows from it.
 REFITTED = 1e-6
+
+# A float32 Ritz vector's own rounding in a residual taken with it in float64.
+FLOAT32_RESIDUAL = 1e-3
+
+# The mean of the losses at θ ± h·v against that at θ: λ·h²/2, with h about a thousandth.
+CENTRAL_LOSS = 2e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -86,6 +87,7 @@ def block_lanczos(
     generator = torch.Generator().manual_seed(seed)
     basis = Basis(size, device, dtype)
     projected = np.zeros((0, 0))
+    lost = 0.0  # the length of all that was left out of the basis as too short
     _extend(basis, random_vectors(block, size, generator).to(device), 0.0)
     done = 0
     while True:
@@ -102,16 +104,16 @@ def block_lanczos(
         projected[-width:, -width:] = 0.5 * (columns[-width:] + columns[-width:].T)
         values, vectors = np.linalg.eigh(projected)
         scale = max(float(np.abs(values).max()), float(torch.linalg.vector_norm(images, dim=1).max()))
-        _extend(basis, images, BREAKDOWN * torch.finfo(dtype).eps * scale)
-        # H·Q·s − θ·Q·s = (what H·Q_newest has outside the basis)·s_newest.
-        outside = (basis.rows[done:].double() @ images.T).cpu().numpy()
-        residuals = np.linalg.norm(outside @ vectors[-width:], axis=0)
-        exhausted = len(basis) == done
         found = min(count, done)  # fewer than ``count`` only before the space has grown to it
+        # H·Q·s − θ·Q·s = (what H·Q_newest has outside the basis)·s_newest, and what older blocks lost.
+        newest_part = torch.from_numpy(vectors[-width:, -found:].copy()).to(images.device)
+        residuals = torch.linalg.vector_norm(newest_part.T @ images, dim=1).cpu().numpy() + lost
+        lost = math.hypot(lost, _extend(basis, images, BREAKDOWN * torch.finfo(dtype).eps * scale))
+        exhausted = len(basis) == done
         if progress is not None:
-            progress(done, max_products, float(values[-found]), float(residuals[-found]))
+            progress(done, max_products, float(values[-found]), float(residuals[0]))
         allowed = rtol * float(np.abs(values[-found:]).max())
-        converged = done >= count and bool((residuals[-found:] <= allowed).all())
+        converged = done >= count and bool((residuals <= allowed).all())
         if exhausted and not converged and done < size:
             _extend(basis, random_vectors(min(block, size - done), size, generator).to(device), 0.0)
         wider = len(basis) - done
@@ -123,24 +125,31 @@ def block_lanczos(
     return Eigenvalues(
         values=tuple(float(x) for x in values[::-1][:found]),
         vectors=basis.combine(chosen).T,
-        residuals=tuple(float(x) for x in residuals[::-1][:found]),
+        residuals=tuple(float(x) for x in residuals[::-1]),
         products=done,
         status="converged" if converged else "budget",
     )
 
 
-def _extend(basis: Basis, vectors: Tensor, floor: float) -> None:
-    """Add to the basis what each of some float64 vectors has outside it, if longer than ``floor``."""
+def _extend(basis: Basis, vectors: Tensor, floor: float) -> float:
+    """Add to the basis what each of some float64 vectors has outside it, if longer than ``floor``.
+
+    Returns:
+        The length of what was not: the root of the sum of squares.
+    """
+    lost = 0.0
     for vector in vectors:
         if len(basis) == vector.numel():
-            return
+            break
         row = vector.unsqueeze(0).clone()
         # What is left of a vector may be so short that rounding turns it back into the basis: it is
         # scaled to length 1 and made orthogonal once more before it counts as a direction.
         basis.orthogonalise(row)
         length = float(torch.linalg.vector_norm(row))
         if length <= floor:
+            lost = math.hypot(lost, length)
             continue
         row /= length
         basis.orthogonalise(row)
         basis.append(row[0] / torch.linalg.vector_norm(row))
+    return lost
