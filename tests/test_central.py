@@ -2,8 +2,18 @@ import copy
 
 import pytest
 import torch
+from peft import OFTConfig, TrainableTokensConfig, get_peft_model
 from test_operator import random_vector
-from tiny_models import adapted, dense_hessian, make_batch, with_reentrant_checkpoint
+from tiny_models import (
+    adapted,
+    base_model,
+    counting_batch,
+    dense_hessian,
+    learned,
+    make_batch,
+    with_reentrant_checkpoint,
+)
+from tolerances import CENTRAL_LOSS
 
 import hessian_lr as hlr
 from hessian_lr.curvature import HessianOperator
@@ -149,3 +159,38 @@ def test_a_base_in_bfloat16_is_noted_or_refused_but_never_converged_wrongly():
             assert abs(found.lambda_max / exact.lambda_max - 1) < 0.15
         else:
             assert found.notes
+
+
+SHORT, LONG = make_batch(1, 6, seed=0), make_batch(2, 9, seed=1)
+# A token that only the longer rows have.
+SOME_TOKENS = [
+    {name: value.where(value != 5, 6) for name, value in SHORT.items()},
+    LONG | {"input_ids": LONG["input_ids"].index_fill(1, torch.tensor(2), 5)},
+]
+
+
+def zero_at_the_start():
+    config = OFTConfig(oft_block_size=4, r=0, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    return get_peft_model(base_model("llama"), config)
+
+
+def of_one_token():
+    config = TrainableTokensConfig(token_indices=[5], target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    return get_peft_model(base_model("qwen2"), config)
+
+
+@pytest.mark.parametrize(("make", "batches"), [(zero_at_the_start, BATCHES), (of_one_token, SOME_TOKENS)])
+def test_a_step_is_found_from_zeros_and_where_the_shortest_row_says_nothing(make, batches):
+    exact = hlr.sharpness(make(), batches)
+    found = hlr.sharpness(make(), batches, operator="central-differences")
+    assert exact.status == found.status == "converged"
+    assert found.lambda_max == pytest.approx(exact.lambda_max, rel=found.difference_error)
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa"])
+def test_the_loss_is_that_of_the_point_and_not_of_a_step_beside_it(method):
+    batches = [counting_batch(2, 3, seed) for seed in range(2)]
+    exact = hlr.sharpness(learned(method=method), batches).loss
+    assert hlr.sharpness(
+        learned(method=method), batches, operator="central-differences"
+    ).loss == pytest.approx(exact, rel=CENTRAL_LOSS)

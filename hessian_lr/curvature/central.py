@@ -42,7 +42,7 @@ class CentralOperator(HessianOperator):
 
     The model runs with its own attention kernels and with gradient checkpointing, if it has it; each
     microbatch goes through ``loss.backward()``, which is what reentrant checkpoints hang on to. The
-    step is chosen on the shortest row, at the first product, along the gradient and its image.
+    step is chosen on the shortest row that has a gradient, at the first product, along that and its image.
 
     Args:
         model, batches, dtype: As for ``HessianOperator``, but float32 for bfloat16, which is too coarse.
@@ -82,6 +82,7 @@ class CentralOperator(HessianOperator):
         self.why = why if exact is dtype else f"{why}; in float32, as bfloat16 is too coarse for them"
         self.step: float | None = None
         self.error: float | None = None
+        self._row: tuple[Batch, int] | None = None
 
     def note(self) -> str:
         """That products are differences, why, with which step, and how far off they may be."""
@@ -100,7 +101,8 @@ class CentralOperator(HessianOperator):
             self.scope(),
         ):
             for index in self._mine:
-                total.add_(self._backward(self.batches[index], self.labels, index))
+                gradient, self._losses[index] = self._share(index)
+                total.add_(gradient)
         return total.to(self.parameters[0].dtype)
 
     def matmat(self, block: Tensor) -> Tensor:
@@ -128,15 +130,15 @@ class CentralOperator(HessianOperator):
         """How far R·H·R·v may be off, as a share of its length, measured along v; kept as ``error``.
 
         On the whole sample D(2h)·v − D(h)·v, which is no less than the error in either regime, but for
-        chance. On the shortest row D(h)·v is held against an exact product too, where there can be one.
-        Twice the larger counts.
+        chance. On the row that h was chosen on D(h)·v is held against an exact product too, where there can
+        be one. Twice the larger counts.
 
         Args:
             vector: v, shape (n,).
             root: v ↦ R·v, the symmetric root of an optimizer's geometry (see ``Geometry``), in which other
                 coordinates weigh much.
         """
-        before = self.batch_forms
+        before, losses = self.batch_forms, self._losses
         vector = root(vector)
         here, step = root(self.matvec(vector)), self.step
         assert step is not None
@@ -145,7 +147,7 @@ class CentralOperator(HessianOperator):
             wide = root(self.matvec(vector))
         finally:
             self.step = step
-        self.batch_forms = before
+        self.batch_forms, self._losses = before, losses
         self.error = CAUTION * _share(wide - here, here)
         if (exact := self._exact(vector)) is not None:
             off = root(self._on_row(vector, step) - exact)
@@ -153,7 +155,9 @@ class CentralOperator(HessianOperator):
         return self.error
 
     def choose_step(self, root: Root = as_it_is) -> float:
-        """The h at which D(2h)·u − D(h)·u is least on the shortest row, u along g/‖g‖ + H·g/‖H·g‖.
+        """The h at which D(2h)·u − D(h)·u is least on one row, u along g/‖g‖ + H·g/‖H·g‖.
+
+        The row is the shortest that has a gradient: an adapter of some tokens alone is not in every row.
 
         In the geometry that ``root`` is of (see ``check``), D, H and g are R·D·R, R·H·R and R·g: the step
         that suits the gradient's direction may be a thousandth of what suits the optimizer's.
@@ -161,9 +165,13 @@ class CentralOperator(HessianOperator):
         Raises:
             HessianLRError: it is a large part of D(h)·u at every h.
         """
-        size = _norm(flatten(self.parameters))
+        # Some adapters are zero at their start (OFT), and a step in proportion to that is none.
+        size = _norm(flatten(self.parameters)) or 1.0
         with weights_used(self.model) as types:
-            g = root(self._on_row(None, 0.0))
+            for row in _rows(self.batches):
+                self._row = row
+                if bool((g := root(self._on_row(None, 0.0))).any()):
+                    break
         if narrow := [kind for kind in types if torch.finfo(kind).bits < 32]:
             raise RequestError(
                 f"the adapter computes in {narrow[0]}, in which the small steps of central differences are "
@@ -218,17 +226,25 @@ class CentralOperator(HessianOperator):
         if length == 0.0:
             return
         unit = vector / length
+        # L itself, but for a term in h²: the mean of the losses on both sides.
+        self._losses = dict.fromkeys(self._mine, 0.0)
         for sign in (1.0, -1.0):
             factor = sign * length / (2 * step)
             with displaced(self.parameters, unit, sign * step):
                 for index in self._mine:
-                    gradient = self._backward(self.batches[index], self.labels, index)
+                    gradient, loss = self._share(index)
+                    self._losses[index] += 0.5 * loss
                     total.add_(gradient, alpha=factor)
                     slope = float(torch.dot(gradient.double(), vector.double()))
                     forms[index] += factor * slope * self.labels / self.weights[index]
 
-    def _backward(self, batch: Batch, labels: int, index: int | None = None) -> Tensor:
-        """The batch's share of g, shape (n,): its summed loss over ``labels``, differentiated."""
+    def _share(self, index: int) -> tuple[Tensor, float]:
+        """A microbatch's share of g, shape (n,), and its summed loss, where the weights are."""
+        self.cost.gradient_equivalents += self.weights[index] / self.labels
+        return self._backward(self.batches[index], self.labels)
+
+    def _backward(self, batch: Batch, labels: int) -> tuple[Tensor, float]:
+        """A batch's share of g, shape (n,), its summed loss over ``labels`` differentiated; and that sum."""
         for parameter in self.parameters:
             parameter.grad = None
         with told_once():
@@ -241,9 +257,6 @@ class CentralOperator(HessianOperator):
                 "no gradient reaches the adapter: reentrant checkpoints need "
                 "model.enable_input_require_grads()"
             )
-        if index is not None:
-            self._losses[index] = float(loss.detach())
-            self.cost.gradient_equivalents += self.weights[index] / self.labels
         gradient = flatten(
             [
                 torch.zeros(p.shape, dtype=p.dtype, device=p.device) if p.grad is None else p.grad
@@ -252,38 +265,30 @@ class CentralOperator(HessianOperator):
         )
         for parameter in self.parameters:
             parameter.grad = None
-        return gradient
+        return gradient, float(loss.detach())
 
     def _exact(self, vector: Tensor) -> Tensor | None:
-        """H·v of the shortest row, or None where there is no second derivative."""
-        row, _ = self._row()
+        """H·v of the row that the step was chosen on, or None where there is no second derivative."""
+        assert self._row is not None
+        row, _ = self._row
         try:
             return HessianOperator(self.model, [row], dtype=self.dtype, memory_budget=0).matvec(vector)
         except NotTwiceDifferentiable:
             return None
 
-    def _row(self) -> tuple[Batch, int]:
-        """The shortest row that has a label, and its labels."""
-        batch = min(self.batches, key=lambda one: one["input_ids"].shape[1])
-        count = len(batch["input_ids"])
-        if any(len(value) != count for value in batch.values()):
-            return batch, count_labels(batch)
-        rows = ({name: value[i : i + 1] for name, value in batch.items()} for i in range(count))
-        row = next(row for row in rows if count_labels(row))
-        return row, count_labels(row)
-
     def _on_row(self, vector: Tensor | None, step: float) -> Tensor:
-        """D(h)·v of the shortest row's mean loss, in the parameters' type; without a vector its gradient."""
-        row, labels = self._row()
+        """D(h)·v of that row's mean loss, in the parameters' type; without a vector its gradient."""
+        assert self._row is not None
+        row, labels = self._row
         with self.scope():
             self.cost.gradient_equivalents += (1 if vector is None else 2) * labels / self.labels
             if vector is None:
-                return self._backward(row, labels)
+                return self._backward(row, labels)[0]
             length = _norm(vector)
             with displaced(self.parameters, vector / length, step):
-                ahead = self._backward(row, labels).double()
+                ahead = self._backward(row, labels)[0].double()
             with displaced(self.parameters, vector / length, -step):
-                apart = (ahead - self._backward(row, labels)) * (length / (2 * step))
+                apart = (ahead - self._backward(row, labels)[0]) * (length / (2 * step))
         return apart.to(self.parameters[0].dtype)
 
     def _sum(self) -> Tensor:
@@ -299,6 +304,17 @@ def twice_or_central(measure: Callable[[Callable[..., HessianOperator]], Result]
         why = str(error)
     # Not in the handler: the error's traceback holds the graph that is of no use, and its memory.
     return measure(partial(CentralOperator, why=why))
+
+
+def _rows(batches: Sequence[Batch]) -> Iterator[tuple[Batch, int]]:
+    """The rows that have a label, with their number of labels, the shortest microbatch's first."""
+    for batch in sorted(batches, key=lambda one: one["input_ids"].shape[1]):
+        count = len(batch["input_ids"])
+        if any(len(value) != count for value in batch.values()):
+            rows = [batch]
+        else:
+            rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]
+        yield from ((row, labels) for row in rows if (labels := count_labels(row)))
 
 
 def _norm(vector: Tensor) -> float:
