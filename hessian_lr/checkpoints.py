@@ -41,12 +41,15 @@ class Checkpoints:
             del identity[name]
         self._setting = {**identity, "samples": setting.samples}
         self._open: list[Checkpoint] = []
-        self._notes: list[str] = []
+        self._foreign: dict[Path, str] = {}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know: which iterations went on, and which states were not used, and why."""
-        return tuple(dict.fromkeys([*self._notes, *(note for one in self._open for note in one.notes)]))
+        # A measurement may have several iterations of one stage: a state that one leaves alone is another's.
+        used = {one.folder for one in self._open}
+        foreign = [note for folder, note in self._foreign.items() if folder not in used]
+        return tuple(dict.fromkeys([*foreign, *(note for one in self._open for note in one.notes)]))
 
     def of(self, operator: HessianOperator, *more: Tensor, stage: str, **asked: Any) -> Checkpoint:
         """The state of one iteration.
@@ -93,12 +96,12 @@ class Checkpoints:
                 other = read_json(path)["identity"]
                 theirs, ours = dict(_flat(other)), dict(_flat(identity))
             except (RequestError, KeyError, TypeError, AttributeError) as error:
-                self._notes.append(f"{path} was not used: it is damaged ({error})")
+                self._foreign[path.parent] = f"{path} was not used: it is damaged ({error})"
                 continue
             if theirs.get("setting.method") != ours["setting.method"]:
                 continue  # of another row of the same command
             differing = [name for name in ours if ours[name] != theirs.get(name)]
-            self._notes.append(
+            self._foreign[path.parent] = (
                 f"{path.parent} was not used: it is the state of another measurement, which differs in "
                 f"{', '.join(differing)}; delete it unless that is to go on"
             )

@@ -126,8 +126,11 @@ def test_a_sample_that_grows_goes_on_in_its_last_round(tmp_path, killed_after):
     with pytest.raises(Killed):
         grown_sharpness(learned(), rows, rtol=0.01, checkpoints=Checkpoints(tmp_path, SETTING))
     killed_after(None)
-    resumed = grown_sharpness(learned(), rows, rtol=0.01, checkpoints=Checkpoints(tmp_path, SETTING))
+    again = Checkpoints(tmp_path, SETTING)
+    resumed = grown_sharpness(learned(), rows, rtol=0.01, checkpoints=again)
     assert bits(resumed) == bits(whole)
+    # Each round's state is its own; none is another measurement's, to be deleted.
+    assert len(again.notes) > 1 and all(note.startswith("went on after") for note in again.notes)
     assert resumed.matvecs < whole.matvecs / 2
 
 
