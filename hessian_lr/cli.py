@@ -98,6 +98,11 @@ def spectrum(
     if operator not in OPERATORS:
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
+    if operator == "gauss-newton" and (bracket or per_module):
+        raise RequestError(
+            "--bracket and --per-module measure the Hessian, not its Gauss-Newton part: leave out --operator "
+            "gauss-newton, or run them by themselves"
+        )
     if checkpoint is not None and algorithm != "lanczos":
         raise RequestError(f"--checkpoint keeps the state of Lanczos, not of {algorithm!r}: leave one out")
     if checkpoint is not None:

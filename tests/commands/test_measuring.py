@@ -71,6 +71,12 @@ def test_spectrum_brackets_plain_lora_only(capsys, options):
     assert {"matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes"} <= lora.keys()
 
 
+@pytest.mark.parametrize("other", ["--bracket", "--per-module"])
+def test_the_hessians_numbers_do_not_stand_beside_its_gauss_newton_part(other, capsys, options):
+    assert main(["spectrum", *options, "--operator", "gauss-newton", other]) == 2
+    assert "--bracket and --per-module measure the Hessian" in capsys.readouterr().err
+
+
 def test_spectrum_tells_density_and_modules_when_asked(capsys, options):
     status, found = run_json(capsys, "spectrum", *options, "--density", "--per-module")
     (row,) = found["results"]
