@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import ARCHITECTURES, adapted, base_model, counting_batch, dense_hessian, learned
-from tolerances import BRACKET32, CLOSED_FORM, DENSE64_FLOAT32_ISLANDS
+from tolerances import BRACKET32, CLOSED_FORM, DENSE64, DENSE64_FLOAT32_ISLANDS
 
 from hessian_lr.curvature import gradient_norms
 from hessian_lr.curvature.ceiling import ceilings
@@ -281,3 +281,17 @@ def test_a_loss_without_a_gradient_is_a_failure_of_the_work(batches):
         model.get_output_embeddings().weight.zero_()
     with pytest.raises(HessianLRError, match="no gradient"):
         closed_form(model, batches)
+
+
+def test_a_scaling_has_a_sign_which_a_spectral_norm_has_not(batches):
+    def scaled(by):
+        config = LoraConfig(r=2, lora_alpha=by, target_modules=["v_proj"], task_type="CAUSAL_LM")
+        torch.manual_seed(0)
+        return get_peft_model(base_model("llama").double(), config)
+
+    found, positive = (closed_form(scaled(by), batches) for by in (-4, 4))
+    exact = top_eigenvalue(dense_hessian(scaled(-4), batches))
+    assert found.lower <= exact + DENSE64 and exact <= found.upper + DENSE64
+    assert found.gradient_norm == pytest.approx(positive.gradient_norm)
+    with pytest.raises(HessianLRError, match="nothing to learn"):
+        closed_form(scaled(0), batches)

@@ -130,7 +130,8 @@ class Coupling:
         """
         scalings = [m.scaling for m in self._modules]
         sigma, columns = self._largest(scalings)
-        one_scaling = len(set(scalings)) == 1
+        # σ₁(G) has no sign, and a scaling of 0 hides it.
+        one = abs(scalings[0]) if len({abs(s) for s in scalings}) == 1 else 0.0
         lengths = [float(u.norm()) for u in columns]
         directions = []
         for module, u, row in zip(self._modules, columns, self._transposed_products(columns), strict=True):
@@ -140,7 +141,7 @@ class Coupling:
         return TopCoupling(
             sigma=sigma,
             module=self._modules[lengths.index(max(lengths))].name,
-            gradient_norm=sigma / scalings[0] if one_scaling else self._largest([1.0] * len(scalings))[0],
+            gradient_norm=sigma / one if one else self._largest([1.0] * len(scalings))[0],
             direction=direction / direction.norm(),
         )
 
