@@ -20,7 +20,8 @@ from .rate import PROBE
 
 # In ln η: beyond this a setting's residual counts linearly (Huber 1964), and against this the priors weigh.
 SCATTER = 0.5
-# From so many settings on, the range comes from their own left-out errors instead of the current law's.
+# From so many settings on, of more than one method, the range comes from their own errors with their method
+# left out instead of the current law's.
 LEAST_FOR_RANGE = 10
 
 
@@ -51,7 +52,8 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
     part of the way, many decide it, and an exponent moves only if the law says how far it may. The settings
     are then among those that the law was tried on (its ``domain``).
     ``log_scatter`` is the root mean square by which each law misses a setting left out of its fit
-    (of fewer than three settings the current one's).
+    (of fewer than three settings the current one's); the range holds four of five settings whose method was
+    left out (of fewer than ten settings, or of one method alone, the current one's).
 
     Args:
         observations: Those without a law's quantity do not count for that law.
@@ -104,28 +106,45 @@ def _lacks(one: Observation, law: PowerLaw) -> list[str]:
 
 def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
     """The law with its scale, and the exponents that have a spread, fitted to the observations."""
-    loose = [name for name in law.exponents if law.spreads.get(name, 0.0) > 0]
+    spreads = {"scale": math.inf} | dict.fromkeys(law.exponents, 0.0) | law.spreads
+    loose = [name for name in ("scale", *law.exponents) if spreads[name] > 0]
     quantities = [{name: getattr(o.quantities, name) for name in law.exponents} for o in observations]
-    kept = replace(law, scale=1.0, exponents={n: 0.0 if n in loose else w for n, w in law.exponents.items()})
+    kept = replace(
+        law,
+        scale=1.0 if "scale" in loose else law.scale,
+        exponents={name: 0.0 if name in loose else power for name, power in law.exponents.items()},
+    )
     y = np.log([o.best_lr / kept(**q) for o, q in zip(observations, quantities, strict=True)])
-    x = np.array([[math.log(q[n] / law.references.get(n, 1.0)) for n in loose] for q in quantities])
-    design = np.column_stack([np.ones(len(y)), x.reshape(len(y), len(loose))])
-    means = np.array([math.log(law.scale), *(law.exponents[name] for name in loose)])
-    spreads = np.array([law.spreads.get(name, math.inf) for name in ("scale", *loose)])
-    weights = robust_fit(design, y, means, spreads)
+    rows = [
+        [1.0 if name == "scale" else math.log(q[name] / law.references.get(name, 1.0)) for name in loose]
+        for q in quantities
+    ]
+    design = np.array(rows).reshape(len(y), len(loose))
+    before = {"scale": math.log(law.scale)} | law.exponents
+    means, free = np.array([before[name] for name in loose]), np.array([spreads[name] for name in loose])
+    after = before | dict(zip(loose, robust_fit(design, y, means, free).tolist(), strict=True))
 
     where = f"robust fit to {len(observations)} settings; {_listed(observations)}"
-    errors = _left_out(design, y, means, spreads) if len(y) >= 3 else None
-    own_range = errors is not None and len(y) >= LEAST_FOR_RANGE
+    changed: dict[str, Any] = {}
+    told = dict.fromkeys(loose, where)
+    if len(y) >= 3:
+        errors = _left_out(design, y, means, free, np.arange(len(y)))
+        changed["log_scatter"] = float(np.sqrt(np.mean(errors**2)))
+        told["log_scatter"] = f"root mean square error of each setting left out; {where}"
+    methods = np.array([one.method for one in observations])
+    if len(y) >= LEAST_FOR_RANGE and len(set(methods)) > 1:
+        changed["log_half_width"] = conformal(np.abs(_left_out(design, y, means, free, methods)))
+        told["log_half_width"] = f"80% quantile of the errors with each method left out; {where}"
+    if (domain := _widened(law.domain, observations)) != law.domain:
+        changed["domain"] = domain
+        told["domain"] = f"{law.sources.get('domain', 'as before')}; and {where}"
     return replace(
         law,
-        scale=float(np.exp(weights[0])),
-        exponents=law.exponents | dict(zip(loose, weights[1:].tolist(), strict=True)),
-        log_scatter=law.log_scatter if errors is None else float(np.sqrt(np.mean(errors**2))),
+        scale=math.exp(after.pop("scale")),
+        exponents=after,
         settings=len(observations),
-        sources=law.sources | dict.fromkeys(("scale", "log_scatter", *loose), where),
-        domain=_widened(law.domain, observations),
-        log_half_width=conformal(np.abs(errors)) if own_range and errors is not None else law.log_half_width,
+        sources=law.sources | told,
+        **changed,
     )
 
 
@@ -146,6 +165,8 @@ def robust_fit(
         means, spreads: The priors' means and standard deviations, shape (k,); an infinite one leaves its
             coefficient free.
     """
+    if not len(means):
+        return means  # nothing is free
 
     def residuals(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([(y - design @ weights) / SCATTER, (weights - means) / spreads])
@@ -167,12 +188,14 @@ def _left_out(
     y: NDArray[np.float64],
     means: NDArray[np.float64],
     spreads: NDArray[np.float64],
+    groups: NDArray[Any],
 ) -> NDArray[np.float64]:
-    """How far each setting lies from a fit to the others, shape (settings,)."""
+    """How far each setting lies from a fit to those of the other groups, shape (settings,)."""
     errors = np.empty(len(y))
-    for index in range(len(y)):
-        others = np.arange(len(y)) != index
-        errors[index] = y[index] - design[index] @ robust_fit(design[others], y[others], means, spreads)
+    for group in set(groups.tolist()):
+        own = groups == group
+        weights = robust_fit(design[~own], y[~own], means, spreads)
+        errors[own] = y[own] - design[own] @ weights
     return errors
 
 
