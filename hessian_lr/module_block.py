@@ -180,7 +180,7 @@ def _lanczos_steps(vector: Tensor, rtol: float, max_products: int) -> Generator[
         values, vectors = np.linalg.eigh((projected[:m] + projected[:m].T) / 2)
         residuals = np.linalg.norm(projected @ vectors - np.pad(values * vectors, ((0, 1), (0, 0))), axis=0)
         theta, residual = float(values[-1]), float(residuals[-1])
-        gap = max(0.0, theta - float(values[-2] + residuals[-2])) if m > 1 else 0.0
+        gap = max(0.0, theta - float(values[-2] + residuals[-2])) if m > 2 else 0.0  # as in lanczos
         alphas, betas = np.diag(projected).copy(), np.diag(projected, -1).copy()
         exhausted = m == size or beta == 0.0
         # It may be rounding alone, or not: no next step can be built on it, but ρ and the bounds have it.

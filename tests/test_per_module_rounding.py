@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny_blocks import dense_blocks
 from tiny_models import adapted, make_batch
@@ -9,7 +10,10 @@ from tolerances import DENSE32
 
 from hessian_lr import per_module
 from hessian_lr.errors import HessianLRError
+from hessian_lr.module_block import _lanczos_steps
 from hessian_lr.per_module import module_sharpness
+from hessian_lr.spectrum import lanczos
+from hessian_lr.spectrum.lanczos import start_vector
 
 BATCHES = [make_batch(2, 9, seed=1), make_batch(3, 12, seed=2, unscored=7)]
 
@@ -56,3 +60,20 @@ def test_what_float32_could_not_confirm_has_no_number(monkeypatch):
     assert {module.status for module in found.modules} == {"failed"}
     assert {module.lambda_max for module in found.modules} == {None}
     assert "no memory for it" in found.notes
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_modules_search_stops_where_lanczos_does(seed):
+    """Two Ritz values of a small matrix tell no gap: of 6 × 6 ones some ended there, at 0.54 of λ."""
+    draw = torch.Generator().manual_seed(seed)
+    diagonal = torch.exp(1.2 * torch.randn(6, generator=draw, dtype=torch.float64))
+    expected = lanczos(lambda v: diagonal * v, 6, seed=seed, dtype=torch.float64)
+    steps = _lanczos_steps(start_vector(6, seed, None, "cpu", torch.float64), 0.05, 40)
+    vector, found = next(steps), None
+    while found is None:
+        try:
+            vector = steps.send(diagonal * vector)
+        except StopIteration as end:
+            found = end.value
+    assert (found.products, found.status) == (expected.products, expected.status)
+    assert found.value == pytest.approx(expected.value)
