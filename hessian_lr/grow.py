@@ -80,7 +80,7 @@ def grown_sharpness(
     notes = list(found.notes)
     if len(history) > 1:
         notes.append(f"sample grown (rows: λ ± sampling error): {'; '.join(history)}")
-    if found.lambda_max is not None and not known:
+    if found.lambda_max is not None and error is not None and not known:
         notes.append(f"the sampling error still exceeds {rtol:.0%} of λ with all {size} rows there are")
     return replace(
         found,

@@ -242,7 +242,8 @@ def _sharpness(
         found = checked
         if held_out and any(map(count_labels, held_out)):
             matrix.release()
-            other = make(model, held_out, dtype=dtype, memory_budget=0)
+            # In θ's own precision, which is not the search's: they are there to be compared.
+            other = make(model, held_out, dtype=matrix.dtype, memory_budget=0)
             used.append(other)
             unseen = dot(found.vector, other.matvec(found.vector))
             unseen_error = sampling_error(other.batch_forms, other.weights)

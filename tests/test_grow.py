@@ -41,6 +41,11 @@ def test_one_small_sample_is_enough_where_it_says_enough():
     assert found.held_out == pytest.approx(found.lambda_max)
 
 
+def test_of_one_row_no_sampling_error_is_told():
+    found = grown_sharpness(adapted(), rows(1), max_products=100)
+    assert found.sampling_error is None and not any("sampling error" in note for note in found.notes)
+
+
 def test_no_rows_are_refused():
     with pytest.raises(RequestError, match="no row"):
         grown_sharpness(adapted(), [])

@@ -116,6 +116,7 @@ def by_closed_form(
         peak_rss_bytes=peak_rss_bytes(),
         loss=found.loss,
         tokens=found.tokens,
+        samples=sum(len(batch["input_ids"]) for batch in batches),
         parameters=sum(p.numel() for p in trainable(model)),
         notes=(told, *found.notes),
     )
