@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .curvature.caveats import model_notes
 from .curvature.central import CentralOperator, Root, as_it_is
 from .curvature.operator import HessianOperator
+from .curvature.weight_gradients import zero_b
 from .digits import percent
 from .spectrum import Eigenvalue, Status, lanczos
 from .spectrum.lanczos import dot
@@ -117,12 +118,13 @@ def spectrum_notes(found: Eigenvalue, operator: HessianOperator) -> tuple[str, .
     if found.status == "budget":
         relative = found.residual / abs(found.value) if found.value else math.inf
         notes.append(f"stopped after {found.products} products with a residual of {percent(relative)} of θ")
-    if (
-        found.smallest is not None
-        and found.value > 0
-        and abs(found.smallest + found.value) < 0.05 * found.value
-    ):
-        notes.append(
-            "spectrum symmetric about 0: a saddle, λ is a gradient's spectral norm rather than a curvature"
-        )
     return tuple(notes)
+
+
+def saddle_note(found: Eigenvalue, model: nn.Module) -> tuple[str, ...]:
+    """That λ is no curvature: at B = 0, where −λ lies opposite to it."""
+    lowest, highest = found.smallest, found.value
+    symmetric = lowest is not None and highest > 0 and abs(lowest + highest) < 0.05 * highest
+    if not (symmetric and zero_b(model)):
+        return ()
+    return ("spectrum symmetric about 0: a saddle, λ is a gradient's spectral norm rather than a curvature",)

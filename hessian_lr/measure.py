@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 from .checkpoints import Checkpoints
-from .confirm import REFINEMENTS, differences_checked, refined, sampling_error, spectrum_notes, verified
+from .confirm import (
+    REFINEMENTS,
+    differences_checked,
+    refined,
+    saddle_note,
+    sampling_error,
+    spectrum_notes,
+    verified,
+)
 from .curvature.central import CentralOperator, twice_or_central
 from .curvature.gauss_newton import GaussNewtonOperator
 from .curvature.loss import Batch, count_labels, require_batches, trainable
@@ -238,7 +246,7 @@ def _sharpness(
         scatter = sampling_error(matrix.batch_forms, matrix.weights)
         checked, difference_error = differences_checked(found, matrix, found.vector, rtol)
         # Of the search itself; how far differences served is the operator's to tell.
-        notes += spectrum_notes(found, used[0])
+        notes += [*spectrum_notes(found, used[0]), *saddle_note(found, model)]
         found = checked
         if held_out and any(map(count_labels, held_out)):
             matrix.release()

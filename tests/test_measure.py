@@ -11,9 +11,10 @@ from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch
 from tolerances import DENSE32, DENSE64_FLOAT32_ISLANDS, RTOL_TIGHT, SAME_LAMBDA
 
 import hessian_lr as hlr
-from hessian_lr.confirm import sampling_error
+from hessian_lr.confirm import saddle_note, sampling_error
 from hessian_lr.curvature.closed_form import closed_form
 from hessian_lr.errors import RequestError
+from hessian_lr.spectrum import Eigenvalue
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -37,6 +38,19 @@ def test_plain_lora_at_initialization_is_a_saddle_and_the_notes_say_so(batches):
     assert found.lambda_min < 0 < found.lambda_max
     symmetric = abs(found.lambda_max + found.lambda_min) < 0.05 * found.lambda_max
     assert any("saddle" in note for note in found.notes) is symmetric
+
+
+@pytest.mark.parametrize("b", [0.0, 1.0])
+def test_a_symmetric_spectrum_is_a_saddle_only_while_b_is_zero(b):
+    """Of large random factors λ may mirror λ_min too, and is 21 times the gradient's norm."""
+    model = adapted(moved=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(b)
+    mirrored = Eigenvalue(2.0, torch.ones(1), 0.0, 1.0, 2.0, -1.99, 3, "converged")
+    assert bool(saddle_note(mirrored, model)) is (b == 0)
+    assert not saddle_note(replace(mirrored, smallest=-1.0), model)
 
 
 def _tight(model, batches, **options):

@@ -48,6 +48,19 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return layers
 
 
+def zero_b(model: nn.Module) -> bool:
+    """Whether the active adapter adds products B·A to weights, and every B is 0, as LoRA starts."""
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    factors = [
+        layer.lora_B[name].weight
+        for layer in layers
+        if isinstance(getattr(layer, "lora_B", None), nn.ModuleDict)
+        for name in layer.active_adapters
+        if name in layer.lora_B
+    ]
+    return bool(factors) and not any(bool(b.any()) for b in factors)
+
+
 def weight_gradients(
     model: nn.Module, named: Mapping[str, Tensor], batches: Sequence[Batch], dtype: torch.dtype
 ) -> dict[str, Tensor]:
