@@ -26,6 +26,7 @@ from hessian_lr.integrations import (
 from hessian_lr.integrations import (
     trainer as module,
 )
+from hessian_lr.integrations.differences import differences
 from hessian_lr.integrations.rows import sample
 from hessian_lr.integrations.schedule import adamw
 from hessian_lr.predict import Prediction, predict_learning_rate
@@ -257,6 +258,42 @@ def test_what_a_prediction_knows_nothing_of_is_said(rows, tmp_path, caplog):
     with_callback(rows, tmp_path, {"max_steps": 1, "label_smoothing_factor": 0.4, "adam_beta1": 0.8})
     said = [r.getMessage() for r in caplog.records if "knows nothing of" in r.getMessage()]
     assert len(said) == 2 and "label_smoothing_factor=0.4" in said[0] and "betas 0.8, 0.999" in said[1]
+
+
+def test_a_loss_of_a_subclass_is_said_unless_it_is_trls(rows, tmp_path):
+    class Weighted(Watched):
+        def compute_loss(self, *arguments, **options):
+            return super().compute_loss(*arguments, **options)
+
+    plain = trainer(rows, tmp_path)
+    assert differences(plain.args, plain) == []
+    plain.__class__ = Weighted
+    (said,) = differences(plain.args, plain)
+    assert said.startswith("Weighted.compute_loss")
+    Weighted.__module__ = "trl.trainer.sft_trainer"
+    assert differences(plain.args, plain) == []
+    plain.args.loss_type = "dft"
+    assert "loss_type='dft'" in differences(plain.args, plain)[0]
+
+
+def test_the_batch_size_is_the_one_that_is_trained_with(rows, tmp_path, monkeypatch, caplog):
+    """auto_find_batch_size makes the Trainer's smaller than its arguments'."""
+    asked = []
+
+    def predict(*arguments, **options):
+        asked.append(options["batch_size"])
+        return predict_learning_rate(*arguments, **options)
+
+    monkeypatch.setattr(module, "predict_learning_rate", predict)
+    made = trainer(rows, tmp_path, max_steps=1, gradient_accumulation_steps=2)
+    callback = PredictedLearningRate(made)
+    made.add_callback(callback)
+    made._train_batch_size = 2
+    found = callback._drawn(made.args, made.get_train_dataloader())
+    assert [len(one["input_ids"]) for one in found.warmup][:-1] == [4] * (len(found.warmup) - 1)
+    micro = [collate([rows[i], rows[i + 1]]) for i in range(0, 12, 2)]
+    with_callback(rows, tmp_path, {"max_steps": 1, "gradient_accumulation_steps": 2}, batches=micro)
+    assert asked == [8] and "batches have 2 rows, a step of training 8" in caplog.text
 
 
 def test_other_optimizers_are_refused_by_name(rows, tmp_path):

@@ -38,6 +38,34 @@ def test_a_schedule_goes_on_as_if_made_with_the_new_peak(kind, after):
         stepped(*theirs, 1)
 
 
+FLOORS = {
+    "cosine_with_min_lr": {"min_lr": 5e-6},
+    "cosine_warmup_with_min_lr": {"min_lr": 5e-6},
+    "polynomial": {"lr_end": 5e-6},
+}
+
+
+@pytest.mark.parametrize("kind", FLOORS)
+def test_a_schedule_ends_at_the_learning_rate_it_was_told_to_end_at(kind):
+    def made(lr):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        return optimizer, get_scheduler(kind, optimizer, 2, 9, FLOORS[kind])
+
+    ours, theirs = made(5e-5), made(3e-3)
+    set_learning_rate(*ours, 3e-3, FLOORS[kind].get("min_lr"))
+    lowest = 3e-3
+    for _ in range(10):
+        rates = [optimizer.param_groups[0]["lr"] for optimizer, _ in (ours, theirs)]
+        assert rates[0] == rates[1]
+        lowest = min(lowest, rates[0] or lowest)  # at the very start it is 0
+        for optimizer, scheduler in (ours, theirs):
+            optimizer.step()
+            scheduler.step()
+    assert lowest == pytest.approx(5e-6)
+    with pytest.raises(RequestError, match="ends at 5e-06, above the predicted learning rate 1e-06"):
+        set_learning_rate(*made(5e-5), 1e-6, FLOORS[kind].get("min_lr"))
+
+
 SCHEDULES = {
     "joined": lambda o: S.SequentialLR(o, [S.LinearLR(o, 0.5, 1.0, 3), S.CosineAnnealingLR(o, 7)], [3]),
     "joined lambdas": lambda o: S.SequentialLR(

@@ -56,7 +56,8 @@ def sample(
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise RequestError(
             f"the training set ({type(dataset).__name__}) gives its rows in one order only, and reading "
-            "ahead would take them from the run: give the callback batches=[...] to measure on"
+            f"ahead would take them from the run: give the callback batches=[...] of {batch_size} rows to "
+            "measure on"
         )
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     asked = Setting(data="the training set", batch_size=batch_size, samples=samples)
@@ -85,7 +86,7 @@ def _checked(made: Mapping[str, Any], numbers: Sequence[int]) -> Batch:
         raise RequestError(
             f"the collator made {len(batch['input_ids'])} rows of {len(numbers)}: rows packed into one "
             "cannot be measured apart; train with packing=False and padding_free=False, or give the callback "
-            "batches=[...] to measure on"
+            "batches=[...] to measure on, each of as many rows as an optimizer step has"
         )
     return batch
 

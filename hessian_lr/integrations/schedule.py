@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,18 +50,25 @@ def adamw(optimizer: Any) -> torch.optim.AdamW:
     return inner
 
 
-def set_learning_rate(optimizer: torch.optim.AdamW, scheduler: Any, lr: float) -> float:
+def set_learning_rate(
+    optimizer: torch.optim.AdamW, scheduler: Any, lr: float, floor: float | None = None
+) -> float:
     """Make ``lr`` the peak of the optimizer's groups and of the schedule's ``base_lrs``.
 
     The present step's share of the peak stays: warm-up, cosine and the like go on from there as if they
-    had been made with ``lr``. A floor that a schedule was given as an absolute number has become a share of
-    its peak when it was made, and moves with it.
+    had been made with ``lr``.
+
+    Args:
+        optimizer, scheduler: As the Trainer has made them.
+        lr: The new peak.
+        floor: ``min_lr``, a learning rate that the schedule was given to end at. It became a share of the old
+            peak when that was made, and is made one of the new. What a polynomial ends at is known to it.
 
     Returns:
         The peak before.
 
     Raises:
-        RequestError: the schedule is of a kind that may keep a peak of its own.
+        RequestError: the schedule is of a kind that may keep a peak of its own, or ends above ``lr``.
     """
     schedule = getattr(scheduler, "scheduler", scheduler)
     before = _peak(optimizer.param_groups[0])
@@ -71,6 +79,8 @@ def set_learning_rate(optimizer: torch.optim.AdamW, scheduler: Any, lr: float) -
             "back to it: use one of the Trainer's (lr_scheduler_type), or remove the callback, predict first "
             "(`hessian-lr predict --peft-config FOLDER`) and make the schedule with that"
         )
+    if isinstance(schedule, LambdaLR):
+        schedule.lr_lambdas = [_from_peak(share, lr, floor) for share in schedule.lr_lambdas]
     for index, group in enumerate(optimizer.param_groups):
         if isinstance(schedule, LambdaLR):
             share = schedule.lr_lambdas[index](schedule.last_epoch)
@@ -84,6 +94,24 @@ def set_learning_rate(optimizer: torch.optim.AdamW, scheduler: Any, lr: float) -
     if hasattr(schedule, "_last_lr"):
         schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
     return before
+
+
+def _from_peak(share: Any, lr: float, floor: float | None) -> Any:
+    """A schedule's share of its peak by step, as transformers would have made it for the peak ``lr``."""
+    if not isinstance(share, partial):
+        return share
+    known = share.keywords
+    if known.get("lr_end", 0.0) >= lr or (floor or 0.0) >= lr:
+        raise RequestError(
+            f"the schedule ends at {floor or known['lr_end']:g}, above the predicted learning rate {lr:.3g}: "
+            "set a smaller min_lr or lr_end in lr_scheduler_kwargs"
+        )
+    changed = {}
+    if "lr_init" in known:
+        changed["lr_init"] = lr
+    if floor is not None and "min_lr_rate" in known:
+        changed["min_lr_rate"] = floor / lr
+    return partial(share.func, *share.args, **known | changed)
 
 
 def _parts(schedule: Any) -> Iterator[Any]:

@@ -16,8 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..curvature.loss import Batch
 from ..errors import HessianLRError, RequestError
 from ..predict import Calibration, Prediction, predict_learning_rate
-from ..predict.warmup import BETAS
 from ..track import SharpnessTracker
+from .differences import differences
 from .rows import Sample, sample
 from .schedule import adamw, set_learning_rate
 from .unwrap import unwrapped
@@ -56,7 +56,7 @@ class PredictedLearningRate(TrainerCallback):
         samples: Rows on which curvature is measured; the warm-up before it takes ten steps' rows.
         track_every: Optimizer steps between two measurements of λ; None: it is not followed.
         batches: Batches to measure on instead of rows of the training set, as for
-            ``predict_learning_rate``: at least two, of the size of an optimizer step.
+            ``predict_learning_rate``: at least two, each of as many rows as an optimizer step has.
         calibration: Constants; None: those that come with the package.
 
     Raises:
@@ -105,7 +105,7 @@ class PredictedLearningRate(TrainerCallback):
             if self.track_every is not None:
                 self._follow(args, self._drawn(args, kwargs["train_dataloader"]))
             return
-        for difference in _differences(args, self.trainer):
+        for difference in differences(args, self.trainer):
             logger.warning("the prediction knows nothing of %s", difference)
         if told is None or self.track_every is not None:
             found = self._drawn(args, kwargs["train_dataloader"])
@@ -116,7 +116,9 @@ class PredictedLearningRate(TrainerCallback):
             if self.track_every is not None:
                 self._follow(args, found)
         lr = told[PREDICTED]
-        before = set_learning_rate(optimizer, kwargs["lr_scheduler"], lr)
+        asked = args.lr_scheduler_kwargs
+        floor = asked.get("min_lr") if isinstance(asked, dict) else None
+        before = set_learning_rate(optimizer, kwargs["lr_scheduler"], lr, floor)
         args.learning_rate = lr
         if not known:
             self._log(told, control)
@@ -156,13 +158,20 @@ class PredictedLearningRate(TrainerCallback):
         if self.batches is not None:
             if len(self.batches) < 2:
                 raise RequestError("batches must be at least two: some to warm up on, some to measure on")
+            rows, size = len(self.batches[0]["input_ids"]), self.trainer.get_total_train_batch_size(args)
+            if rows != size:
+                logger.warning(
+                    "the callback's batches have %d rows, a step of training %d: λ_P will be that of other "
+                    "batches' noise; put as many rows into one as a step has",
+                    rows,
+                    size,
+                )
             cut = min(len(self.batches) // 2, 10)
             return Sample(self.batches[:cut], self.batches[cut:], ())
-        size = args.per_device_train_batch_size * max(args.n_gpu, 1) * args.world_size
         return sample(
             dataloader.dataset,
             dataloader.collate_fn,
-            batch_size=size * args.gradient_accumulation_steps,
+            batch_size=self.trainer.get_total_train_batch_size(args),
             samples=self.samples,
             seed=args.seed,
         )
@@ -176,6 +185,7 @@ class PredictedLearningRate(TrainerCallback):
                 found.measure,
                 warmup_batches=found.warmup,
                 steps=state.max_steps,
+                batch_size=self.trainer.get_total_train_batch_size(args),
                 dtype=_dtype(args),
                 calibration=self.calibration,
                 seed=args.seed,
@@ -211,22 +221,6 @@ def _log_of(prediction: Prediction) -> dict[str, float]:
     if prediction.adam is not None:
         told["prediction_sharpness_preconditioned"] = prediction.adam.lambda_preconditioned
     return told
-
-
-def _differences(args: TrainingArguments, trainer: Trainer) -> list[str]:
-    """What makes this run another than those that predictions are for."""
-    found = []
-    if args.label_smoothing_factor:
-        found.append(f"label_smoothing_factor={args.label_smoothing_factor:g}: it is for plain cross-entropy")
-    if getattr(trainer, "compute_loss_func", None) is not None:
-        found.append("compute_loss_func: it is for plain cross-entropy")
-    if getattr(getattr(trainer.model, "config", None), "output_router_logits", False):
-        found.append("the router's own loss (output_router_logits): it is for plain cross-entropy")
-    if (args.adam_beta1, args.adam_beta2) != BETAS:
-        found.append(
-            f"Adam's betas {args.adam_beta1:g}, {args.adam_beta2:g}: it is for {BETAS[0]}, {BETAS[1]}"
-        )
-    return found
 
 
 def _say(told: dict[str, float], before: float, known: bool) -> None:

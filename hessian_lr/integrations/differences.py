@@ -1,0 +1,32 @@
+"""What makes a Trainer's run another than those that predictions are for."""
+
+from __future__ import annotations
+
+from transformers import Trainer, TrainingArguments
+
+from ..predict.warmup import BETAS
+
+_FOR = "it is for plain cross-entropy"
+
+
+def differences(args: TrainingArguments, trainer: Trainer) -> list[str]:
+    """Each, with what predictions are for instead; none where nothing is known to differ."""
+    found = []
+    if args.label_smoothing_factor:
+        found.append(f"label_smoothing_factor={args.label_smoothing_factor:g}: {_FOR}")
+    if getattr(trainer, "compute_loss_func", None) is not None:
+        found.append(f"compute_loss_func: {_FOR}")
+    # To call it and see would count in what subclasses gather for their logs.
+    owner = next(kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind))
+    if owner is not Trainer and owner.__module__.partition(".")[0] != "trl":
+        found.append(f"{owner.__name__}.compute_loss, if that is another loss: {_FOR}")
+    # TRL's name for a loss of its own.
+    if (kind := getattr(args, "loss_type", None)) not in (None, "nll", "chunked_nll"):
+        found.append(f"loss_type={kind!r}: {_FOR}")
+    if getattr(getattr(trainer.model, "config", None), "output_router_logits", False):
+        found.append(f"the router's own loss (output_router_logits): {_FOR}")
+    if (args.adam_beta1, args.adam_beta2) != BETAS:
+        found.append(
+            f"Adam's betas {args.adam_beta1:g}, {args.adam_beta2:g}: it is for {BETAS[0]}, {BETAS[1]}"
+        )
+    return found
