@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 import sys
 from dataclasses import dataclass, fields
@@ -95,6 +96,9 @@ class Setting(Record):
             )
         if not self.target_modules:
             raise RequestError("target_modules must be 'all-linear' or at least one module name")
+        if not isinstance(self.target_modules, str):
+            # A set of names: in any order they are one setting, and must give one key.
+            object.__setattr__(self, "target_modules", tuple(sorted(set(self.target_modules))))
 
     def _take_from(self, path: str) -> None:
         source, described = own.read(path)
@@ -106,6 +110,11 @@ class Setting(Record):
         own.refuse_contradiction(path, described, given)
         for name, value in {**described, "peft_config": source}.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def model_place(self) -> str:
+        """The model's name; of one on disk its whole path, however it was given."""
+        return os.path.realpath(self.model) if os.path.exists(self.model) else self.model
 
     @property
     def most_samples(self) -> int:

@@ -88,3 +88,16 @@ def test_the_shipped_law_has_what_settings_can_tell():
     assert "lora" in law.methods and law.log_half_width > 0
     # What the study found for plain LoRA: the best learning rate falls with r where alpha = r.
     assert law.exponents["rank"] < 0
+
+
+def test_one_model_under_two_paths_and_modules_in_another_order_are_the_same(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    known = Setting(model="model", target_modules=("q_proj", "v_proj"))
+    law = load_calibration().transfer
+    for place in ("model/", "./model", str(tmp_path / "model")):
+        wanted = Setting(model=place, target_modules=("v_proj", "q_proj", "v_proj"))
+        assert transfer(law, [(known, 1e-3)], wanted).lr == pytest.approx(1e-3)
+    assert (
+        Setting(target_modules=("v_proj", "q_proj")).key == Setting(target_modules=("q_proj", "v_proj")).key
+    )

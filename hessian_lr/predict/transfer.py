@@ -12,7 +12,7 @@ from ..setting import Setting
 from .law import Rate, check_numbers, refuse_unpredicted
 
 # What two settings must share: nothing here knows what a difference in it does.
-SHARED = ("model", "target_modules", "peft_config", "optimizer")
+SHARED = ("model_place", "target_modules", "peft_config", "optimizer")
 
 
 @dataclass(frozen=True)

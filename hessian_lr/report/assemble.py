@@ -51,7 +51,8 @@ def assemble(documents: Sequence[Document]) -> list[Part]:
 
 
 def _key(document: Document, same: Sequence[str] = _SAME) -> str:
-    values = document.entries[0].setting.to_dict()
+    setting = document.entries[0].setting
+    values = setting.to_dict() | {"model": setting.model_place}
     return digest({name: value for name, value in values.items() if name not in same})
 
 
