@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from tiny_models import base_model, counting_batch, learned
 from tolerances import ADAMS_EPSILON, SAME_WEIGHTS
 from torch import Tensor
@@ -21,10 +21,12 @@ from hessian_lr.curvature.adam import adam_preconditioner, rate_factors
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.vectors import flatten
 from hessian_lr.data import make_batches
+from hessian_lr.errors import RequestError
 from hessian_lr.methods import METHODS
 from hessian_lr.methods.lora_plus import RATIO
 from hessian_lr.predict import predict_learning_rate
 from hessian_lr.predict.adam import adam_sharpness
+from hessian_lr.predict.other_adapters import other_adapter
 from hessian_lr.predict.warmup import warm_up
 from hessian_lr.sweep import run_key, train_once
 from hessian_lr.sweep.run import adapted
@@ -172,3 +174,31 @@ def test_a_prediction_with_its_own_optimizer_leaves_no_trace(method: str) -> Non
     assert found.status == "converged"
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda model, lr, **_: torch.optim.SGD(trainable(model), lr=lr),
+            "Adam's geometry, which SGD does not",
+        ),
+        (lambda model, lr, **_: torch.optim.AdamW(trainable(model), lr=1e-3), "made AdamW with 0.001: the"),
+        (lambda model, lr, **_: torch.optim.AdamW(trainable(model)[1:], lr=lr), "lacks 1 of the"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_predicted_for_is_named_before_any_search(make, message):
+    with pytest.raises(RequestError, match=message):
+        predict_learning_rate(learned(), batches(4), predictor="adam", optimizer=make)
+
+
+@pytest.mark.parametrize("kind", [IA3Config, LoraConfig, None])
+def test_what_is_no_adapter_of_loras_kin_is_told(kind):
+    model = base_model("llama")
+    if kind is not None:
+        modules = {"target_modules": ["v_proj", "down_proj"]}
+        if kind is IA3Config:
+            modules["feedforward_modules"] = ["down_proj"]
+        model = get_peft_model(model, kind(task_type="CAUSAL_LM", **modules))
+    told = [note for note in other_adapter(model) if "LoRA and its kin" in note]
+    assert told == [] if kind is LoraConfig else "IA3" in told[0] or "no PEFT adapter" in told[0]

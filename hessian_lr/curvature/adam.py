@@ -146,13 +146,12 @@ def rate_factors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor])
     return flatten([torch.full_like(p, factors[p]) for p in parameters])
 
 
-def stability_threshold(beta1: float) -> float:
-    """(2 + 2β₁) / (1 − β₁), the product η·λ_P at which Adam becomes unstable; 38 for β₁ = 0.9."""
-    return (2 + 2 * beta1) / (1 - beta1)
+def require_adam(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that does not step as torch's Adam and AdamW do.
 
-
-def _diagonal(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], times: float = 1.0) -> Tensor:
-    """P as if v were so many times what it is."""
+    Raises:
+        RequestError: it does not.
+    """
     # accelerate's wrapper hands everything on but its type.
     own = getattr(optimizer, "optimizer", optimizer)
     # A subclass with a step of its own, as PEFT's Riemannian one, has another P behind the same state.
@@ -162,6 +161,16 @@ def _diagonal(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], ti
             f"λ_P is measured in Adam's geometry, which {type(own).__name__} does not have; "
             "measure λ itself (sharpness), or train with torch's AdamW"
         )
+
+
+def stability_threshold(beta1: float) -> float:
+    """(2 + 2β₁) / (1 − β₁), the product η·λ_P at which Adam becomes unstable; 38 for β₁ = 0.9."""
+    return (2 + 2 * beta1) / (1 - beta1)
+
+
+def _diagonal(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], times: float = 1.0) -> Tensor:
+    """P as if v were so many times what it is."""
+    require_adam(optimizer)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     pieces = []
     for parameter in parameters:

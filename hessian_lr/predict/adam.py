@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import Checkpoints
-from ..curvature.adam import geometry, stability_threshold
+from ..curvature.adam import geometry, require_adam, stability_threshold
 from ..curvature.central import twice_or_central
 from ..curvature.loss import Batch, count_labels, count_tokens, trainable
 from ..curvature.operator import Cost, HessianOperator
@@ -240,11 +240,29 @@ def _why_never_uphill(model: nn.Module, loss: float) -> str:
     return "the loss does not respond to the adapter as a loss should (frozen output? constant labels?)"
 
 
+def _check(made: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Refuse, before anything is spent on it, what ``optimizer`` made for a learning rate of 1."""
+    if not hasattr(made, "geometry"):
+        require_adam(made)
+    held = {id(p) for group in made.param_groups for p in group["params"]}
+    if lacking := sum(id(p) not in held for p in parameters):
+        raise RequestError(
+            f"what optimizer(model, lr, …) made lacks {lacking} of the {len(parameters)} trainable "
+            "parameters: give it all of them, or set requires_grad_(False) on those that are not trained"
+        )
+    if (rate := made.param_groups[0]["lr"]) != 1.0:
+        raise RequestError(
+            f"optimizer(model, lr, …) was asked for a learning rate of 1 and made {type(made).__name__} with "
+            f"{rate:g}: the learning rate of its first group must be the one it is given"
+        )
+
+
 def _first_step(operator: HessianOperator, gradient: Tensor, optimizer: MakeOptimizer) -> Tensor:
     """What the optimizer's first step subtracts at a learning rate of 1."""
     parameters = operator.parameters
     with unchanged(operator.model):
         made = optimizer(operator.model, 1.0, betas=BETAS, eps=EPSILON)
+        _check(made, parameters)
         before = flatten(parameters)
         for parameter, piece in zip(parameters, unflatten(gradient, parameters), strict=True):
             parameter.grad = laid_out(piece, parameter)

@@ -20,6 +20,7 @@ from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
 from .law import Quantities
+from .other_adapters import other_adapter
 from .prediction import Prediction
 from .rate import PROBE, rate
 from .start import by_closed_form, by_lanczos, lr_eigenvalue, lr_sharpness
@@ -254,6 +255,7 @@ def _told(
     notes = [*failures, *(note for one in measured for note in one.notes), *found.notes]
     if own:
         notes.append("the constants were fitted to runs with plain AdamW, none with this optimizer")
+    notes += other_adapter(request.model)
     return Prediction(
         predictor=predictor,
         status="converged" if all(one.status == "converged" for one in measured) else "budget",
