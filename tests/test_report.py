@@ -311,6 +311,11 @@ def test_bad_input_is_named_and_costs_nothing(tmp_path, capsys, case):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.json", "report.html"]
 
 
+def test_a_page_is_not_written_into_another_kind_of_file(tmp_path, capsys):
+    assert main(["report", str(FIRST_LIGHT), "--out", str(tmp_path / "page.pdf")]) == 2
+    assert "an HTML page, not a .pdf file" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_missing_run_and_a_result_as_output_are_refused(tmp_path):
     with pytest.raises(RequestError, match=r"there is no .*nowhere"):
         write_report([tmp_path / "nowhere"], tmp_path / "r.html")
