@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_models import VOCABULARY, adapted, counting_batch, dense_hessian, learned
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from tiny_trainer import STEPS, collate, counted, entries, trainer, weights, with_callback
 
 from hessian_lr.curvature.loss import count_labels
-from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
+from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.integrations import (
     PredictedLearningRate,
     enqueue_prediction,
@@ -26,91 +24,15 @@ from hessian_lr.integrations import (
 from hessian_lr.integrations import (
     trainer as module,
 )
-from hessian_lr.integrations.differences import differences
 from hessian_lr.integrations.rows import sample
-from hessian_lr.integrations.schedule import adamw
 from hessian_lr.predict import Prediction, predict_learning_rate
-
-STEPS = 6
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def rows():
-    batch = counting_batch(64, 3, seed=1)
-    return datasets.Dataset.from_dict({name: value.tolist() for name, value in batch.items()})
-
-
-def collate(rows):
-    # It draws from all generators, as a collator that masks at random would.
-    torch.rand(1)
-    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-
-
-class Watched(Trainer):
-    """Keeps the rows of each micro-batch it trains on."""
-
-    def training_step(self, model, inputs, *rest):
-        self.seen = [*getattr(self, "seen", []), inputs["input_ids"].tolist()]
-        return super().training_step(model, inputs, *rest)
-
-
-class Reporter(TrainerCallback):
-    """What a reporter such as TensorBoard's is told, in order."""
-
-    def __init__(self):
-        self.logs = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.logs.append(dict(logs))
-
-
-def trainer(rows, folder, *, dropout=0.0, model=None, **options):
-    arguments = {
-        "output_dir": str(folder),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 5e-5,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 2,
-        "logging_steps": 2,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
-    model = model or learned()
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Dropout):
-            layer.p = dropout
-    reporter = Reporter()
-    made = Watched(
-        model=model,
-        args=TrainingArguments(**arguments | options),
-        data_collator=collate,
-        train_dataset=rows,
-        callbacks=[reporter],
-    )
-    made.reporter = reporter
-    return made
-
-
-def with_callback(rows, folder, options=None, **arguments):
-    made = trainer(rows, folder, **options or {})
-    made.add_callback(PredictedLearningRate(made, **arguments))
-    made.train()
-    return made
-
-
-def weights(made):
-    return [p.detach().clone() for p in made.model.parameters() if p.requires_grad]
-
-
-def entries(made, key):
-    return [log for log in made.state.log_history if key in log]
+    return counted()
 
 
 @pytest.mark.parametrize("options", [{"gradient_accumulation_steps": 2}, {"bf16": True, "logging_steps": 1}])
@@ -252,108 +174,6 @@ def test_a_run_that_began_without_a_prediction_keeps_its_learning_rate(rows, tmp
     assert all(map(torch.equal, weights(again), weights(whole)))
     assert not entries(again, "predicted_learning_rate") and entries(again, "sharpness")
     assert "began without a predicted learning rate, at step 3 it keeps the one it has" in caplog.text
-
-
-def test_what_a_prediction_knows_nothing_of_is_said(rows, tmp_path, caplog):
-    with_callback(rows, tmp_path, {"max_steps": 1, "label_smoothing_factor": 0.4, "adam_beta1": 0.8})
-    said = [r.getMessage() for r in caplog.records if "knows nothing of" in r.getMessage()]
-    assert len(said) == 2 and "label_smoothing_factor=0.4" in said[0] and "betas 0.8, 0.999" in said[1]
-
-
-def test_a_loss_of_a_subclass_is_said_unless_it_is_trls(rows, tmp_path):
-    class Weighted(Watched):
-        def compute_loss(self, *arguments, **options):
-            return super().compute_loss(*arguments, **options)
-
-    plain = trainer(rows, tmp_path)
-    assert differences(plain.args, plain) == []
-    plain.__class__ = Weighted
-    (said,) = differences(plain.args, plain)
-    assert said.startswith("Weighted.compute_loss")
-    Weighted.__module__ = "trl.trainer.sft_trainer"
-    assert differences(plain.args, plain) == []
-    plain.args.loss_type = "dft"
-    assert "loss_type='dft'" in differences(plain.args, plain)[0]
-
-
-def test_the_batch_size_is_the_one_that_is_trained_with(rows, tmp_path, monkeypatch, caplog):
-    """auto_find_batch_size makes the Trainer's smaller than its arguments'."""
-    asked = []
-
-    def predict(*arguments, **options):
-        asked.append(options["batch_size"])
-        return predict_learning_rate(*arguments, **options)
-
-    monkeypatch.setattr(module, "predict_learning_rate", predict)
-    made = trainer(rows, tmp_path, max_steps=1, gradient_accumulation_steps=2)
-    callback = PredictedLearningRate(made)
-    made.add_callback(callback)
-    made._train_batch_size = 2
-    found = callback._drawn(made.args, made.get_train_dataloader())
-    assert [len(one["input_ids"]) for one in found.warmup][:-1] == [4] * (len(found.warmup) - 1)
-    micro = [collate([rows[i], rows[i + 1]]) for i in range(0, 12, 2)]
-    with_callback(rows, tmp_path, {"max_steps": 1, "gradient_accumulation_steps": 2}, batches=micro)
-    assert asked == [8] and "batches have 2 rows, a step of training 8" in caplog.text
-
-
-def test_other_optimizers_are_refused_by_name(rows, tmp_path):
-    for name, told in (("sgd", "torch.optim.sgd.SGD"), ("adafactor", "Adafactor")):
-        with pytest.raises(RequestError, match=f"predicted for AdamW, but this run has .*{told}: use optim"):
-            with_callback(rows, tmp_path, {"optim": name})
-    two = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1e-3, 1e-2)]
-    with pytest.raises(RequestError, match=r"groups of different learning rates \(0.001, 0.01\), as LoRA\+"):
-        adamw(torch.optim.AdamW(two))
-
-
-def test_rows_that_cannot_be_measured_are_named(rows):
-    def without(rows):
-        return collate(rows) | {"labels": torch.full((len(rows), 10), -100)}
-
-    def packed(rows):
-        return {name: value.reshape(1, -1) for name, value in collate(rows).items()}
-
-    options = {"batch_size": 4, "samples": 2, "seed": 0}
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(0)).tolist()
-    with pytest.raises(RequestError, match=f"rows {order[-2]}, {order[-1]} is labelled: the field 'labels'"):
-        sample(rows, without, **options)
-    with pytest.raises(RequestError, match=r"has no field 'labels' \(it has input_ids, attention_mask\)"):
-        sample(rows.remove_columns("labels"), collate, **options)
-    with pytest.raises(RequestError, match="packing=False and padding_free=False"):
-        sample(rows, packed, **options)
-    with pytest.raises(RequestError, match=r"batches=\[...\]"):
-        sample(rows.to_iterable_dataset(), collate, **options)
-    with pytest.raises(RequestError, match="the training set has 1 training rows, but at least 2 are needed"):
-        sample(rows.select([0]), collate, **options)
-
-
-def test_a_prediction_that_fails_ends_the_run_before_its_first_step(rows, tmp_path):
-    model = learned()
-    next(p for p in model.parameters() if p.requires_grad).data[0, 0] = math.nan
-    made = trainer(rows, tmp_path, model=model)
-    made.add_callback(PredictedLearningRate(made))
-    with pytest.raises(
-        HessianLRError, match=r"no learning rate could be predicted: .*not finite.*Remove the call"
-    ):
-        made.train()
-    assert made.state.global_step == 0
-
-
-def test_a_measurement_that_fails_does_not_end_the_run(rows, tmp_path, monkeypatch, caplog):
-    def fail(*_arguments):
-        raise NonFiniteError("the loss is not finite")
-
-    monkeypatch.setattr("hessian_lr.track.SharpnessTracker.update", fail)
-    made = with_callback(rows, tmp_path, track_every=2)
-    assert made.state.global_step == STEPS and not entries(made, "sharpness")
-    assert caplog.text.count("no longer followed, from step 2 on: the loss is not finite") == 1
-
-
-def test_wrong_arguments_and_sharded_models_are_refused():
-    with pytest.raises(RequestError, match="track_every must be at least 1 step, or None, not 0"):
-        PredictedLearningRate(SimpleNamespace(), track_every=0)
-    sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
-    with pytest.raises(RequestError, match=r"sharded \(FSDP or DeepSpeed\).*predict first, whole"):
-        PredictedLearningRate(sharded).on_train_begin(None, None, None)
 
 
 def test_a_model_that_accelerate_prepared_is_measured_as_it_is():
