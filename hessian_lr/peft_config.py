@@ -15,6 +15,7 @@ MOST = 2**31  # no rank, and no alpha that anyone trains with
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What results call the method of a setting with such an adapter.
 METHOD = "peft-config"
+NO_CHOICE = "PEFT's choice"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -77,10 +78,17 @@ def read(path: str | Path) -> tuple[PeftSource, dict[str, Any]]:
         "method": METHOD,
         "rank": values["r"],
         "alpha": float(values["lora_alpha"]),
-        # Where none is named, PEFT has a choice for each architecture. Saved sets have no order.
-        "target_modules": tuple(sorted(targets)) if isinstance(targets, list) else targets or "PEFT's choice",
+        "target_modules": _described(targets, values.get("target_parameters")),
     }
     return source, described
+
+
+def _described(modules: str | list[str] | None, parameters: Any) -> str | tuple[str, ...]:
+    if isinstance(modules, list):
+        # Saved sets have no order. A mixture's fused experts are parameters, and may be all there is.
+        return tuple(sorted([*modules, *(parameters or [])])) or NO_CHOICE
+    # Where none is named, PEFT has a choice for each architecture.
+    return modules or NO_CHOICE
 
 
 def refuse_contradiction(path: str | Path, described: dict[str, Any], given: dict[str, Any]) -> None:
@@ -158,6 +166,11 @@ def _lora(config: Path) -> dict[str, Any]:
         or (isinstance(targets, list) and all(isinstance(name, str) for name in targets))
     ):
         raise RequestError(f"{config} must give target_modules as text or a list of names, not {targets!r}")
+    parameters = values.get("target_parameters")
+    if parameters is not None and not (
+        isinstance(parameters, list) and all(isinstance(name, str) for name in parameters)
+    ):
+        raise RequestError(f"{config} must give target_parameters as a list of names, not {parameters!r}")
     return values
 
 

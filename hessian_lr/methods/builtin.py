@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..errors import RequestError
 from ..setting import Setting
 from .method import Method
-from .targets import Target
+from .targets import Target, words
 
 
 def plain_lora(
@@ -24,7 +24,7 @@ def plain_lora(
         targets: The modules to adapt.
         options: Further fields of PEFT's ``LoraConfig``.
     """
-    config = LoraConfig(r=setting.rank, lora_alpha=_alpha(setting), **_common(targets), **options)
+    config = LoraConfig(r=setting.rank, lora_alpha=_alpha(setting), **_common(setting, targets), **options)
     return get_peft_model(model, config)
 
 
@@ -81,7 +81,7 @@ def _gralora(model: PreTrainedModel, setting: Setting, targets: tuple[Target, ..
         r=setting.rank,
         alpha=_alpha(setting),
         gralora_k=_gralora_blocks(setting.rank),
-        **_common(targets),
+        **_common(setting, targets),
     )
     return get_peft_model(model, config)
 
@@ -120,7 +120,7 @@ def _randlora(model: PreTrainedModel, setting: Setting, targets: tuple[Target, .
         r=setting.rank,
         randlora_alpha=_alpha(setting),
         projection_prng_key=setting.seed,
-        **_common(targets),
+        **_common(setting, targets),
     )
     return get_peft_model(model, config)
 
@@ -130,12 +130,13 @@ def _alpha(setting: Setting) -> Any:
     return setting.alpha
 
 
-def _common(targets: tuple[Target, ...]) -> dict[str, Any]:
-    # Full names, so that PEFT adapts exactly the modules that were checked. Dropout is 0 and no bias is
-    # trained in every configuration's defaults.
+def _common(setting: Setting, targets: tuple[Target, ...]) -> dict[str, Any]:
+    # Full names, so that PEFT adapts exactly the modules that were checked; for fused experts the user's
+    # own, which only PEFT can read. Dropout is 0 and no bias is trained in every configuration's defaults.
+    fused = any(target.fused for target in targets)
     return {
         "task_type": TaskType.CAUSAL_LM,
-        "target_modules": [target.name for target in targets],
+        "target_modules": words(setting.target_modules) if fused else [target.name for target in targets],
         "fan_in_fan_out": all(target.transposed for target in targets),
     }
 
@@ -147,6 +148,7 @@ BUILTIN = (
         source="arXiv 2106.09685",
         zero_b=True,
         build=plain_lora,
+        fused=True,
     ),
     Method(
         name="rslora",
@@ -154,6 +156,7 @@ BUILTIN = (
         source="arXiv 2312.03732",
         zero_b=True,
         build=_rslora,
+        fused=True,
     ),
     Method(
         name="dora",

@@ -30,4 +30,5 @@ LORA_PLUS = Method(
     zero_b=True,
     build=plain_lora,
     optimizer=_optimizer,
+    fused=True,
 )

@@ -29,6 +29,7 @@ class Method:
         rows: Rows of training data that the initialization looks at; 0: the weights are enough.
         optimizer: ``optimizer(model, lr, betas=…, eps=…)`` makes the optimizer of a run whose learning rate
             is ``lr``; None: AdamW.
+        fused: It can adapt parameters that hold many experts, as PEFT's plain LoRA can.
         clips: ``optimizer`` takes ``max_norm`` too, and clips gradients to it in a way of its own.
     """
 
@@ -40,4 +41,5 @@ class Method:
     refuse: Callable[[Setting, tuple[Target, ...]], None] | None = None
     rows: int = 0
     optimizer: Callable[..., Optimizer] | None = None
+    fused: bool = False
     clips: bool = False

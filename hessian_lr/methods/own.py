@@ -16,6 +16,7 @@ from .. import hub
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..peft_config import METHOD, PeftSource
 from ..setting import Setting
+from .by_peft import has_fused
 from .method import Method
 from .targets import Target
 
@@ -26,7 +27,8 @@ _OURS = ("task_type", "inference_mode", "base_model_name_or_path", "auto_mapping
 _TAKEN = (
     *_OURS,
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "bias"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("target_modules", "target_parameters", "exclude_modules", "modules_to_save"),
+    *("layers_to_transform", "layers_pattern"),
     *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "init_lora_weights", "trainable_token_indices"),
 )
 
@@ -57,6 +59,7 @@ def check_own(model: PreTrainedModel, setting: Setting) -> tuple[Target, ...]:
     source = _source(setting)
     config = _config(source)
     # The start is no part of the shape, and most need values to compute with.
+    start = config.init_lora_weights
     config.init_lora_weights = True
     try:
         with torch.device("meta"):
@@ -67,31 +70,57 @@ def check_own(model: PreTrainedModel, setting: Setting) -> tuple[Target, ...]:
             f"PEFT cannot put the adapter of {source.path} on {model.config.name_or_path or 'this model'}: "
             f"{hub.first_line(error)}"
         ) from error
+    if isinstance(start, str) and start != "gaussian" and has_fused(adapted):
+        raise RequestError(
+            f"{source.config}: init_lora_weights {start!r} needs linear modules, and some targets hold a "
+            "mixture's experts or their router in one parameter; set it to true, or name linear modules"
+        )
     if source.weights is not None:
-        _check_weights(source, get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        _check_weights(source, adapted)
     return ()
 
 
-def _check_weights(source: PeftSource, expected: dict[str, torch.Tensor]) -> None:
+_MEND = "the adapter belongs to another model: give the one it was trained on"
+
+
+def _check_weights(source: PeftSource, adapted: PeftModel) -> None:
+    found = _shapes(source, adapted)
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
+    if absent := sorted(wanted.keys() - found.keys()):
+        raise RequestError(f"{source.weights} lacks {len(absent)} tensors (first: {absent[0]}); {_MEND}")
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise RequestError(
+            f"{source.weights} has {len(extra)} tensors that this model has not (first: {extra[0]}); {_MEND}"
+        )
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise RequestError(f"{source.weights}: {name} is {found[name]}, expected {shape}; {_MEND}")
+
+
+def _shapes(source: PeftSource, adapted: PeftModel) -> dict[str, tuple[int, ...]]:
+    """The tensors in the file, by the names that they have in the model."""
     try:
         with safe_open(source.weights, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise HessianLRError(
             f"cannot read {source.weights}: {hub.first_line(error)}; it is incomplete or damaged: save or "
             "copy it again"
         ) from error
-    wanted = {name: tuple(value.shape) for name, value in expected.items()}
-    mend = "the adapter belongs to another model: give the one it was trained on"
-    if absent := sorted(wanted.keys() - found.keys()):
-        raise RequestError(f"{source.weights} lacks {len(absent)} tensors (first: {absent[0]}); {mend}")
-    if extra := sorted(found.keys() - wanted.keys()):
-        raise RequestError(
-            f"{source.weights} has {len(extra)} tensors that this model has not (first: {extra[0]}); {mend}"
+    if not has_fused(adapted):
+        return stored
+    # Adapters from before transformers fused the experts have one for each, which PEFT puts together.
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    empty = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
+    try:
+        joined = convert_peft_adapter_state_dict_for_transformers(
+            adapted, adapted.peft_config["default"], empty
         )
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise RequestError(f"{source.weights}: {name} is {found[name]}, expected {shape}; {mend}")
+    except Exception as error:  # PEFT raises what it likes
+        raise RequestError(f"{source.weights} does not fit ({hub.first_line(error)}); {_MEND}") from error
+    return {name: tuple(value.shape) for name, value in joined.items()}
 
 
 def _source(setting: Setting) -> PeftSource:

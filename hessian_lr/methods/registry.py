@@ -41,8 +41,8 @@ def check(model: PreTrainedModel, setting: Setting) -> None:
 
     Raises:
         RequestError: the method is unknown, the model has an adapter already, a target module's name
-            matches nothing, the rank exceeds a target's width, or the method itself cannot adapt one
-            of the targets.
+            matches nothing, the rank exceeds a linear target's width, or the method itself cannot
+            adapt one of the targets.
     """
     _checked(model, setting)
 
@@ -120,8 +120,12 @@ def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Ta
     if method is OWN:
         return OWN, check_own(model, setting)
     targets = find_targets(model, setting.target_modules)
-    narrowest = min(targets, key=lambda target: target.width)
-    if setting.rank > narrowest.width:
+    if not method.fused:
+        _refuse_fused(method, targets)
+    # PEFT has no limit, and a router is as wide as there are experts: LoRA's usual ranks exceed that.
+    linear = [target for target in targets if not target.fused]
+    narrowest = min(linear, key=lambda target: target.width, default=None)
+    if narrowest is not None and setting.rank > narrowest.width:
         raise RequestError(
             f"rank {setting.rank} is larger than {narrowest.name} is wide "
             f"({narrowest.out_features} × {narrowest.in_features}): "
@@ -130,6 +134,18 @@ def _checked(model: PreTrainedModel, setting: Setting) -> tuple[Method, tuple[Ta
     if method.refuse is not None:
         method.refuse(setting, targets)
     return method, targets
+
+
+def _refuse_fused(method: Method, targets: tuple[Target, ...]) -> None:
+    linear = sorted({target.name.rpartition(".")[2] for target in targets if not target.fused})
+    for target in targets:
+        if target.fused:
+            able = ", ".join(one.name for one in METHODS.values() if one.fused)
+            mend = f", or name linear modules: --target-modules {','.join(linear)}" if linear else ""
+            raise RequestError(
+                f"{method.name} needs linear modules and cannot adapt {target.name}, which holds a mixture's "
+                f"experts or their router in one parameter; use one of {able}{mend}"
+            )
 
 
 def method_of(setting: Setting) -> Method:

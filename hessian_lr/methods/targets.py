@@ -1,4 +1,4 @@
-"""Which of a model's linear modules a setting adapts."""
+"""Which of a model's modules a setting adapts."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .. import hub
 from ..errors import RequestError
+from .by_peft import Adapted, adapted_by_peft
 
 ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A linear module that gets an adapter.
+    """A linear module, or a parameter that holds the weights of many, that gets an adapter.
 
     Attributes:
         name: Its full name in the model, ``model.layers.0.self_attn.q_proj``.
         in_features: d_in, the width of its input.
         out_features: d_out, the width of its output.
         transposed: Its weight is stored as (d_in, d_out): transformers' ``Conv1D`` of GPT-2.
+        fused: It is a parameter, all experts of a mixture in one, or the router to them. The features
+            are those of one expert.
     """
 
     name: str
     in_features: int
     out_features: int
     transposed: bool
+    fused: bool = False
 
     @property
     def width(self) -> int:
@@ -39,34 +44,89 @@ class Target:
 def find_targets(model: PreTrainedModel, wanted: str | tuple[str, ...]) -> tuple[Target, ...]:
     """The modules that ``wanted`` names, in the model's own order.
 
+    A mixture of experts whose layers transformers fuses into parameters has no linear modules for them;
+    there PEFT says what the names mean.
+
     Args:
         model: A causal LM without an adapter.
-        wanted: ``"all-linear"``, which is PEFT's meaning of it (every linear module but the output
-            head), or the ends of module names (``q_proj``, ``0.mlp.down_proj``).
+        wanted: ``"all-linear"``, which is PEFT's meaning of it (every linear module but the output head,
+            and the experts and routers that PEFT knows), or the ends of module names (``q_proj``,
+            ``0.mlp.down_proj``).
 
     Raises:
-        RequestError: a name matches no linear module, or a module shares its weight with another.
+        RequestError: a name matches nothing, PEFT refuses a module, or a module shares its weight with
+            another.
     """
     linears: dict[str, nn.Linear | Conv1D] = {
         name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))
     }
+    fused = _fused(model, wanted, linears)
+    if fused:
+        _refuse_shared_weights(model, {t.name: linears[t.name] for t in fused if not t.fused})
+        return fused
     if wanted == ALL_LINEAR:
         head = model.get_output_embeddings()
         chosen = {name: module for name, module in linears.items() if module is not head}
         if not chosen:
             raise RequestError(f"this {type(model).__name__} has no linear module to adapt")
     else:
-        suffixes = (wanted,) if isinstance(wanted, str) else wanted
-        for suffix in suffixes:
-            if not any(_ends_in(name, suffix) for name in linears):
-                raise _no_such_module(suffix, linears)
+        for suffix in _unmatched(wanted, linears):
+            raise _no_such_module(suffix, linears)
         chosen = {
             name: module
             for name, module in linears.items()
-            if any(_ends_in(name, suffix) for suffix in suffixes)
+            if any(_ends_in(name, suffix) for suffix in _suffixes(wanted))
         }
     _refuse_shared_weights(model, chosen)
     return tuple(_target(name, module) for name, module in chosen.items())
+
+
+def words(wanted: str | tuple[str, ...]) -> str | list[str]:
+    """The names as PEFT takes them: a text that is not ``all-linear`` would be a pattern there."""
+    return ALL_LINEAR if wanted == ALL_LINEAR else list(_suffixes(wanted))
+
+
+def _suffixes(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (wanted,) if isinstance(wanted, str) else wanted
+
+
+def _unmatched(wanted: str | tuple[str, ...], linears: Iterable[str]) -> list[str]:
+    if wanted == ALL_LINEAR:
+        return []
+    return [suffix for suffix in _suffixes(wanted) if not any(_ends_in(name, suffix) for name in linears)]
+
+
+def _fused(
+    model: PreTrainedModel, wanted: str | tuple[str, ...], linears: dict[str, nn.Linear | Conv1D]
+) -> tuple[Target, ...]:
+    """All targets where some of them are fused parameters; nothing where none is."""
+    if all(parameter.dim() < 3 for parameter in model.parameters()):
+        return ()
+    names, unmatched = words(wanted), _unmatched(wanted, linears)
+    try:
+        found = adapted_by_peft(model, names)
+    except Exception as error:  # PEFT raises what it likes
+        if unmatched:
+            raise _no_such_module(unmatched[0], linears, f" (PEFT: {hub.first_line(error)})") from error
+        raise
+    if not any(one.fused for one in found):
+        return ()
+    # PEFT passes over names that match nothing as long as another does.
+    idle = [suffix for suffix in unmatched if _adapted_without(model, names, suffix) == found]
+    other = [one.name for one in found if not one.fused and one.name not in linears]
+    for name in (*idle, *other):
+        raise _no_such_module(name, linears)
+    return tuple(
+        Target(one.name, one.in_features, one.out_features, transposed=False, fused=one.fused)
+        for one in found
+    )
+
+
+def _adapted_without(model: PreTrainedModel, names: str | list[str], one: str) -> tuple[Adapted, ...] | None:
+    try:
+        return adapted_by_peft(model, [name for name in names if name != one])
+    except Exception:  # then it counts
+        return None
 
 
 def _ends_in(name: str, suffix: str) -> bool:
@@ -80,10 +140,10 @@ def _target(name: str, module: nn.Linear | Conv1D) -> Target:
     return Target(name, module.in_features, module.out_features, transposed=False)
 
 
-def _no_such_module(suffix: str, linears: Iterable[str]) -> RequestError:
+def _no_such_module(suffix: str, linears: Iterable[str], why: str = "") -> RequestError:
     present = sorted({name.rpartition(".")[2] for name in linears})
     return RequestError(
-        f"target module {suffix!r} matches no linear module of this model. "
+        f"target module {suffix!r} matches no linear module of this model{why}. "
         f"Its linear modules: {', '.join(present)}; or give {ALL_LINEAR!r}."
     )
 
