@@ -101,6 +101,16 @@ def test_settings_without_an_adapter_keep_the_keys_they_had():
     assert "peft_config" not in Setting().to_dict()
 
 
+@pytest.mark.parametrize("module", ["attn.c_proj", "c_attn"])  # a square weight and another
+def test_olora_is_refused_where_peft_would_make_another_model_of_it(tmp_path, module):
+    setting = Setting(peft_config=written(tmp_path / "a", target_modules=[module], init_lora_weights="olora"))
+    with pytest.raises(RequestError, match=rf"'olora' cannot adapt transformer\.h\.0.*{module}.*Conv1D"):
+        methods.check(base_model("gpt2"), setting)
+    methods.check(
+        base_model("llama"), Setting(peft_config=written(tmp_path / "b", init_lora_weights="olora"))
+    )
+
+
 def bad_weights(folder):
     trained(folder)
     whole = (folder / "adapter_model.safetensors").read_bytes()

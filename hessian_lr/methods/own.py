@@ -7,10 +7,12 @@ from typing import Any
 import peft
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .. import hub
 from ..errors import HessianLRError, RequestError, unknown_name
@@ -70,14 +72,27 @@ def check_own(model: PreTrainedModel, setting: Setting) -> tuple[Target, ...]:
             f"PEFT cannot put the adapter of {source.path} on {model.config.name_or_path or 'this model'}: "
             f"{hub.first_line(error)}"
         ) from error
+    _check_start(source, start, adapted)
+    if source.weights is not None:
+        _check_weights(source, adapted)
+    return ()
+
+
+def _check_start(source: PeftSource, start: bool | str, adapted: PeftModel) -> None:
     if isinstance(start, str) and start != "gaussian" and has_fused(adapted):
         raise RequestError(
             f"{source.config}: init_lora_weights {start!r} needs linear modules, and some targets hold a "
             "mixture's experts or their router in one parameter; set it to true, or name linear modules"
         )
-    if source.weights is not None:
-        _check_weights(source, adapted)
-    return ()
+    if start == "olora":
+        for name, layer in adapted.get_base_model().named_modules():
+            # PEFT factorizes the stored weight: on a square one it goes through, and the model is another.
+            if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), Conv1D):
+                raise RequestError(
+                    f"{source.config}: init_lora_weights 'olora' cannot adapt {name}: PEFT's OLoRA needs "
+                    "nn.Linear modules, and this one is a Conv1D with its weight stored as (in, out); set it "
+                    "to true, or take 'pissa'"
+                )
 
 
 _MEND = "the adapter belongs to another model: give the one it was trained on"
