@@ -111,6 +111,24 @@ def test_olora_is_refused_where_peft_would_make_another_model_of_it(tmp_path, mo
     )
 
 
+def test_weights_beside_a_start_that_was_drawn_are_refused(tmp_path):
+    config = LoraConfig(**FIELDS | {"init_lora_weights": "pissa_niter_4"}, task_type="CAUSAL_LM")
+    adapter = get_peft_model(base_model("llama"), config)
+    adapter.peft_config["default"].init_lora_weights = True  # to save the start for the conversion below
+    adapter.save_pretrained(tmp_path / "start")
+    adapter.peft_config["default"].init_lora_weights = "pissa_niter_4"
+    adapter.save_pretrained(tmp_path / "trained")
+    with pytest.raises(RequestError, match=r"finds otherwise now.*path_initial_model_for_weight_conversion"):
+        methods.check(base_model("llama"), Setting(peft_config=str(tmp_path / "trained")))
+    # What the error asks for.
+    adapter.save_pretrained(
+        tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    methods.check(base_model("llama"), Setting(peft_config=str(tmp_path / "converted")))
+    alone = str(tmp_path / "trained" / "adapter_config.json")
+    methods.check(base_model("llama"), Setting(peft_config=alone))
+
+
 def bad_weights(folder):
     trained(folder)
     whole = (folder / "adapter_model.safetensors").read_bytes()

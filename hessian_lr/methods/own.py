@@ -22,8 +22,9 @@ from .by_peft import has_fused
 from .method import Method
 from .targets import Target
 
-# Starts that need no data and no other file (some of PEFT's read a pickle). "pissa_niter_4" is a PiSSA too.
+# Starts that need no data and no other file (some of PEFT's read a pickle).
 _STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal")
+_DRAWN = "pissa_niter_"  # and a number: a PiSSA by a randomized decomposition
 # What a setting or this module decides, whatever stands in the file.
 _OURS = ("task_type", "inference_mode", "base_model_name_or_path", "auto_mapping", "revision", "peft_version")
 _TAKEN = (
@@ -79,6 +80,13 @@ def check_own(model: PreTrainedModel, setting: Setting) -> tuple[Target, ...]:
 
 
 def _check_start(source: PeftSource, start: bool | str, adapted: PeftModel) -> None:
+    if source.weights is not None and isinstance(start, str) and start.startswith(_DRAWN):
+        raise RequestError(
+            f"{source.weights} were trained from init_lora_weights {start!r}, which takes out of the model "
+            "what a random search found then and finds otherwise now. Expected an adapter for the original "
+            "weights: save it with path_initial_model_for_weight_conversion; or give the configuration alone "
+            "for a fresh start"
+        )
     if isinstance(start, str) and start != "gaussian" and has_fused(adapted):
         raise RequestError(
             f"{source.config}: init_lora_weights {start!r} needs linear modules, and some targets hold a "
@@ -162,7 +170,7 @@ def _config(source: PeftSource) -> LoraConfig:
         if name in usual and value != usual[name] and value not in (None, False, {}, []):
             raise RequestError(f"{source.config}: {name} is not supported; take it out, or set it to null")
     start = values.get("init_lora_weights", True)
-    if start not in _STARTS and not (isinstance(start, str) and start.startswith("pissa_niter_")):
+    if start not in _STARTS and not (isinstance(start, str) and start.startswith(_DRAWN)):
         raise RequestError(
             f"{source.config}: init_lora_weights {start!r} starts from data or other files, which are not "
             f"read; expected one of {', '.join(map(str, _STARTS))}"
