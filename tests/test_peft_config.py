@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import adapted, base_model
 from tiny_text import byte_tokenizer, tiny_llama
 
@@ -70,6 +70,33 @@ def test_trained_weights_are_what_peft_loads(tmp_path):
     got = methods.build(base_model("llama"), Setting(peft_config=folder))
     loaded = PeftModel.from_pretrained(base_model("llama"), folder, is_trainable=True)
     assert same_parameters(got, model) and same_parameters(got, loaded)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "target"), [("qwen2", "lm_head"), ("llama", "embed_tokens"), ("gpt2", "wte")]
+)
+def test_a_saved_adapter_of_the_head_or_the_embedding_is_what_peft_loads(tmp_path, architecture, target):
+    fields = FIELDS | {"target_modules": [target], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(base_model(architecture), LoraConfig(**fields))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(float(parameter.requires_grad))
+    model.save_pretrained(tmp_path / "a")
+    setting = Setting(peft_config=str(tmp_path / "a"))
+    methods.check(base_model(architecture), setting)
+    got = methods.build(base_model(architecture), setting)
+    loaded = PeftModel.from_pretrained(base_model(architecture), tmp_path / "a", is_trainable=True)
+    assert same_parameters(got, model) and same_parameters(got, loaded)
+
+
+def test_a_head_of_another_width_is_refused(tmp_path):
+    model = get_peft_model(base_model("qwen2"), LoraConfig(**FIELDS | {"target_modules": ["lm_head"]}))
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    (name,) = (name for name in tensors if "base_layer" in name)
+    save_file(tensors | {name: torch.zeros(3, 4)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(RequestError, match=r"base_layer.weight is \(3, 4\), expected .*another model"):
+        methods.check(base_model("qwen2"), Setting(peft_config=str(tmp_path)))
 
 
 def test_the_setting_says_what_the_file_says(tmp_path):

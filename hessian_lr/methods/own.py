@@ -108,17 +108,19 @@ _MEND = "the adapter belongs to another model: give the one it was trained on"
 
 def _check_weights(source: PeftSource, adapted: PeftModel) -> None:
     found = _shapes(source, adapted)
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    wanted = {name: tuple(value.shape) for name, value in expected.items()}
-    if absent := sorted(wanted.keys() - found.keys()):
+    needed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # Beside an adapted head or embedding PEFT saves its frozen weight too, and puts it back.
+    allowed = get_peft_model_state_dict(adapted, save_embedding_layers=True)
+    wanted = {name: tuple(value.shape) for name, value in allowed.items()}
+    if absent := sorted(needed.keys() - found.keys()):
         raise RequestError(f"{source.weights} lacks {len(absent)} tensors (first: {absent[0]}); {_MEND}")
     if extra := sorted(found.keys() - wanted.keys()):
         raise RequestError(
             f"{source.weights} has {len(extra)} tensors that this model has not (first: {extra[0]}); {_MEND}"
         )
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise RequestError(f"{source.weights}: {name} is {found[name]}, expected {shape}; {_MEND}")
+    for name, shape in found.items():
+        if shape != wanted[name]:
+            raise RequestError(f"{source.weights}: {name} is {shape}, expected {wanted[name]}; {_MEND}")
 
 
 def _shapes(source: PeftSource, adapted: PeftModel) -> dict[str, tuple[int, ...]]:
