@@ -265,6 +265,20 @@ def test_a_wrong_request_is_refused_before_any_work(family: str, changes: dict, 
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
+def test_a_tied_head_is_adapted_once_it_has_a_copy_of_its_weight(tmp_path) -> None:
+    model, wanted = qwen2(), setting("lora", target_modules=("lm_head",))
+    with pytest.raises(RequestError, match=r"save the model with a copy of the weight there"):
+        check(model, wanted)
+    with torch.no_grad():
+        before = model(tokens()).logits
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(tmp_path)
+    untied = Qwen2ForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(build(untied, wanted)(tokens()).logits, before)
+
+
 def test_gralora_refuses_a_width_it_cannot_cut() -> None:
     shape = {**BLOCKS, "intermediate_size": 49}
     model = LlamaForCausalLM(LlamaConfig(**SMALL, **shape, **HEADS))

@@ -159,5 +159,6 @@ def _refuse_shared_weights(model: PreTrainedModel, chosen: dict[str, nn.Linear |
         if others:
             raise RequestError(
                 f"{name} cannot be adapted: it shares its weight with {others[0]}. "
-                "Leave it out of the target modules, or load the model with tie_word_embeddings=False."
+                "Leave it out of the target modules; or save the model with a copy of the weight there, and "
+                "tie_word_embeddings false in its configuration."
             )
