@@ -244,6 +244,11 @@ REFUSALS = [
     ("llama", {"method": "lroa"}, r"unknown method 'lroa'\. Did you mean 'lora'"),
     ("llama", {"target_modules": ("c_attn",)}, r"'c_attn' matches no linear module.*down_proj.*q_proj"),
     ("llama", {"target_modules": ("embed_tokens",)}, r"'embed_tokens' matches no linear module"),
+    (
+        "llama",
+        {"target_modules": ("all-linear", "lm_head")},
+        r"'all-linear' stands alone.*down_proj.*lm_head",
+    ),
     ("qwen2", {"target_modules": ("lm_head",)}, r"lm_head cannot be adapted: it shares its weight with"),
     ("llama", {"rank": 17}, r"rank 17 .* model\.layers\.0\.self_attn\.k_proj .* largest possible rank is 16"),
     ("llama", {"method": "gralora", "rank": 3}, r"rank must be a multiple of 2, not 3"),

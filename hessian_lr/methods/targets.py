@@ -142,6 +142,11 @@ def _target(name: str, module: nn.Linear | Conv1D) -> Target:
 
 def _no_such_module(suffix: str, linears: Iterable[str], why: str = "") -> RequestError:
     present = sorted({name.rpartition(".")[2] for name in linears})
+    if suffix == ALL_LINEAR:
+        return RequestError(
+            f"{ALL_LINEAR!r} stands alone, not in a list of names: give it by itself, or name the modules: "
+            f"{', '.join(present)}"
+        )
     return RequestError(
         f"target module {suffix!r} matches no linear module of this model{why}. "
         f"Its linear modules: {', '.join(present)}; or give {ALL_LINEAR!r}."
