@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -268,6 +270,17 @@ def test_a_wrong_request_is_refused_before_any_work(family: str, changes: dict, 
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("names", ["all-linear", ("in_proj", "out_proj")])
+def test_modules_that_peft_takes_no_adapter_on_are_refused_and_the_others_named(names: object) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4, "vocab_size": VOCAB}
+    model = MambaForCausalLM(MambaConfig(**sizes))
+    with pytest.raises(RequestError, match=r"PEFT cannot adapt out_proj of a MambaForCausalLM") as caught:
+        check(model, setting("lora", target_modules=names))
+    _, advised = str(caught.value).split("--target-modules ")
+    assert advised == ("dt_proj,in_proj,x_proj" if names == "all-linear" else "in_proj")
+    build(model, setting("lora", rank=1, target_modules=tuple(advised.split(","))))
 
 
 def test_a_tied_head_is_adapted_once_it_has_a_copy_of_its_weight(tmp_path) -> None:

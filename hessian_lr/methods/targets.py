@@ -64,19 +64,11 @@ def find_targets(model: PreTrainedModel, wanted: str | tuple[str, ...]) -> tuple
     if fused:
         _refuse_shared_weights(model, {t.name: linears[t.name] for t in fused if not t.fused})
         return fused
-    if wanted == ALL_LINEAR:
-        head = model.get_output_embeddings()
-        chosen = {name: module for name, module in linears.items() if module is not head}
-        if not chosen:
-            raise RequestError(f"this {type(model).__name__} has no linear module to adapt")
-    else:
-        for suffix in _unmatched(wanted, linears):
-            raise _no_such_module(suffix, linears)
-        chosen = {
-            name: module
-            for name, module in linears.items()
-            if any(_ends_in(name, suffix) for suffix in _suffixes(wanted))
-        }
+    for suffix in _unmatched(wanted, linears):
+        raise _no_such_module(suffix, linears)
+    chosen = _chosen(model, wanted, linears)
+    if not chosen:
+        raise RequestError(f"this {type(model).__name__} has no linear module to adapt")
     _refuse_shared_weights(model, chosen)
     return tuple(_target(name, module) for name, module in chosen.items())
 
@@ -96,6 +88,19 @@ def _unmatched(wanted: str | tuple[str, ...], linears: Iterable[str]) -> list[st
     return [suffix for suffix in _suffixes(wanted) if not any(_ends_in(name, suffix) for name in linears)]
 
 
+def _chosen(
+    model: PreTrainedModel, wanted: str | tuple[str, ...], linears: dict[str, nn.Linear | Conv1D]
+) -> dict[str, nn.Linear | Conv1D]:
+    if wanted == ALL_LINEAR:
+        head = model.get_output_embeddings()
+        return {name: module for name, module in linears.items() if module is not head}
+    return {
+        name: module
+        for name, module in linears.items()
+        if any(_ends_in(name, suffix) for suffix in _suffixes(wanted))
+    }
+
+
 def _fused(
     model: PreTrainedModel, wanted: str | tuple[str, ...], linears: dict[str, nn.Linear | Conv1D]
 ) -> tuple[Target, ...]:
@@ -108,11 +113,11 @@ def _fused(
     except Exception as error:  # PEFT raises what it likes
         if unmatched:
             raise _no_such_module(unmatched[0], linears, f" (PEFT: {hub.first_line(error)})") from error
-        raise
+        raise _refused_by_peft(model, _chosen(model, wanted, linears), error) from error
     if not any(one.fused for one in found):
         return ()
     # PEFT passes over names that match nothing as long as another does.
-    idle = [suffix for suffix in unmatched if _adapted_without(model, names, suffix) == found]
+    idle = [one for one in unmatched if _or_none(model, [name for name in names if name != one]) == found]
     other = [one.name for one in found if not one.fused and one.name not in linears]
     for name in (*idle, *other):
         raise _no_such_module(name, linears)
@@ -122,11 +127,22 @@ def _fused(
     )
 
 
-def _adapted_without(model: PreTrainedModel, names: str | list[str], one: str) -> tuple[Adapted, ...] | None:
+def _or_none(model: PreTrainedModel, names: list[str]) -> tuple[Adapted, ...] | None:
     try:
-        return adapted_by_peft(model, [name for name in names if name != one])
-    except Exception:  # then it counts
+        return adapted_by_peft(model, names)
+    except Exception:  # PEFT refuses them
         return None
+
+
+def _refused_by_peft(model: PreTrainedModel, chosen: Iterable[str], why: Exception) -> RequestError:
+    """What to say where PEFT takes no adapter on some kinds of modules: Mamba's, of which it knows."""
+    kinds = sorted({name.rpartition(".")[2] for name in chosen})
+    able = [kind for kind in kinds if _or_none(model, [kind])]
+    refused = ", ".join(kind for kind in kinds if kind not in able) or "these modules together"
+    mend = f"; leave them out: --target-modules {','.join(able)}" if able else ""
+    return RequestError(
+        f"PEFT cannot adapt {refused} of a {type(model).__name__} ({hub.first_line(why)}){mend}"
+    )
 
 
 def _ends_in(name: str, suffix: str) -> bool:
