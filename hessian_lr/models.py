@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from . import alias, gguf, hub
+from .causal import looks_ahead
 from .devices import resolve_device
 from .distributed import whole
 from .errors import HessianLRError, RequestError, unknown_name
@@ -66,6 +67,7 @@ def load(ref: str, *, device: str = "auto", quiet: bool = False) -> LoadedModel:
             _check_tokenizer(model, tokenizer, ref)
             model.config.use_cache = False
             model.requires_grad_(False).eval().to(target)
+            _check_causal(model, ref)
     except MemoryError as error:
         raise HessianLRError(
             f"out of memory while loading {ref}, whose weights are held in float32, 4 bytes each; "
@@ -247,6 +249,14 @@ def _check_weights(model: PreTrainedModel, ref: str) -> None:
                 f"{ref}: {name} has {bad:,} NaN or infinite values of {parameter.numel():,}; "
                 "the checkpoint is damaged: fetch or save it again"
             )
+
+
+def _check_causal(model: PreTrainedModel, ref: str) -> None:
+    if looks_ahead(model):
+        raise RequestError(
+            f"{ref} is a {type(model).__name__} that sees the tokens it is to predict, so that its loss says "
+            "nothing; expected a causal language model (for BERT and its kin, is_decoder true in config.json)"
+        )
 
 
 def _check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ref: str) -> None:

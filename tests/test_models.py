@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from hessian_lr import hub, models, package
+from hessian_lr.causal import looks_ahead
 from hessian_lr.errors import HessianLRError, RequestError
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_text.py"))))
@@ -129,6 +130,35 @@ def test_memory_that_ran_out_is_not_put_down_to_the_files(saved, tmp_path, monke
         models.load(str(ref), device="cpu")
     assert caught.value.exit_status == 1
     assert "again" not in str(caught.value)
+
+
+def save_bert(folder, **changes):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=len(tiny.VOCABULARY), **sizes, **changes)
+    tiny.save(transformers.BertLMHeadModel(config), folder)
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(tmp_path):
+    save_bert(tmp_path / "both ways")
+    with pytest.raises(RequestError, match="BertLMHeadModel that sees the tokens it is to predict"):
+        models.load(str(tmp_path / "both ways"), device="cpu")
+    # What the error asks for.
+    save_bert(tmp_path / "decoder", is_decoder=True)
+    models.load(str(tmp_path / "decoder"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["MambaConfig", "MixtralConfig", "Gemma2Config", "BloomConfig", "CTRLConfig"]
+)
+def test_no_other_model_is_taken_for_one(name):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32}
+    more = {
+        "MixtralConfig": {"num_key_value_heads": 1},
+        "Gemma2Config": {"head_dim": 8, "num_key_value_heads": 1},
+    }
+    config = getattr(transformers, name)(**sizes, **more.get(name, {}), pad_token_id=0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    assert not looks_ahead(model)
 
 
 def test_absent_weights_are_not_replaced_by_random_ones(saved):
