@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +41,8 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with hub.silenced(), torch.random.fork_rng(devices=[]):
-            dequantised = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32
-            )
+        with hub.silenced(), torch.random.fork_rng(devices=[]), _alone(path) as (folder, file):
+            dequantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
             config = copy.deepcopy(dequantised.config)
             del config.quantization_config
             # GGUF's own title of the model, which would pass for a path.
@@ -50,7 +51,7 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             model.load_state_dict(dequantised.state_dict())
             model.tie_weights()
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
             name_special_tokens(tokenizer, config)
     except Exception as error:  # the reader's errors have no common type: struct, Key, Value, …
         if ran_out(error):
@@ -61,6 +62,19 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             "fetch it again, or give the model as a folder of safetensors"
         ) from error
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[tuple[str, str]]:
+    """A folder that holds nothing but a link to the file, and the link's own path.
+
+    transformers prefers a tokenizer.json beside the file to what the file says, follows an
+    adapter_config.json there to another model, and a bare name to a file of the working directory.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / path.name
+        link.symlink_to(path.resolve())
+        yield str(link.parent), str(link)
 
 
 def name_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

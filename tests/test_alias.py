@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 from hessian_lr import alias, models, package
 from hessian_lr.errors import HessianLRError, RequestError
@@ -113,6 +114,24 @@ def test_a_gguf_file_gives_its_own_weights_and_can_be_saved(tmp_path):
     loaded.tokenizer.save_pretrained(tmp_path / "saved")
     assert "a title" not in (tmp_path / "saved/config.json").read_text()
     assert models.load(str(tmp_path / "saved"), device="cpu").fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize("beside", ["tokenizer", "adapter", "file of the same name where one works"])
+def test_nothing_but_the_file_itself_is_read(tmp_path, monkeypatch, beside):
+    path = tmp_path / "models/tiny.gguf"
+    path.parent.mkdir()
+    write_gguf(path)
+    alone = models.load(str(path), device="cpu")
+    monkeypatch.chdir(tmp_path)
+    if beside == "tokenizer":
+        tiny.byte_tokenizer().save_pretrained(path.parent)
+    elif beside == "adapter":
+        LoraConfig(base_model_name_or_path="nobody/nothing").save_pretrained(path.parent)
+    else:
+        write_gguf(tmp_path / path.name, seed=1)
+    loaded = models.load("models/tiny.gguf", device="cpu")
+    assert loaded.fingerprint == alone.fingerprint
+    assert loaded.tokenizer("babe")["input_ids"] == alone.tokenizer("babe")["input_ids"]
 
 
 def test_the_files_own_end_token_is_kept_whatever_the_library_takes_for_it(tmp_path, index, monkeypatch):
