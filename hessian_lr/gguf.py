@@ -7,7 +7,7 @@ import copy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,7 +42,11 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     try:
         with hub.silenced(), torch.random.fork_rng(devices=[]), _alone(path) as (folder, file):
-            dequantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+            # Typed by hand: with the loading report asked for, the result is a pair.
+            both: Any = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=file, dtype=torch.float32, output_loading_info=True
+            )
+            dequantised, info = both
             config = copy.deepcopy(dequantised.config)
             del config.quantization_config
             # GGUF's own title of the model, which would pass for a path.
@@ -61,6 +65,13 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             "It is damaged or incomplete, or an architecture that transformers cannot read from GGUF; "
             "fetch it again, or give the model as a folder of safetensors"
         ) from error
+    # Weights that are not in the file would be random numbers: no prediction can follow from them.
+    if absent := sorted(info["missing_keys"]):
+        raise HessianLRError(
+            f"{path} lacks {len(absent)} weights of a {type(model).__name__} (first: {absent[0]}). It is "
+            "incomplete, a vocabulary alone, or one part of a split model: fetch all of it, or merge the "
+            "parts first (llama.cpp's `llama-gguf-split --merge FIRST-PART WHOLE.gguf`)"
+        )
     return model, tokenizer
 
 

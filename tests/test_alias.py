@@ -20,8 +20,8 @@ from hessian_lr.errors import HessianLRError, RequestError
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_text.py"))))
 
 
-def write_gguf(path, seed=0):
-    """A one-layer Llama as a GGUF file, written tensor by tensor; returns the tensors."""
+def write_gguf(path, seed=0, without="-"):
+    """A one-layer Llama as a GGUF file, tensor by tensor but for names with ``without``; returns them."""
     draw = np.random.default_rng(seed)
     width, words = 32, [*tiny.SPECIAL, "<|endoftext|>", "ab", *"abcdefghijklmnopqrstuvwxyz"]
     shapes = {
@@ -38,6 +38,7 @@ def write_gguf(path, seed=0):
         "blk.0.ffn_down.weight": (width, 64),
     }
     tensors = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if without not in name}
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("a title that is no path")
     writer.add_context_length(64)
@@ -153,6 +154,18 @@ def test_the_files_own_end_token_is_kept_whatever_the_library_takes_for_it(tmp_p
     assert models.load(str(path), device="cpu").tokenizer.eos_token_id == 1
     # Made by such a version, and read later.
     assert models.load("smollm2-135m", device="cpu", quiet=True).tokenizer.eos_token_id == 1
+
+
+@pytest.mark.parametrize(
+    ("without", "first"),
+    [("ffn_up", r"lacks 1 weights .*layers\.0\.mlp\.up_proj\.weight"), ("blk", "lacks 9 weights")],
+    ids=["incomplete", "first part of two"],
+)
+def test_weights_absent_from_a_gguf_file_are_not_replaced_by_random_ones(tmp_path, without, first):
+    path = tmp_path / "model-00001-of-00002.gguf"
+    write_gguf(path, without=without)
+    with pytest.raises(HessianLRError, match=rf"{first}.*merge the parts first"):
+        models.load(str(path), device="cpu")
 
 
 def test_a_damaged_gguf_file_is_named_with_its_size(tmp_path):
