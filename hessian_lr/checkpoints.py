@@ -15,8 +15,9 @@ from torch import Tensor
 
 from . import __version__
 from .curvature.operator import HessianOperator
-from .distributed import team, whole
+from .distributed import team
 from .errors import RequestError
+from .fingerprint import fingerprint, raw
 from .records import digest, read_json
 from .setting import Setting
 from .spectrum.checkpoint import STATE, Checkpoint
@@ -60,8 +61,6 @@ class Checkpoints:
             stage: Which of the measurement's iterations it is.
             asked: Its own arguments.
         """
-        from .models import fingerprint
-
         identity = {
             "stage": stage,
             "setting": self._setting,
@@ -120,7 +119,7 @@ def _hash(tensors: Sequence[Tensor]) -> str:
     total = hashlib.sha256()
     for tensor in tensors:
         total.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        total.update(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        total.update(raw(tensor))
     return total.hexdigest()[:16]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import torch
 from . import alias, gguf, hub
 from .causal import looks_ahead
 from .devices import resolve_device
-from .distributed import whole
 from .errors import HessianLRError, RequestError, unknown_name
 from .exhausted import memory_errors, ran_out
+from .fingerprint import fingerprint
 from .package import cache_folder
 
 if TYPE_CHECKING:
@@ -66,6 +65,7 @@ def load(ref: str, *, device: str = "auto", quiet: bool = False) -> LoadedModel:
             _check_weights(model, ref)
             _check_tokenizer(model, tokenizer, ref)
             model.config.use_cache = False
+            told = fingerprint(model)  # while it lies in this machine's own memory
             model.requires_grad_(False).eval().to(target)
             _check_causal(model, ref)
     except MemoryError as error:
@@ -78,7 +78,7 @@ def load(ref: str, *, device: str = "auto", quiet: bool = False) -> LoadedModel:
             f"{ref} ({model.num_parameters():,} parameters in float32) does not fit the memory of {target}; "
             "free it, or use --device cpu"
         ) from error
-    return LoadedModel(model, tokenizer, ref, fingerprint(model))
+    return LoadedModel(model, tokenizer, ref, told)
 
 
 def _found(ref: str, quiet: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -97,17 +97,6 @@ def _found(ref: str, quiet: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     _check_hub_id(ref, path)
     with hub.status(f"loading {ref}", quiet):
         return _read(ref, ref, local=not hub.reachable())
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A short hash over every parameter's name, shape and up to 64 evenly spaced values."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = whole(parameter.detach()).reshape(-1)
-        values = flat[:: max(1, -(-flat.numel() // 64))].float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_folder(path: Path) -> None:

@@ -293,7 +293,7 @@ def test_the_real_built_in_model_speaks_english():
             raise
         pytest.skip("the pretrained model is neither in the cache nor to be had from a package index")
     assert loaded.model.num_parameters() == 134_515_008
-    assert loaded.fingerprint == "10a563de645fdc6d"
+    assert loaded.fingerprint == "5693ab19abc46b0d"
     ids = loaded.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         following = loaded.model(ids).logits[0, -1].argmax()

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import runpy
 import sys
@@ -223,6 +224,34 @@ def test_the_fingerprint_tells_checkpoints_apart():
         same.model.norm.weight[7] += 1e-6
     assert models.fingerprint(same) != print_
     assert models.fingerprint(tiny.tiny_llama(tie_word_embeddings=True)) != print_
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rope_theta", 5e5), ("hidden_act", "relu"), ("rms_norm_eps", 1e-2)]
+)
+def test_the_same_weights_under_another_configuration_are_another_model(saved, name, value):
+    before = models.load(str(saved), device="cpu").fingerprint
+    config = json.loads((saved / "config.json").read_text())
+    (config["rope_parameters"] if name == "rope_theta" else config)[name] = value
+    (saved / "config.json").write_text(json.dumps(config))
+    assert models.load(str(saved), device="cpu").fingerprint != before
+
+
+def test_one_trained_token_makes_another_model():
+    model, other = tiny.tiny_llama(), tiny.tiny_llama()
+    with torch.no_grad():
+        other.model.embed_tokens.weight[42] += 3
+    assert models.fingerprint(model) != models.fingerprint(other)
+
+
+def test_where_and_by_what_version_a_model_was_saved_makes_no_other_model(saved, tmp_path):
+    before = models.load(str(saved), device="cpu").fingerprint
+    config = json.loads((saved / "config.json").read_text())
+    config |= {"transformers_version": "4.0.0", "use_cache": False, "dtype": "float16", "eos_token_id": 1}
+    del config["attention_bias"]  # as written by a version that did not have it yet: it is at its default
+    (saved / "config.json").write_text(json.dumps(config))
+    moved = saved.rename(tmp_path / "moved")
+    assert models.load(str(moved), device="cpu").fingerprint == before
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch):

@@ -155,7 +155,7 @@ def test_progress_tells_what_is_made_and_left(tmp_path, instant):
 def test_copies_and_foreign_runs_are_told_apart(tmp_path, instant):
     works, source = assigned(tmp_path, WANTED[1:])
     make(works, Local(source))
-    first, second = sorted(tmp_path.glob("*.json"))[:2]
+    first, second = (works[0].finished.path(WANTED[1].setting, lr) for lr in WANTED[1].lrs)
     shutil.copy(first, tmp_path / "copy.json")
     second.rename(tmp_path / "renamed.json")
     (tmp_path / "broken.json").write_text("{")
