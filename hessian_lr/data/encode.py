@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from .. import hub
 from ..errors import RequestError
+from .bad_row import BadRow, kind
+from .chats import Chat, conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,11 +26,6 @@ IGNORED = -100
 
 _HALF = re.compile("[\ud800-\udfff]")  # JSON can name one, and no encoding holds it
 _OWN_MASK = re.compile(r"\{%-?\s*generation\b")
-_ROLES = {"human": "user", "gpt": "assistant"}
-
-
-class BadRow(Exception):
-    """A row that cannot be trained on; the message is the reason, worded so that rows can share it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.cut = 0
+        # How many chats had what the template leaves out, by its name.
+        self.unspoken: Counter[str] = Counter()
         own = tokenizer("a")["input_ids"]
         self._bos = own[:1] if own and own[0] == tokenizer.bos_token_id else []
         self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -69,7 +70,7 @@ class Encoder:
         """
         for what, text in (("prompt", prompt), ("response", response)):
             if not isinstance(text, str):
-                raise BadRow(f"a {what} that is not text ({_kind(text)})")
+                raise BadRow(f"a {what} that is not text ({kind(text)})")
             if not text.strip():
                 raise BadRow(f"an empty {what}")
             if _HALF.search(text):
@@ -78,53 +79,80 @@ class Encoder:
         after = [*self._tokens(response), *self._eos]
         return self._example([*before, *after], [IGNORED] * len(before) + after)
 
-    def chat(self, messages: Any) -> Example:
+    def chat(self, messages: Any, beside: Mapping[str, Any] | None = None) -> Example:
         """A conversation in the tokenizer's own chat template; labels on the assistant's turns only.
 
         The template's own mask is used where it has one. Elsewhere a turn is what the template adds
         to the conversation before it, generation prompt included; that the shorter text's tokens
         begin the longer's is checked.
 
+        Args:
+            messages: The turns.
+            beside: See ``chats.conversation``.
+
         Raises:
-            BadRow: not a conversation, no assistant turn, or the template treats turns otherwise.
+            BadRow: not a conversation, no assistant turn or an empty one, or the template treats turns
+                otherwise.
         """
-        turns = _turns(messages)
+        chat = conversation(messages, beside or {})
         if not self.tokenizer.chat_template:
             raise RequestError(
                 "the data are chats but this tokenizer has no chat template; use an instruction-tuned model, "
                 "or data with a prompt and a response column"
             )
         try:
+            unspoken = self._unspoken(chat)
             if _OWN_MASK.search(str(self.tokenizer.chat_template)):
-                own = self._template(turns, return_assistant_tokens_mask=True)
+                own = self._template(chat, return_assistant_tokens_mask=True)
                 ids, mask = list(own["input_ids"]), [bool(flag) for flag in own["assistant_masks"]]
             else:
-                ids, mask = self._by_prefixes(turns)
+                ids, mask = self._by_prefixes(chat)
         except BadRow:
             raise
         except Exception as error:  # templates are programs: they raise what they like
             raise BadRow(f"a chat that the template refuses ({hub.first_line(error)})") from error
-        return self._example(
+        example = self._example(
             ids, [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
         )
+        self.unspoken.update(unspoken)
+        return example
 
-    def _by_prefixes(self, turns: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
-        ids = self._rendered(turns, False)
+    def _unspoken(self, chat: Chat) -> list[str]:
+        """What the chat has and the template leaves out: the text is the same without it."""
+        names, unspoken = chat.names(), []
+        text = self._template(chat, tokenize=False) if names else ""
+        for name in names:
+            with contextlib.suppress(Exception):  # a template that refuses the rest does look at it
+                if self._template(chat.without(name), tokenize=False) == text:
+                    unspoken.append(name)
+        said = {"content", *names} - {*unspoken, "tools"}
+        for turn in chat.turns:
+            if turn["role"] == "assistant" and not any(str(turn.get(name, "")).strip() for name in said):
+                raise BadRow("an empty assistant turn")
+        return unspoken
+
+    def _by_prefixes(self, chat: Chat) -> tuple[list[int], list[bool]]:
+        ids = self._rendered(chat, len(chat.turns))
         mask = [False] * len(ids)
-        for index, turn in enumerate(turns):
+        for index, turn in enumerate(chat.turns):
             if turn["role"] != "assistant":
                 continue
-            before, upto = self._rendered(turns[:index], True), self._rendered(turns[: index + 1], False)
+            before, upto = self._rendered(chat, index, prompt=True), self._rendered(chat, index + 1)
             if ids[: len(upto)] != upto or upto[: len(before)] != before:
                 raise BadRow("a chat whose assistant turns cannot be told apart in this template's tokens")
             mask[len(before) : len(upto)] = [True] * (len(upto) - len(before))
         return ids, mask
 
-    def _rendered(self, turns: list[dict[str, str]], prompt: bool) -> list[int]:
-        return list(self._template(turns, add_generation_prompt=prompt)["input_ids"])
+    def _rendered(self, chat: Chat, turns: int, *, prompt: bool = False) -> list[int]:
+        begun = Chat(chat.turns[:turns], chat.tools)
+        return list(self._template(begun, add_generation_prompt=prompt)["input_ids"])
 
-    def _template(self, turns: list[dict[str, str]], **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **options)
+    def _template(self, chat: Chat, *, tokenize: bool = True, **options: Any) -> Any:
+        if tokenize:
+            options["return_dict"] = True
+        return self.tokenizer.apply_chat_template(
+            chat.turns, tools=cast(Any, chat.tools), tokenize=tokenize, **options
+        )
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -174,29 +202,3 @@ def digest_of(*groups: Iterable[Example]) -> str:
             sha.update(f"{row.input_ids}{row.labels}".encode())
         sha.update(b"|")
     return sha.hexdigest()[:16]
-
-
-def _turns(messages: Any) -> list[dict[str, str]]:
-    """The conversation as role and content; older chat sets' keys ``from`` and ``value`` are read too."""
-    if not isinstance(messages, list) or not messages:
-        raise BadRow("messages that are not a list of turns" if messages else "no messages")
-    turns = []
-    for message in messages:
-        if not isinstance(message, dict):
-            raise BadRow(f"a message that is not an object ({_kind(message)})")
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise BadRow("a message without a role and a content that are text")
-        turns.append({"role": _ROLES.get(role, role), "content": content})
-    replies = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    if not replies:
-        raise BadRow("no assistant turn")
-    if not all(reply.strip() for reply in replies):
-        raise BadRow("an empty assistant turn")
-    return turns
-
-
-def _kind(value: Any) -> str:
-    return {type(None): "null", list: "a list", dict: "an object", bool: "true or false"}.get(
-        type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__
-    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import hub
 from ..errors import HessianLRError, RequestError, unknown_name
-from .encode import BadRow
+from .bad_row import BadRow
 from .tasks import TASKS
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -30,6 +30,7 @@ _PAIRS = (
     ("query", "answer"),
 )
 _CHATS = ("messages", "conversations")
+_BESIDE_CHATS = ("system", "tools")
 # The prompt of the instruction data sets (Taori et al., 2023, Stanford Alpaca), as their users train on it.
 _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -46,6 +47,7 @@ _ALPACA_INPUT = (
 class Columns:
     """Where a row's text is: a prompt and a response column, or one of chat messages.
 
+    To chat messages belong the columns ``system`` and ``tools``, where there are any.
     ``alpaca`` puts the prompt column's instruction, and the text of a column ``input`` where there is
     any, into the prompt that instruction data are trained with.
     """
@@ -56,9 +58,10 @@ class Columns:
     alpaca: bool = False
 
     def content(self, row: dict[str, Any]) -> tuple[Any, ...]:
-        """The row's messages alone, or its prompt and response, of whatever type they are."""
+        """The row's messages and what belongs to them, or its prompt and response, of whatever type."""
         if self.messages is not None:
-            return (row.get(self.messages),)
+            beside = {name: row[name] for name in _BESIDE_CHATS if row.get(name)}
+            return (row.get(self.messages), beside) if beside else (row.get(self.messages),)
         prompt, context = row.get(self.prompt or ""), row.get("input")
         # An instruction that is empty or no text stays what it is, for the encoder to refuse.
         if self.alpaca and isinstance(prompt, str) and prompt.strip():

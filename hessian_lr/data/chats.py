@@ -1,0 +1,101 @@
+"""A chat as a row has it becomes what a chat template takes: turns with all they hold, and the tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .bad_row import BadRow, kind
+
+# What a turn may say beside its content, by the names that templates read.
+SPOKEN = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One conversation.
+
+    Attributes:
+        turns: A role and a content each, and every other key that the row's message has.
+        tools: What may be called, as JSON schemas; None: nothing.
+    """
+
+    turns: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+    def names(self) -> list[str]:
+        """Which of ``tools`` and ``SPOKEN`` it has."""
+        spoken = [name for name in SPOKEN if any(turn.get(name) for turn in self.turns)]
+        return ["tools", *spoken] if self.tools else spoken
+
+    def without(self, name: str) -> Chat:
+        """The same conversation without one of ``names``."""
+        turns = [{key: value for key, value in turn.items() if key != name} for turn in self.turns]
+        return Chat(turns, None if name == "tools" else self.tools)
+
+
+def conversation(messages: Any, beside: Mapping[str, Any]) -> Chat:
+    """The conversation of a row.
+
+    Nulls are left out: Parquet fills in every key that some row has. Older chat sets' keys ``from`` and
+    ``value`` are read too.
+
+    Args:
+        messages: The turns.
+        beside: The row's columns ``system``, which becomes the first turn, and ``tools``, as a list or
+            as JSON text, as far as it has them.
+
+    Raises:
+        BadRow: it is no conversation, or has no assistant turn.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise BadRow("messages that are not a list of turns" if messages else "no messages")
+    turns = [_turn(message) for message in messages]
+    if (system := beside.get("system")) is not None:
+        turns = _with_system(system, turns)
+    if not any(turn["role"] == "assistant" for turn in turns):
+        raise BadRow("no assistant turn")
+    return Chat(turns, _tools(beside.get("tools")))
+
+
+def _turn(message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise BadRow(f"a message that is not an object ({kind(message)})")
+    turn = _without_nulls(message)
+    role, content = turn.pop("role", turn.pop("from", None)), turn.pop("content", turn.pop("value", None))
+    if content is None and any(turn.get(name) for name in SPOKEN):
+        content = ""  # as a turn has that does nothing but call a tool
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise BadRow("a message without a role and a content that are text")
+    return {"role": _ROLES.get(role, role), "content": content, **turn}
+
+
+def _with_system(system: Any, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not isinstance(system, str):
+        raise BadRow(f"a system column that is not text ({kind(system)})")
+    first = {"role": "system", "content": system}
+    if not system.strip() or turns[0] == first:
+        return turns
+    if turns[0]["role"] == "system":
+        raise BadRow("a system column beside a system turn that says something else")
+    return [first, *turns]
+
+
+def _tools(tools: Any) -> list[dict[str, Any]] | None:
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools or "null")
+        except (ValueError, RecursionError):
+            raise BadRow("tools that are neither a list nor JSON") from None
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise BadRow("tools that are not a list of objects")
+    return _without_nulls(tools) if tools else None
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
