@@ -1,5 +1,6 @@
 """All that a chat says reaches the template: tools, tool calls, reasoning, a system column."""
 
+import datetime
 import json
 import runpy
 from pathlib import Path
@@ -97,6 +98,25 @@ def test_a_system_column_is_the_first_turn(tmp_path):
     texts, *_ = loaded(tmp_path / "rows.jsonl", rows, tiny.CHAT)
     assert texts == {f"<s>system:short</s><s>user:{q}</s><s>assistant:g</s>" for q in "ab"}
     assert loaded(tmp_path / "rows.jsonl", rows, tiny.CHAT, ("conversations",))[0] == texts
+
+
+@pytest.mark.parametrize("form", ['"%d %b %Y"', "'%Y-%m-%d'"])
+def test_the_same_chats_are_the_same_data_tomorrow(tmp_path, monkeypatch, form):
+    from transformers.utils import chat_template_utils
+
+    template = f"{{%- set date = strftime_now({form}) %}}<s>system:{{{{ date }}}}</s>{tiny.CHAT}"
+    tiny.write_rows(tmp_path / "rows.jsonl", [asked(city, content="So.") for city in ("Rome", "Bonn")])
+    tokenizer = tiny.byte_tokenizer(chat_template=template)
+
+    def on(day):
+        date = datetime.datetime(2026, 11, day)
+        monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda: date))
+        return data.load(str(tmp_path / "rows.jsonl"), tokenizer)
+
+    assert on(28) == on(29)
+    shown = {'"': "01 Jan 2026", "'": "2026-01-01"}[form[0]]
+    assert f"<s>system:{shown}</s>" in tokenizer.decode(on(28).train[0].input_ids)
+    assert "today's date" in "".join(on(28).notes)
 
 
 @pytest.mark.parametrize(

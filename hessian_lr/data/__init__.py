@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import hub
 from ..errors import RequestError
-from . import sources, tasks
+from . import fixed_date, sources, tasks
 from .bad_row import BadRow
 from .encode import Batch, Encoder, Example, digest_of, make_batches
 from .tasks import TASKS
@@ -102,6 +102,8 @@ def load(
             train, heldout = _from_source(encoder, name, fields, notes)
     if encoder.cut:
         notes.append(f"{encoder.cut:,} rows were longer than {max_length} tokens and were cut there")
+    if encoder.dated:
+        notes.append(fixed_date.NOTE)
     for left_out, count in encoder.unspoken.items():
         notes.append(f"{count:,} rows have {left_out}, which this model's chat template leaves out")
     return TaskData(tuple(train), tuple(heldout), tuple(notes), digest_of(train, heldout))

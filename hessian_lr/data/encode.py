@@ -16,6 +16,7 @@ from .. import hub
 from ..errors import RequestError
 from .bad_row import BadRow, kind
 from .chats import Chat, conversation
+from .fixed_date import on_one_day
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +55,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.cut = 0
+        # Whether a chat's template would have written today's date.
+        self.dated = False
         # How many chats had what the template leaves out, by its name.
         self.unspoken: Counter[str] = Counter()
         own = tokenizer("a")["input_ids"]
@@ -150,9 +153,11 @@ class Encoder:
     def _template(self, chat: Chat, *, tokenize: bool = True, **options: Any) -> Any:
         if tokenize:
             options["return_dict"] = True
-        return self.tokenizer.apply_chat_template(
-            chat.turns, tools=cast(Any, chat.tools), tokenize=tokenize, **options
-        )
+        tools = cast(Any, chat.tools)
+        template = self.tokenizer.get_chat_template(tools=tools)
+        options["chat_template"] = on_one_day(template)
+        self.dated |= options["chat_template"] != template
+        return self.tokenizer.apply_chat_template(chat.turns, tools=tools, tokenize=tokenize, **options)
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
