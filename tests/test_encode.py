@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import processors
 
 from hessian_lr.data import Example, make_batches
 from hessian_lr.data.encode import BadRow, Encoder
@@ -42,6 +43,18 @@ def test_a_pair_learns_exactly_the_response_and_the_end(adds_bos):
     assert tokenizer.decode(example.input_ids) == ("<s>" if adds_bos else "") + "ask\nreply</s>"
     assert learned(tokenizer, example) == "reply</s>"
     assert all(label in (-100, token) for token, label in zip(example.input_ids, example.labels, strict=True))
+
+
+def test_all_that_a_tokenizer_begins_texts_with_is_put_first():
+    """As GLM-4's does, which names none of it a bos_token."""
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.add_tokens(["[gMASK]", "<sop>"], special_tokens=True)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[gMASK] <sop> $A </s>", special_tokens=[("[gMASK]", 259), ("<sop>", 260), ("</s>", 1)]
+    )
+    tokenizer.bos_token = None
+    example = Encoder(tokenizer, 100).pair("ask", "reply")
+    assert tokenizer.decode(example.input_ids) == "[gMASK]<sop>ask\nreply</s>"
 
 
 def test_a_row_too_long_is_cut_and_a_cut_is_counted():

@@ -47,7 +47,7 @@ class Encoder:
     """Turns prompts and responses, or chats, into examples of at most ``max_length`` tokens.
 
     Args:
-        tokenizer: Its beginning-of-text token is put first if it does so by itself.
+        tokenizer: What it begins a text with by itself is put first.
         max_length: Longer rows are cut at the end.
     """
 
@@ -59,8 +59,10 @@ class Encoder:
         self.dated = False
         # How many chats had what the template leaves out, by its name.
         self.unspoken: Counter[str] = Counter()
-        own = tokenizer("a")["input_ids"]
-        self._bos = own[:1] if own and own[0] == tokenizer.bos_token_id else []
+        own, bare = list(tokenizer("a")["input_ids"]), self._tokens("a")
+        # Not every tokenizer calls a bos_token what it puts first.
+        starts = (at for at in range(len(own)) if own[at : at + len(bare)] == bare)
+        self._begin = own[: next(starts, 0)]
         self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def pair(self, prompt: Any, response: Any) -> Example:
@@ -78,7 +80,7 @@ class Encoder:
                 raise BadRow(f"an empty {what}")
             if _HALF.search(text):
                 raise BadRow(f"a {what} with half a surrogate pair, which no text has")
-        before = [*self._bos, *self._tokens(prompt + "\n")]
+        before = [*self._begin, *self._tokens(prompt + "\n")]
         after = [*self._tokens(response), *self._eos]
         return self._example([*before, *after], [IGNORED] * len(before) + after)
 
