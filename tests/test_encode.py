@@ -62,6 +62,9 @@ def test_a_row_too_long_is_cut_and_a_cut_is_counted():
     encoder = Encoder(tokenizer, 7)
     assert learned(tokenizer, encoder.pair("ask", "reply")) == "rep"
     assert encoder.cut == 1
+    with pytest.raises(BadRow):
+        encoder.pair("ask more", "reply")
+    assert encoder.cut == 1  # the other one was left out
 
 
 @pytest.mark.parametrize(

@@ -165,12 +165,12 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _example(self, ids: list[int], labels: list[int]) -> Example:
-        if len(ids) > self.max_length:
-            ids, labels = ids[: self.max_length], labels[: self.max_length]
-            self.cut += 1
+        longer = len(ids) > self.max_length
+        ids, labels = ids[: self.max_length], labels[: self.max_length]
         # The first label is never predicted: nothing stands before it.
         if all(label == IGNORED for label in labels[1:]):
             raise BadRow(f"no response token within the first {self.max_length} tokens (--max-length)")
+        self.cut += longer  # a row that is left out counts as that alone
         return Example(tuple(ids), tuple(labels))
 
 
