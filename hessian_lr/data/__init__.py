@@ -55,7 +55,7 @@ def check(name: str, *, fields: tuple[str, ...] | None = None) -> None:
     if name in TASKS:
         _check_builtin(name, fields)
     elif not sources.is_hub_id(name):
-        rows, _ = sources.read(name, ROWS_MOST)
+        rows, _ = sources.read(name, ROWS_MOST, fields)
         _check_rows(name, rows)
         objects = [(number, row) for number, row in rows if isinstance(row, dict)]
         if not objects:
@@ -135,7 +135,7 @@ def _encode_all(
 def _from_source(
     encoder: Encoder, name: str, fields: tuple[str, ...] | None, notes: list[str]
 ) -> tuple[list[Example], list[Example]]:
-    rows, total = sources.read(name, ROWS_MOST)
+    rows, total = sources.read(name, ROWS_MOST, fields)
     _check_rows(name, rows)
     if len(rows) < total:
         notes.append(f"{len(rows):,} of {total:,} rows are used, evenly spaced")

@@ -79,12 +79,13 @@ def is_hub_id(name: str) -> bool:
     return not path.exists() and path.suffix.lower() not in SUFFIXES and bool(_HUB_ID.fullmatch(name))
 
 
-def read(name: str, most: int) -> tuple[list[Row], int]:
+def read(name: str, most: int, fields: tuple[str, ...] | None = None) -> tuple[list[Row], int]:
     """The rows of a local file, or of a hub dataset's train split.
 
     Args:
         name: The file or the dataset's id.
         most: Of more rows than this, every second (third, …) is taken, so that at most this many are.
+        fields: See ``find_columns``. Other columns of a Parquet file are null.
 
     Returns:
         The rows, and how many there were.
@@ -97,7 +98,7 @@ def read(name: str, most: int) -> tuple[list[Row], int]:
     if path.is_dir():
         raise RequestError(f"{name} is a folder; give one file ({', '.join(SUFFIXES)}) or a hub dataset id")
     if path.is_file() or path.suffix.lower() in SUFFIXES:
-        rows = _read_file(path)
+        rows = _read_file(path, fields)
         return rows[:: _step(len(rows), most)], len(rows)
     if is_hub_id(name):
         return _read_hub(name, most)
@@ -136,7 +137,7 @@ def find_columns(rows: Sequence[Row], fields: tuple[str, ...] | None, where: str
     )
 
 
-def _read_file(path: Path) -> list[Row]:
+def _read_file(path: Path, fields: tuple[str, ...] | None) -> list[Row]:
     if not path.is_file():
         raise RequestError(f"there is no file {path}; check the path")
     suffix = path.suffix.lower()
@@ -144,7 +145,7 @@ def _read_file(path: Path) -> list[Row]:
         raise RequestError(f"cannot read {path}: expected a name that ends in {', '.join(SUFFIXES)}")
     try:
         if suffix == ".parquet":
-            return _read_parquet(path)
+            return _read_parquet(path, fields)
         content = path.read_bytes()
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
@@ -185,20 +186,26 @@ def _object(value: Any) -> dict[str, Any] | BadRow:
     return value if isinstance(value, dict) else BadRow("something that is not an object")
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path, fields: tuple[str, ...] | None) -> list[Row]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
+    usual = {name for pair in _PAIRS for name in pair} | {*_CHATS, "input"}
+    used = {*(usual if fields is None else fields), *_BESIDE_CHATS}
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    # Texts and names of columns are decoded only as rows are made.
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        table = pyarrow.parquet.read_table(path)
+        names = table.column_names
+        # Images take much memory as objects, and not every date that Arrow can hold is one in Python.
+        rows = table.select([at for at, name in enumerate(names) if name in used]).to_pylist()
+    # Texts, dates and names of columns are decoded only as rows are made.
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
         size = path.stat().st_size
         raise RequestError(
             f"{path} ({size:,} bytes) is not a readable Parquet file: {hub.first_line(error)}; copy or write "
             "it again"
         ) from error
-    return list(enumerate(rows, 1))
+    null = dict.fromkeys(names)
+    return [(number, null | row) for number, row in enumerate(rows, 1)]
 
 
 def _step(total: int, most: int) -> int:
