@@ -11,11 +11,13 @@ import time
 import pages
 import pytest
 import torch
+from tiny_text import byte_tokenizer
 
 import hessian_lr as hlr
 from hessian_lr import alias, integrations, results
 from hessian_lr.curvature import ClosedForm
-from hessian_lr.data import tasks
+from hessian_lr.data import make_batches, tasks
+from hessian_lr.data.encode import Encoder
 from hessian_lr.grids import Plan
 from hessian_lr.measure import Curvature
 from hessian_lr.per_module import ModuleSharpness, ModuleSpectrum
@@ -56,6 +58,18 @@ def namespace(tmp_path, model, monkeypatch):
         torch.manual_seed(0)
         yield pages.furnish(tmp_path, model)
     torch.set_num_threads(before)
+
+
+def test_the_batches_that_a_page_makes_by_hand_are_the_packages_own():
+    """Of a tokenizer that begins texts with a token of its own: none stands before the response."""
+    tokenizer = byte_tokenizer(adds_bos=True)
+    page = (DOCS / "how-to/model-and-data.md").read_text(encoding="utf-8")
+    names = {"torch": torch, "tokenizer": tokenizer}
+    exec(page[page.index("def batch(") : page.index("\nrows = [")], names)
+    (own,) = make_batches([Encoder(tokenizer, 100).pair("2 + 3?", "5")], 1, tokenizer.pad_token_id)
+    assert {name: value.tolist() for name, value in names["batch"]([("2 + 3?", "5")]).items()} == {
+        name: value.tolist() for name, value in own.items()
+    }
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
