@@ -100,6 +100,13 @@ def test_a_system_column_is_the_first_turn(tmp_path):
     assert loaded(tmp_path / "rows.jsonl", rows, tiny.CHAT, ("conversations",))[0] == texts
 
 
+def test_a_rows_own_switches_of_the_template_are_heeded(tmp_path):
+    rows = [asked("Rome"), asked("Bonn") | {"chat_template_kwargs": {"quiet": True, "unused": None}}]
+    template = TOOLS.replace("{% if m.reasoning_content %}", "{% if m.reasoning_content and not quiet %}")
+    texts, *_ = loaded(tmp_path / "rows.jsonl", rows, template)
+    assert {("Rome" in text, "<think>" in text) for text in texts} == {(True, True), (False, False)}
+
+
 @pytest.mark.parametrize("form", ['"%d %b %Y"', "'%Y-%m-%d'"])
 def test_the_same_chats_are_the_same_data_tomorrow(tmp_path, monkeypatch, form):
     from transformers.utils import chat_template_utils
@@ -124,6 +131,8 @@ def test_the_same_chats_are_the_same_data_tomorrow(tmp_path, monkeypatch, form):
     [
         ({"tools": "weather"}, "neither a list nor JSON"),
         ({"tools": ["weather"]}, "not a list of objects"),
+        ({"chat_template_kwargs": "think"}, "not an object"),
+        ({"chat_template_kwargs": {"tokenize": False}}, r"not for the template \(tokenize\)"),
         ({"system": 4}, "a system column that is not text"),
         ({"system": "long"}, "beside a system turn that says something else"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .bad_row import BadRow, kind
@@ -21,10 +21,12 @@ class Chat:
     Attributes:
         turns: A role and a content each, and every other key that the row's message has.
         tools: What may be called, as JSON schemas; None: nothing.
+        switches: What the template is told beside these, such as whether to think.
     """
 
     turns: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
+    switches: dict[str, Any] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Which of ``tools`` and ``SPOKEN`` it has."""
@@ -34,7 +36,11 @@ class Chat:
     def without(self, name: str) -> Chat:
         """The same conversation without one of ``names``."""
         turns = [{key: value for key, value in turn.items() if key != name} for turn in self.turns]
-        return Chat(turns, None if name == "tools" else self.tools)
+        return Chat(turns, None if name == "tools" else self.tools, self.switches)
+
+    def begun(self, turns: int) -> Chat:
+        """The same conversation after some turns."""
+        return replace(self, turns=self.turns[:turns])
 
 
 def conversation(messages: Any, beside: Mapping[str, Any]) -> Chat:
@@ -45,8 +51,8 @@ def conversation(messages: Any, beside: Mapping[str, Any]) -> Chat:
 
     Args:
         messages: The turns.
-        beside: The row's columns ``system``, which becomes the first turn, and ``tools``, as a list or
-            as JSON text, as far as it has them.
+        beside: The row's columns ``system``, which becomes the first turn, ``tools``, as a list or as
+            JSON text, and ``chat_template_kwargs``, as far as it has them.
 
     Raises:
         BadRow: it is no conversation, or has no assistant turn.
@@ -58,7 +64,10 @@ def conversation(messages: Any, beside: Mapping[str, Any]) -> Chat:
         turns = _with_system(system, turns)
     if not any(turn["role"] == "assistant" for turn in turns):
         raise BadRow("no assistant turn")
-    return Chat(turns, _tools(beside.get("tools")))
+    switches = beside.get("chat_template_kwargs", {})
+    if not isinstance(switches, dict):
+        raise BadRow(f"chat_template_kwargs that are not an object ({kind(switches)})")
+    return Chat(turns, _tools(beside.get("tools")), _without_nulls(switches))
 
 
 def _turn(message: Any) -> dict[str, Any]:

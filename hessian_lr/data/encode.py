@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -149,8 +150,7 @@ class Encoder:
         return ids, mask
 
     def _rendered(self, chat: Chat, turns: int, *, prompt: bool = False) -> list[int]:
-        begun = Chat(chat.turns[:turns], chat.tools)
-        return list(self._template(begun, add_generation_prompt=prompt)["input_ids"])
+        return list(self._template(chat.begun(turns), add_generation_prompt=prompt)["input_ids"])
 
     def _template(self, chat: Chat, *, tokenize: bool = True, **options: Any) -> Any:
         if tokenize:
@@ -159,7 +159,12 @@ class Encoder:
         template = self.tokenizer.get_chat_template(tools=tools)
         options["chat_template"] = on_one_day(template)
         self.dated |= options["chat_template"] != template
-        return self.tokenizer.apply_chat_template(chat.turns, tools=tools, tokenize=tokenize, **options)
+        # A row may switch the template, not the tokenizer.
+        if own := chat.switches.keys() & inspect.signature(self.tokenizer.apply_chat_template).parameters:
+            raise BadRow(f"chat_template_kwargs that are not for the template ({', '.join(sorted(own))})")
+        return self.tokenizer.apply_chat_template(
+            chat.turns, tools=tools, tokenize=tokenize, **options, **chat.switches
+        )
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

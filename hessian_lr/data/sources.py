@@ -30,7 +30,7 @@ _PAIRS = (
     ("query", "answer"),
 )
 _CHATS = ("messages", "conversations")
-_BESIDE_CHATS = ("system", "tools")
+_BESIDE_CHATS = ("system", "tools", "chat_template_kwargs")
 # The prompt of the instruction data sets (Taori et al., 2023, Stanford Alpaca), as their users train on it.
 _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -47,7 +47,7 @@ _ALPACA_INPUT = (
 class Columns:
     """Where a row's text is: a prompt and a response column, or one of chat messages.
 
-    To chat messages belong the columns ``system`` and ``tools``, where there are any.
+    To chat messages belong the columns of ``_BESIDE_CHATS``, where there are any.
     ``alpaca`` puts the prompt column's instruction, and the text of a column ``input`` where there is
     any, into the prompt that instruction data are trained with.
     """
