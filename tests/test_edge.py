@@ -5,10 +5,17 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from tolerances import REFITTED
+import torch
+from tiny_models import adapted, make_batch
+from tolerances import DENSE64, REFITTED
 
-from experiments.lr_bench import edge, price, smaller
+from experiments.lr_bench import by_module, edge, groups, price, smaller
 from experiments.lr_bench.laws import AFTER, LAWS
+from experiments.lr_bench.table import HERE
+from hessian_lr.adapter_modules import owned_parameters
+from hessian_lr.curvature.adam import PreconditionedOperator
+from hessian_lr.curvature.operator import HessianOperator
+from hessian_lr.curvature.vectors import flatten, unflatten
 from hessian_lr.predict.adam import SMALLER, WARMUP_SHARE
 from hessian_lr.records import read_json
 
@@ -64,3 +71,37 @@ def test_smaller_warm_ups_are_judged_as_the_committed_measurements_have_it(bench
             assert anew.sum() == told["changed"]
             for name, value in edge.judged(made, law).items():
                 assert told[name] == (value if isinstance(value, str) else pytest.approx(value, rel=REFITTED))
+
+
+def test_a_modules_product_is_its_block_of_the_whole_matrix():
+    batches = [make_batch(2, 9, seed=1), make_batch(1, 12, seed=2)]
+    model = adapted("llama", torch.float64)
+    operator = HessianOperator(model, batches, dtype=torch.float64, memory_budget=2**40)
+    draw = torch.Generator().manual_seed(0)
+    root = torch.rand(operator.size, generator=draw, dtype=torch.float64) + 0.5
+    whole = PreconditionedOperator(operator, root**-2)
+    roots = unflatten(root, operator.parameters)
+    for positions in list(owned_parameters(model, operator.parameters).values())[:3]:
+        own = torch.cat([roots[position].flatten() for position in positions])
+        vector = torch.randn(len(own), generator=draw, dtype=torch.float64)
+        pieces = [torch.zeros_like(p) for p in operator.parameters]
+        for position, piece in zip(
+            positions, unflatten(vector, [pieces[position] for position in positions]), strict=True
+        ):
+            pieces[position] = piece
+        image = unflatten(whole.matvec(flatten(pieces)), pieces)
+        expected = torch.cat([image[position].flatten() for position in positions])
+        found = by_module.block_product(operator, positions, own, vector)
+        assert torch.allclose(found, expected, rtol=DENSE64, atol=DENSE64 * float(expected.norm()))
+
+
+@pytest.mark.parametrize("study", [by_module, groups])
+def test_a_study_of_lambda_p_tells_what_its_table_says(bench, study, monkeypatch, tmp_path):
+    copied = tmp_path / study.FILE.name
+    copied.write_bytes(study.FILE.read_bytes())
+    monkeypatch.setattr(study, "FILE", copied)
+    study.report(bench)
+    told, kept = (
+        pd.DataFrame(read_json(file.with_suffix(".json"))["laws"]) for file in (copied, HERE / copied.name)
+    )
+    pd.testing.assert_frame_equal(told, kept, rtol=REFITTED)
