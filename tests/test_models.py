@@ -162,6 +162,21 @@ def test_no_other_model_is_taken_for_one(name):
     assert not looks_ahead(model)
 
 
+def test_of_a_model_that_needs_more_than_tokens_it_is_not_told():
+    class Picky(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(4, 2)
+
+        def get_input_embeddings(self):
+            return self.embedding
+
+        def forward(self, input_ids, pixels):
+            raise AssertionError("never called without pixels")
+
+    assert not looks_ahead(Picky())
+
+
 def test_absent_weights_are_not_replaced_by_random_ones(saved):
     model = tiny.tiny_llama()
     del model.model.layers[1].mlp.up_proj
