@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import options
-from .errors import RequestError
 from .options import Output
 
 
@@ -31,10 +29,6 @@ def report(
     It recommends a learning rate and shows what that rests on; it is one file and needs no network.
     """
     options.check_writable(out, "--out")
-    if (kind := Path(out).suffix.lower()) not in ("", ".html", ".htm"):
-        raise RequestError(
-            f"the report is an HTML page, not a {kind} file: name it .html, and print it from a browser"
-        )
 
     from . import results, terminal
     from .report import write_report

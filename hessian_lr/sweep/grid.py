@@ -203,7 +203,7 @@ def _words(setting: Setting, names: Iterable[str]) -> str:
 
 def _word(name: str, value: Any) -> str:
     if isinstance(value, tuple):
-        value = ",".join(value)
+        value = " ".join(value)  # a table breaks it between names
     elif isinstance(value, float):
         value = f"{value:g}"
     return str(value) if name in ("method", "data", "model") else f"{name.replace('_', ' ')} {value}"
