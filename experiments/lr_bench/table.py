@@ -37,6 +37,8 @@ LONG = HERE / "long"
 VALIDATED = ("validated", "later")
 # The same with short runs, for the law for these alone.
 PROBED = HERE / "probed"
+# Of runs of 1,000 steps, in no fit.
+THOUSAND = HERE / "thousand"
 # What came after, and is in no fit.
 UNSEEN = HERE / "after"
 # The second seed of those that were validated, as ``second_seed`` ran it.
