@@ -9,7 +9,6 @@ are made of 38 over the modules' largest, mean and median eigenvalue in the plac
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,37 +17,24 @@ import torch
 from torch import Tensor
 
 from hessian_lr.adapter_modules import cost_shares, owned_parameters
-from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner, stability_threshold
+from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.curvature.vectors import flatten, unflatten
-from hessian_lr.predict.warmup import BETAS, warm_up
-from hessian_lr.prepare import Prepared, prepare
+from hessian_lr.predict.warmup import warm_up
+from hessian_lr.prepare import Prepared
 from hessian_lr.records import write_json
 from hessian_lr.spectrum import lanczos
 
-from .again import again
 from .edge import AS_SHIPPED, judged
-from .laws import AFTER, LAWS, SETTING, SHARE, THEORY, Law, derived
+from .in_place import LAWS_OF_IT, small_again, with_it
+from .laws import AFTER, LAWS, derived
 from .measure import RTOL
-from .price import bench
-from .run import Loader
-from .settings import LARGE
-from .table import HERE, setting_of
+from .table import HERE
 
 FILE = HERE / "by_module.csv"
 ROWS, STEPS, PRODUCTS = 2, 10, 6
-THRESHOLD = stability_threshold(BETAS[0])
 # What is made of the eigenvalues: of the whole matrix, and of the modules.
 JOINT, MADE = "joint", ("largest", "mean", "median")
-BY_MODULE_LAWS = (
-    Law("38 / it", {"lr_module": THEORY}),
-    Law("it, critical", {"lr_module": THEORY, "critical_over_module": SHARE} | SETTING),
-    Law(
-        "it, critical, eigenvalue",
-        {"lr_eigenvalue": THEORY, "critical_over_eigenvalue": SHARE, "module_over_eigenvalue": SHARE}
-        | SETTING,
-    ),
-)
 
 
 def block_product(
@@ -67,10 +53,12 @@ def block_product(
     return root * image
 
 
-def measure(prepared: Prepared, top_lr: float) -> Iterator[dict[str, Any]]:
-    """The largest eigenvalue of the whole and of each module's block, after a warm-up to ``top_lr``."""
+def measure(prepared: Prepared, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The largest eigenvalue of the whole and of each module's block, after the warm-up that the row had."""
     model, batches = prepared.model, prepared.batches[:ROWS]
-    optimizer = warm_up(model, prepared.warmup_batches, steps=STEPS, top_lr=top_lr, dtype=prepared.dtype)
+    optimizer = warm_up(
+        model, prepared.warmup_batches, steps=STEPS, top_lr=row[AFTER + "warmup_lr"], dtype=prepared.dtype
+    )
     # The graphs of so few rows are kept, whatever else fills the memory.
     operator = HessianOperator(model, batches, dtype=prepared.dtype, memory_budget=2**40)
     diagonal = adam_preconditioner(optimizer, operator.parameters)
@@ -98,17 +86,6 @@ def summed_up(points: pd.DataFrame) -> pd.DataFrame:
     return made.assign(joint=joint["lambda_p"], cost=joint["cost"])
 
 
-def with_modules(table: pd.DataFrame, made: pd.Series) -> pd.DataFrame:
-    """The settings with 38 over what was made of their eigenvalues, where that is positive."""
-    lr = THRESHOLD / table["key"].map(made)
-    table = table.assign(
-        lr_module=lr,
-        critical_over_module=table["lr_critical_start"] / lr,
-        module_over_eigenvalue=lr / table["lr_eigenvalue"],
-    )
-    return table[lr > 0].reset_index(drop=True)
-
-
 def report(table: pd.DataFrame) -> None:
     """Print what ``results/by_module.csv`` says, and keep it beside that."""
     points = summed_up(pd.read_csv(FILE))
@@ -116,8 +93,8 @@ def report(table: pd.DataFrame) -> None:
     shipped = [law for law in LAWS if law.name in AS_SHIPPED]
     rows = [{"from": "as shipped", **judged(table, law)} for law in shipped]
     for name in (JOINT, *MADE):
-        own = with_modules(table, points[name])
-        rows += [{"from": name, **judged(own, law)} for law in BY_MODULE_LAWS]
+        own = with_it(table, points[name])
+        rows += [{"from": name, **judged(own, law)} for law in LAWS_OF_IT]
     over = {name: (points["joint"] / points[name]).describe(percentiles=[0.1, 0.5, 0.9]) for name in MADE}
     costs = points["cost"] / table.set_index("key")["sweep_cost"]
     told = {
@@ -132,17 +109,7 @@ def report(table: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    table = bench()
-    small = table[(table["model"] != LARGE) & (table[AFTER + "lr_stability"] > 0)].sort_values("key")
-    settings = {row["key"]: (row["key"], partial(remeasure, row)) for row in small.to_dict("records")}
-    again(__doc__ or "", FILE, settings, partial(report, table))
-
-
-def remeasure(row: dict[str, Any], loader: Loader) -> Iterator[dict[str, Any]]:
-    """``measure`` for a row of the bench's table."""
-    # As for ``price``: bfloat16 is slow where the processor lacks it.
-    setting = replace(setting_of(row), dtype="float32")
-    return measure(prepare(setting, *loader(setting)), row[AFTER + "warmup_lr"])
+    small_again(__doc__ or "", FILE, measure, report)
 
 
 if __name__ == "__main__":

@@ -11,31 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner, stability_threshold
+from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import unchanged
-from hessian_lr.predict.warmup import BETAS, warm_up
-from hessian_lr.prepare import Prepared, prepare
+from hessian_lr.predict.warmup import warm_up
+from hessian_lr.prepare import Prepared
 from hessian_lr.records import write_json
 from hessian_lr.spectrum import lanczos
 from hessian_lr.sweep.plan import learning_rate, nearest_point
 
-from .again import again
 from .held_out import left_out
+from .in_place import THRESHOLD, small_again
 from .laws import AFTER, LAWS, SETTING, SHARE, THEORY, Law
 from .measure import RTOL
-from .price import bench
-from .run import Loader
-from .settings import LARGE
-from .table import HERE, setting_of
+from .table import HERE
 
 FILE = HERE / "edge.csv"
 ROWS, STEPS, PRODUCTS = 4, 10, 8
@@ -43,7 +38,6 @@ ROWS, STEPS, PRODUCTS = 4, 10, 8
 HIGH, LOW, MOST = 1.0, 0.2, 9
 # Where it is likely to lie between the two, as a share of 38/λ_P after the package's own warm-up.
 START = 0.3
-THRESHOLD = stability_threshold(BETAS[0])
 KAPPAS = (0.25, 0.5, 1.0)
 AS_SHIPPED = ("38 / lambda_P", "adam", "combined")
 EDGE_LAWS = (
@@ -140,18 +134,13 @@ def report(table: pd.DataFrame) -> None:
     print(f"all warm-ups of a setting, over its sweep: {costs.median():.0%} in the median")
 
 
+def measure(prepared: Prepared, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """``along``, from a share of 38/λ_P as the bench has it."""
+    return along(prepared, START * row[AFTER + "lr_stability"])
+
+
 def main() -> None:
-    table = bench()
-    small = table[(table["model"] != LARGE) & (table[AFTER + "lr_stability"] > 0)].sort_values("key")
-    settings = {row["key"]: (row["key"], partial(remeasure, row)) for row in small.to_dict("records")}
-    again(__doc__ or "", FILE, settings, partial(report, table))
-
-
-def remeasure(row: dict[str, Any], loader: Loader) -> Iterator[dict[str, Any]]:
-    """``along`` for a row of the bench's table."""
-    # As for ``price``: bfloat16 is slow where the processor lacks it.
-    setting = replace(setting_of(row), dtype="float32")
-    return along(prepare(setting, *loader(setting)), START * row[AFTER + "lr_stability"])
+    small_again(__doc__ or "", FILE, measure, report)
 
 
 if __name__ == "__main__":

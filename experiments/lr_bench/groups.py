@@ -14,48 +14,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner, stability_threshold
+from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner
 from hessian_lr.curvature.operator import HessianOperator
-from hessian_lr.predict.warmup import BETAS, warm_up
-from hessian_lr.prepare import Prepared, prepare
+from hessian_lr.predict.warmup import warm_up
+from hessian_lr.prepare import Prepared
 from hessian_lr.records import write_json
 from hessian_lr.spectrum import lanczos
 from hessian_lr.spectrum.lanczos import dot
 
-from .again import again
 from .edge import judged
-from .laws import AFTER, SETTING, SHARE, THEORY, Law, derived
+from .in_place import LAWS_OF_IT, small_again, with_it
+from .laws import AFTER, derived
 from .measure import RTOL
-from .price import bench
-from .run import Loader
-from .settings import LARGE
-from .table import HERE, setting_of
+from .table import HERE
 
 FILE = HERE / "groups.csv"
 SIZES, STEPS, PRODUCTS = (1, 2, 4, 8), 10, 6
-THRESHOLD = stability_threshold(BETAS[0])
 MEASURED = ("eigenvalue", "along")
-GROUP_LAWS = (
-    Law("38 / it", {"lr_group": THEORY}),
-    Law("it, critical", {"lr_group": THEORY, "critical_over_group": SHARE} | SETTING),
-    Law(
-        "it, critical, eigenvalue",
-        {"lr_eigenvalue": THEORY, "critical_over_eigenvalue": SHARE, "group_over_eigenvalue": SHARE}
-        | SETTING,
-    ),
-)
 
 
-def measure(prepared: Prepared, top_lr: float) -> Iterator[dict[str, Any]]:
-    """A record a group size, after a warm-up to ``top_lr``: means over the groups, weighted by labels."""
+def measure(prepared: Prepared, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A record a group size, after the warm-up that the row had: plain means over the groups."""
     model, rows = prepared.model, prepared.batches
-    optimizer = warm_up(model, prepared.warmup_batches, steps=STEPS, top_lr=top_lr, dtype=prepared.dtype)
+    optimizer = warm_up(
+        model, prepared.warmup_batches, steps=STEPS, top_lr=row[AFTER + "warmup_lr"], dtype=prepared.dtype
+    )
     for size in (size for size in SIZES if size <= len(rows)):
         found = []
         for start in range(0, len(rows), size):
@@ -73,17 +60,6 @@ def measure(prepared: Prepared, top_lr: float) -> Iterator[dict[str, Any]]:
         yield {"rows": size, **values.mean().to_dict(), **{f"{n}_spread": spread[n] for n in MEASURED}}
 
 
-def with_groups(table: pd.DataFrame, found: pd.Series) -> pd.DataFrame:
-    """The settings with 38 over what was measured of their groups, where that is positive."""
-    lr = THRESHOLD / table["key"].map(found)
-    table = table.assign(
-        lr_group=lr,
-        critical_over_group=table["lr_critical_start"] / lr,
-        group_over_eigenvalue=lr / table["lr_eigenvalue"],
-    )
-    return table[lr > 0].reset_index(drop=True)
-
-
 def report(table: pd.DataFrame) -> None:
     """Print what ``results/groups.csv`` says, and keep it beside that."""
     points = pd.read_csv(FILE)
@@ -93,24 +69,14 @@ def report(table: pd.DataFrame) -> None:
     for what in MEASURED:
         for size in SIZES:
             of_size = points[points["rows"] == size].set_index("key")[what]
-            with_it = with_groups(own, of_size)
-            told += [{"from": what, "rows": size, **judged(with_it, law)} for law in GROUP_LAWS]
+            made = with_it(own, of_size)
+            told += [{"from": what, "rows": size, **judged(made, law)} for law in LAWS_OF_IT]
     write_json(FILE.with_suffix(".json"), {"schema": 1, "laws": told})
     print(pd.DataFrame(told).to_string(index=False, float_format="{:.3g}".format))
 
 
 def main() -> None:
-    table = bench()
-    small = table[(table["model"] != LARGE) & (table[AFTER + "lr_stability"] > 0)].sort_values("key")
-    settings = {row["key"]: (row["key"], partial(remeasure, row)) for row in small.to_dict("records")}
-    again(__doc__ or "", FILE, settings, partial(report, table))
-
-
-def remeasure(row: dict[str, Any], loader: Loader) -> Iterator[dict[str, Any]]:
-    """``measure`` for a row of the bench's table."""
-    # As for ``price``: bfloat16 is slow where the processor lacks it.
-    setting = replace(setting_of(row), dtype="float32")
-    return measure(prepare(setting, *loader(setting)), row[AFTER + "warmup_lr"])
+    small_again(__doc__ or "", FILE, measure, report)
 
 
 if __name__ == "__main__":
