@@ -8,104 +8,37 @@ import random
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.dora import DoraLinearLayer
+from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from tiny_methods import (
+    BLOCKS,
+    CASES,
+    DETERMINISTIC,
+    FAMILIES,
+    HEADS,
+    NAMES,
+    SMALL,
+    VOCAB,
+    adapter,
+    build,
+    llama,
+    perturb,
+    qwen2,
+    setting,
+    tokens,
+)
 from transformers import (
-    GemmaConfig,
-    GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
     Qwen2ForCausalLM,
 )
 
-from hessian_lr import methods
-from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.errors import RequestError
 from hessian_lr.methods import METHODS, check, find_targets
-from hessian_lr.setting import Setting
-
-VOCAB = 64
-SMALL = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "attn_implementation": "eager"}
-BLOCKS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-
-# Fixed by what users and scripts type; more may come, none may go.
-NAMES = ["lora", "rslora", "dora", "pissa", "milora", "olora", "init-ab"]
-NAMES += ["lora-ga", "lora-ga-peft", "gralora", "randlora", "dora-exact", "lora+", "loft"]
-# They start from the weights alone, so that the seed has nothing to decide.
-DETERMINISTIC = {"pissa", "milora", "olora"}
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def llama() -> PreTrainedModel:
-    torch.manual_seed(1)
-    return LlamaForCausalLM(LlamaConfig(**SMALL, **BLOCKS, **HEADS)).eval()
-
-
-def qwen2() -> PreTrainedModel:
-    torch.manual_seed(2)
-    return Qwen2ForCausalLM(Qwen2Config(**SMALL, **BLOCKS, **HEADS, tie_word_embeddings=True)).eval()
-
-
-def gpt2() -> PreTrainedModel:
-    torch.manual_seed(3)
-    return GPT2LMHeadModel(GPT2Config(**SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
-
-
-def gemma() -> PreTrainedModel:
-    torch.manual_seed(4)
-    return GemmaForCausalLM(GemmaConfig(**SMALL, **BLOCKS, **HEADS, head_dim=8)).eval()
-
-
-FAMILIES = {"llama": llama, "qwen2": qwen2, "gpt2": gpt2, "gemma": gemma}
-# OLoRA on GPT-2's Conv1D is refused (below).
-CASES = [(name, family) for name in NAMES for family in FAMILIES if (name, family) != ("olora", "gpt2")]
-
-
-def setting(method: str, **changes: object) -> Setting:
-    return Setting(**{"method": method, "rank": 4, "alpha": 6.5, "seed": 5, **changes})
-
-
-def tokens() -> torch.Tensor:
-    return torch.randint(0, VOCAB, (2, 11), generator=torch.Generator().manual_seed(0))
-
-
-def batches() -> list[dict[str, torch.Tensor]]:
-    """Training data for the methods that start from a gradient."""
-    ids = tokens()
-    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
-
-
-def build(model: PreTrainedModel, wanted: Setting) -> PeftModel:
-    return methods.build(model, wanted, batches())
-
-
-def adapter(model: PeftModel) -> dict[str, torch.Tensor]:
-    """What the method added: its trained parameters, and RandLoRA's fixed bases."""
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {
-        name: value.clone()
-        for name, value in [*model.named_parameters(), *model.named_buffers()]
-        if name in names or "randlora_A" in name or "randlora_B" in name
-    }
-
-
-def perturb(model: PeftModel, size: float = 0.05) -> None:
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(size * noise)
 
 
 def test_the_promised_names_are_registered() -> None:
@@ -309,100 +242,3 @@ def test_a_second_adapter_is_refused() -> None:
     build(model, setting("lora"))
     with pytest.raises(RequestError, match="carries an adapter already"):
         build(model, setting("pissa"))
-
-
-def gradient(model: PeftModel, *, graph: bool = False) -> torch.Tensor:
-    """∇L over the trained parameters in float64, L the mean cross-entropy of next tokens."""
-    ids = tokens()
-    # transformers' own loss would fall back to float32.
-    loss = torch.nn.functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained, create_graph=graph)])
-
-
-def shifted_gradient(model: PeftModel, direction: torch.Tensor, step: float) -> torch.Tensor:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    pieces = direction.split([parameter.numel() for parameter in trained])
-    with torch.no_grad():
-        saved = [parameter.clone() for parameter in trained]
-        for parameter, piece in zip(trained, pieces, strict=True):
-            parameter.add_(step * piece.view_as(parameter))
-    shifted = gradient(model)
-    with torch.no_grad():
-        for parameter, value in zip(trained, saved, strict=True):
-            parameter.copy_(value)
-    return shifted
-
-
-# GPT-2, because Llama's RMSNorm and attention compute in float32 even in a float64 model.
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "olora"])
-def test_two_backward_passes_give_the_hessian(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(gpt2(), setting(name)).double()
-    perturb(model)
-    if name == "dora":
-        # As the method's docstring says: the Hessian with every weight norm held at its present value.
-        _hold_norms(model, monkeypatch)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    size = sum(parameter.numel() for parameter in trained)
-    direction = torch.randn(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    direction /= direction.norm()
-    product, difference = products(model, direction)
-    # The central difference's own error is O(1e-8).
-    torch.testing.assert_close(product, difference, rtol=0, atol=1e-6 * float(product.norm()))
-    # What is measured with: written-out derivatives, kept graphs.
-    engine = HessianOperator(model, batches(), dtype=torch.float64).matvec(direction)
-    torch.testing.assert_close(engine, difference, rtol=0, atol=1e-6 * float(product.norm()))
-
-
-def products(model: PeftModel, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """H·v by two backward passes, and by the central difference of gradients."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    slope = gradient(model, graph=True) @ direction
-    product = torch.cat(
-        [part.flatten() for part in torch.autograd.grad(slope, trained, materialize_grads=True)]
-    )
-    difference = shifted_gradient(model, direction, 1e-4) - shifted_gradient(model, direction, -1e-4)
-    return product, difference / 2e-4
-
-
-def test_pefts_dora_holds_a_norm_that_moves_and_dora_exact_does_not() -> None:
-    """Autograd's product against central differences of autograd's own gradient."""
-    missed, gradients = {}, {}
-    for name in ("dora", "dora-exact"):
-        model = build(gpt2(), setting(name)).double()
-        perturb(model, 0.2)
-        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        direction = torch.randn(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        product, difference = products(model, direction / direction.norm())
-        missed[name] = float((product - difference).norm() / difference.norm())
-        gradients[name] = gradient(model)
-    assert missed["dora-exact"] < 1e-6
-    assert missed["dora"] > 0.01
-    # The loss is one, its gradients are two: only the exact one is the slope of the loss.
-    apart = (gradients["dora"] - gradients["dora-exact"]).norm() / gradients["dora-exact"].norm()
-    assert float(apart) > 0.01
-
-
-def test_dora_exact_is_the_dora_that_peft_computes() -> None:
-    theirs, ours = build(gpt2(), setting("dora")), build(gpt2(), setting("dora-exact"))
-    for model in (theirs, ours):
-        perturb(model, 0.2)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tokens()).logits, theirs(tokens()).logits)
-    layer = next(m for m in ours.modules() if isinstance(m, DoraLinearLayer))
-    assert type(layer) is not DoraLinearLayer
-    assert {type(m) for m in theirs.modules() if isinstance(m, DoraLinearLayer)} == {DoraLinearLayer}
-
-
-def _hold_norms(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    moving = DoraLinearLayer.get_weight_norm
-    held: dict[int, torch.Tensor] = {}
-
-    def first_value(self: DoraLinearLayer, *arguments: object, **options: object) -> torch.Tensor:
-        if id(self) not in held:
-            held[id(self)] = moving(self, *arguments, **options).detach()
-        return held[id(self)]
-
-    monkeypatch.setattr(DoraLinearLayer, "get_weight_norm", first_value)
-    with torch.no_grad():
-        model(tokens())

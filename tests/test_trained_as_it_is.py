@@ -202,7 +202,7 @@ def _with_dora(kind):
 @pytest.mark.parametrize(("kind", "told"), [("dora", True), ("dora-exact", False), ("lora", False)])
 @pytest.mark.parametrize("operator", ["hessian", "central-differences"])
 def test_that_a_weight_norm_is_held_is_told_with_the_curvature(kind, told, operator):
-    # That products and differences are then of two matrices stands in test_methods.py.
+    # That products and differences are then of two matrices stands in test_methods_derivatives.py.
     found = hlr.sharpness(_with_dora(kind), SAMPLE, operator=operator, max_products=2)
     assert any("PEFT's DoRA holds" in note for note in found.notes) is told
 
