@@ -28,7 +28,6 @@ from hessian_lr.figures import sweep_figure
 from hessian_lr.report import write_report
 from hessian_lr.report.command import command
 from hessian_lr.report.documents import read_documents
-from hessian_lr.report.numbers import count, duration, measured, share
 from hessian_lr.report.svg import inline
 from hessian_lr.setting import Setting
 from hessian_lr.terminal import rate
@@ -336,36 +335,6 @@ def test_the_command_writes_it_and_says_what_it_recommends(tmp_path, capsys):
     (part,) = json.loads(capsys.readouterr().out)["parts"]
     assert part["recommendation"].startswith("Train lora at") and part["reasons"]
     assert out.read_bytes() == first, "the same results give the same page"
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [
-        (1.0511, 0.0413, "1.05 ± 0.04"),
-        (9.32, 1.2, "9.3 ± 1.2"),
-        (84.4, 4.5, "84 ± 4"),
-        (2604.0, 2712.0, "2600 ± 2700"),
-        (-3.7, 7.2, "−3.7 ± 7.2"),
-        (1.25, None, "1.25"),
-        (4653.9, None, "4.65e3"),
-        (None, 1.0, "–"),
-        (0.9996, 0.00096, "0.9996 ± 0.0010"),
-    ],
-)
-def test_values_are_rounded_to_their_error(value, error, text):
-    assert measured(value, error) == text
-
-
-def test_times_counts_and_shares_are_short():
-    assert [duration(s) for s in (3.21, 74.0, 158.5, 5000, 40_000)] == [
-        "3.2 s",
-        "74 s",
-        "2.6 min",
-        "83 min",
-        "11 h",
-    ]
-    assert [count(n) for n in (3.4, 68, 159.5, 2880, 123_456)] == ["3", "68", "160", "2,880", "123,000"]
-    assert [share(x) for x in (0.0012, 0.117, 0.42)] == ["0.1%", "12%", "42%"]
 
 
 def _colours(css):
