@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from test_methods import FAMILIES, VOCAB, adapter, build, gpt2, llama, perturb, setting, tokens
+from tiny_methods import FAMILIES, VOCAB, adapter, build, gpt2, llama, perturb, setting, tokens
 from transformers import PreTrainedModel
 
 from hessian_lr import methods
