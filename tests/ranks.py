@@ -47,6 +47,12 @@ def start(out, programs):
     return json.loads((out / "ended.json").read_text())
 
 
+def assert_ended_well(ranks):
+    """Of what ``start`` gives for one program; what the ranks wrote to standard error is told whole."""
+    told = [f"rank {rank} ended with {status}:\n{errors}" for rank, (status, _, errors) in enumerate(ranks)]
+    assert all(status == 0 for status, _, _ in ranks), "\n".join(told)
+
+
 def launch(out):
     """What ``start`` runs: fork the ranks of each program, and tell how they ended."""
     for name in ("hessian_lr.session", "hessian_lr.spectra", "hessian_lr.predict", "tiny_models"):

@@ -42,7 +42,7 @@ def ended(common, tmp_path_factory):
 def found(ended):
     """What each of three ranks found together with others, and this process by itself."""
     out, programs = ended
-    assert [status for status, _, _ in programs["measure"]] == [0] * 3, programs["measure"]
+    ranks.assert_ended_well(programs["measure"])
     together = [json.loads((out / f"{rank}.json").read_text()) for rank in range(3)]
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as the ranks have
