@@ -158,7 +158,7 @@ def test_settings_fitted_to_are_no_longer_outside_what_was_tried():
     known = dict.fromkeys(("lr_stability", "lr_critical_start", "lr_eigenvalue"), 1e-2)
     mine = Quantities(64, 2000, **known, samples=2)
     before = rate("combined", current, mine)
-    assert "steps 2e+03 (tried on 15 … 300)" in before.notes[0]
+    assert "steps 2000 (tried on 15 … 300)" in before.notes[0]
     sweeps = [Observation(f"run {i}", "lora", 1e-3 * math.exp(0.01 * i), mine) for i in range(20)]
     found = fit(sweeps, current)
     assert found.combined.domain == {"batch_size": [2, 64], "steps": [15, 2000], "samples": [2, 32]}

@@ -7,16 +7,18 @@ import pytest
 
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
+from hessian_lr.predict.law import EXTRAPOLATION
 from hessian_lr.predict.transfer import Transfer, quantities, transfer
 from hessian_lr.setting import Setting
 
 LAW = Transfer(
     exponents={"rank": -0.5, "scaling": -1.0, "batch_size": 0.5, "steps": -0.25},
-    methods={"lora": 0.0, "pissa": -1.0, "rslora": 0.2},
+    methods={"lora": 0.0, "pissa": -1.0},
     log_half_width=math.log(2),
     log_half_width_method=math.log(5),
     settings=10,
     source="here",
+    domain={"rank": [4, 64], "batch_size": [2, 16], "steps": [15, 960]},
 )
 KNOWN = Setting(rank=16, alpha=16, batch_size=4, steps=60)
 
@@ -30,16 +32,38 @@ KNOWN = Setting(rank=16, alpha=16, batch_size=4, steps=60)
         ({"batch_size": 16}, 2),
         ({"steps": 960}, 0.5),
         ({"method": "pissa"}, math.exp(-1)),
-        # alpha / √r is four times plain LoRA's alpha / r at rank 16.
-        ({"method": "rslora"}, math.exp(0.2) / 4),
+        # alpha / √r is four times plain LoRA's alpha / r at rank 16, and nothing else is another.
+        ({"method": "rslora"}, 1 / 4),
+        ({"method": "rslora", "alpha": 4}, 1),
     ],
 )
 def test_a_learning_rate_moves_as_the_law_says(changes, factor):
     found = transfer(LAW, [(KNOWN, 1e-3)], replace(KNOWN, **changes))
     assert found.lr == pytest.approx(1e-3 * factor)
-    width = 5 if "method" in changes else 2
+    width = 5 if changes.get("method") == "pissa" else 2
     assert found.ends == pytest.approx((found.lr, found.lr / width, found.lr * width))
     assert "rank 16" in found.notes[0] and "0.001" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "outside"),
+    [
+        ({"steps": 960}, {"steps": 1920}, 2),
+        ({"steps": 1920}, {"steps": 960}, 2),
+        # Of a way across the domain only what lies outside is a guess.
+        ({"rank": 2}, {"rank": 128}, 2 * 2),
+        ({"rank": 128}, {"rank": 2}, 2 * 2),
+        # No guess is made of what both have.
+        ({"steps": 10000}, {"steps": 10000, "rank": 32}, 1),
+        ({"batch_size": 4096}, {"batch_size": 8192, "rank": 1024}, 2 * 16),
+    ],
+)
+def test_the_range_is_wider_by_how_far_the_way_lies_outside_what_was_tried(known, wanted, outside):
+    found = transfer(LAW, [(replace(KNOWN, **known), 1e-3)], replace(KNOWN, **wanted))
+    assert found.factor == pytest.approx(2 * outside**EXTRAPOLATION)
+    notes = [note for note in found.notes if "so the range is wider" in note]
+    assert len(notes) == (outside > 1)
+    assert all(f"{name} {wanted[name]} (tried on" in note for note in notes for name in wanted)
 
 
 def test_the_way_there_and_back_ends_where_it_began():

@@ -29,7 +29,7 @@ from .prospective import covered, predicted
 from .table import LONG, PROBE, PROBED, UNSEEN, from_documents, read
 from .transfer import transfer_law
 
-VERSION = "2026.11-k"
+VERSION = "2026.11-l"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
     "combined": "combined",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hessian_lr.predict.fit import conformal
-from hessian_lr.predict.transfer import Transfer, quantities
+from hessian_lr.predict.transfer import Transfer, formula, quantities
 from hessian_lr.setting import Setting
 
 from .evaluate import scored
@@ -23,19 +23,24 @@ RIDGE = 0.7
 def transfer_law(table: pd.DataFrame) -> Transfer:
     """The law from all settings; its range from pairs of settings of a model that was left out."""
     weights, names = _fit(table)
-    models = table["model"].unique()
-    same = np.concatenate([pair_errors(table, model, same_method=True) for model in models])
-    # A model with one setting, or one method, has no such pair.
-    others = [one for model in models if len(one := pair_errors(table, model, same_method=False))]
+    rows = pd.DataFrame([quantities(_setting(row)) for row in table.to_dict("records")])
     return Transfer(
         exponents=dict(zip(NAMES, weights[: len(NAMES)].tolist(), strict=True)),
         methods=dict(zip(names, weights[len(NAMES) :].tolist(), strict=True)),
-        log_half_width=conformal(same),
-        log_half_width_method=max(conformal(one) for one in others),
+        log_half_width=_widest(table, same_method=True),
+        log_half_width_method=_widest(table, same_method=False),
         settings=len(table),
         source=f"ridge regression over {len(table)} settings, a constant for each model, data and modules "
         "(experiments/lr_bench)",
+        domain={name: [float(rows[name].min()), float(rows[name].max())] for name in NAMES},
     )
+
+
+def _widest(table: pd.DataFrame, same_method: bool) -> float:
+    """The 80% quantile of ``pair_errors`` of the model where it is largest: a user's is another one."""
+    errors = [pair_errors(table, model, same_method) for model in table["model"].unique()]
+    # A model with one setting, or one method, has no such pair.
+    return max(conformal(one) for one in errors if len(one))
 
 
 def pair_errors(table: pd.DataFrame, model: str, same_method: bool | None = None) -> np.ndarray:
@@ -51,7 +56,8 @@ def pair_errors(table: pd.DataFrame, model: str, same_method: bool | None = None
     rest = np.log(mine["best_lr"].to_numpy()) - _design(mine, names) @ weights
     first, second = np.triu_indices(len(mine), 1)
     alike = mine["target_modules"].to_numpy()
-    method, known = mine["method"].to_numpy(), mine["method"].isin(names).to_numpy()
+    method = _methods(mine)
+    known = np.isin(method, names)
     pairs = (alike[first] == alike[second]) & known[first] & known[second]
     if same_method is not None:
         pairs &= (method[first] == method[second]) == same_method
@@ -61,14 +67,14 @@ def pair_errors(table: pd.DataFrame, model: str, same_method: bool | None = None
 def copied_errors(table: pd.DataFrame, model: str, same_method: bool) -> np.ndarray:
     """The same pairs' errors of one who takes the other setting's learning rate as it is."""
     mine = table[table["model"] == model]
-    logs, alike, method = (mine[name].to_numpy() for name in ("best_lr", "target_modules", "method"))
+    logs, alike, method = mine["best_lr"].to_numpy(), mine["target_modules"].to_numpy(), _methods(mine)
     first, second = np.triu_indices(len(mine), 1)
     pairs = (alike[first] == alike[second]) & ((method[first] == method[second]) == same_method)
     return np.abs(np.log(logs[first]) - np.log(logs[second]))[pairs]
 
 
 def _fit(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    names = sorted(table["method"].unique())
+    names = sorted(set(_methods(table)))
     x, y = _design(table, names), np.log(table["best_lr"].to_numpy())
     # What model, data and modules add is taken out of both sides.
     groups = table.groupby(["model", "data", "target_modules"]).ngroup().to_numpy()
@@ -82,9 +88,14 @@ def _fit(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
 def _design(table: pd.DataFrame, names: list[str]) -> np.ndarray:
     rows = []
     for row in table.to_dict("records"):
-        known = quantities(_setting(row))
-        rows.append([math.log(known[name]) for name in NAMES] + [row["method"] == name for name in names])
+        setting = _setting(row)
+        known = quantities(setting)
+        rows.append([math.log(known[name]) for name in NAMES] + [formula(setting) == name for name in names])
     return np.array(rows, dtype=float)
+
+
+def _methods(table: pd.DataFrame) -> np.ndarray:
+    return np.array([formula(_setting(row)) for row in table.to_dict("records")])
 
 
 def _setting(row: dict[str, Any]) -> Setting:

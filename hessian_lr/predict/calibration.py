@@ -23,7 +23,7 @@ class Calibration(Record):
         adam: η̂ from 38/λ_P (quantity ``lr_stability``) and the critical learning rate at the start
             (``lr_critical_start``), ``batch_size`` and ``steps``.
         eigenvalue: η̂ from λ at initialization (``lr_eigenvalue``), ``batch_size`` and ``steps``.
-        probe: η̂ from short runs (``lr_probe``) and 38/λ_P; None in files of versions before 2026.11-h.
+        probe: η̂ from short runs (``lr_probe``) and 38/λ_P; None in files of versions before 2026.11-g.
         transfer: From one setting's measured best learning rate to another's.
     """
 

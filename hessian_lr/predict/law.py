@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scipy.stats import t as student_t
 
+from ..digits import number
 from ..errors import RequestError
 from ..records import Record
 from ..setting import ADAMW, Setting
@@ -17,6 +19,8 @@ COVERAGE = 0.8
 EXTRAPOLATION = 0.3
 # Of these no value is too large: more rows than were tried say the same, with less noise.
 UNLIMITED = ("samples",)
+# The smallest and the largest value of quantities that something was tried on, by name.
+Domain = Mapping[str, Sequence[float]]
 NO_LAW = "the constants of predictions come from runs with AdamW, whose steps hardly follow a gradient's size"
 
 
@@ -92,14 +96,12 @@ class PowerLaw(Record):
     domain: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ends = [end for pair in self.domain.values() for end in pair]
         check_numbers(*self.exponents.values())
         check_numbers(*self.spreads.values(), self.log_scatter, least=0)
-        check_numbers(self.scale, self.settings, *self.references.values(), *ends, positive=True)
+        check_numbers(self.scale, self.settings, *self.references.values(), positive=True)
         if self.log_half_width is not None:
             check_numbers(self.log_half_width, least=0)
-        if not all(len(pair) == 2 and pair[0] <= pair[1] for pair in self.domain.values()):
-            raise RequestError("each quantity of a law's domain must have a smallest and a largest value")
+        check_domain(self.domain)
 
     def __call__(self, **quantities: float) -> float:
         """η̂ for the given quantities; each named exponent needs its quantity.
@@ -128,19 +130,41 @@ class PowerLaw(Record):
 
     def outside(self, **quantities: float) -> list[str]:
         """What lies outside the settings this law was tried on, in words."""
-        return [
-            f"{name} {value:.3g} (tried on {self.domain[name][0]:.3g} … {self.domain[name][1]:.3g})"
-            for name, value in quantities.items()
-            if self._distance(name, value) > 0
-        ]
+        names = [name for name, value in quantities.items() if self._distance(name, value) > 0]
+        return [tried(name, quantities[name], self.domain) for name in names]
 
     def _distance(self, name: str, value: float) -> float:
         """How far, in ln, a value lies outside the domain; 0 inside, or where none is known."""
-        if name not in self.domain:
-            return 0.0
-        low, high = self.domain[name]
-        above = 0.0 if name in UNLIMITED else math.log(value / high)
-        return max(0.0, math.log(low / value), above)
+        below, above = beyond(name, value, self.domain)
+        return below if name in UNLIMITED else below + above
+
+
+def beyond(name: str, value: float, domain: Domain) -> tuple[float, float]:
+    """How far, in ln, a value lies below the domain and above it; 0 inside, or where none is known."""
+    low, high = domain.get(name, (value, value))
+    return max(0.0, math.log(low / value)), max(0.0, math.log(value / high))
+
+
+def tried(name: str, value: float, domain: Domain) -> str:
+    """A value outside the domain, in words."""
+    low, high = (number(end, 4) for end in domain[name])
+    return f"{name} {number(value, 4)} (tried on {low} … {high})"
+
+
+def widened(outside: Sequence[str]) -> str:
+    """The note on a range that is wider for what ``tried`` tells."""
+    return f"outside the settings the constants were tried on, so the range is wider: {', '.join(outside)}"
+
+
+def check_domain(domain: Domain) -> None:
+    """Refuse a domain that no setting lies in.
+
+    Raises:
+        RequestError: an end is not a positive number, or they are not two in order.
+    """
+    check_numbers(*(end for pair in domain.values() for end in pair), positive=True)
+    if not all(len(pair) == 2 and pair[0] <= pair[1] for pair in domain.values()):
+        raise RequestError("each quantity of a law's domain must have a smallest and a largest value")
 
 
 def check_numbers(*values: float | None, least: float = -math.inf, positive: bool = False) -> None:

@@ -6,7 +6,7 @@ import math
 
 from ..errors import HessianLRError
 from .calibration import Calibration
-from .law import Quantities, Rate
+from .law import Quantities, Rate, widened
 
 PROBE = "probe"
 # Each predictor's law, and those that take its place where one of its quantities does not exist.
@@ -42,9 +42,6 @@ def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate
         if name != predictor:
             notes.append(f"predicted by the law {name!r}: the law {predictor!r} lacks a quantity here")
         if outside := law.outside(**known):
-            notes.append(
-                "outside the settings the constants were tried on, so the range is wider: "
-                + ", ".join(outside)
-            )
+            notes.append(widened(outside))
         return Rate(lr, factor, tuple(notes))
     return None

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import RequestError, unknown_name
 from ..records import Record
 from ..setting import Setting
-from .law import Rate, check_numbers, refuse_unpredicted
+from .law import (
+    EXTRAPOLATION,
+    Rate,
+    beyond,
+    check_domain,
+    check_numbers,
+    refuse_unpredicted,
+    tried,
+    widened,
+)
 
 # What two settings must share: nothing here knows what a difference in it does.
 SHARED = ("model_place", "target_modules", "peft_config", "optimizer")
@@ -20,16 +29,18 @@ class Transfer(Record):
     """How the best learning rate moves with a setting, all else equal.
 
     ln η* = offset(method) + Σ exponent·ln(quantity) + what the model and the data add. The quantities are
-    ``rank``, ``scaling`` (alpha / r; alpha / √r for rslora), ``batch_size`` and ``steps``.
+    ``rank``, ``scaling`` (alpha / r; alpha / √r for rslora, which is lora by that), ``batch_size`` and
+    ``steps``.
 
     Attributes:
         exponents: Each quantity's exponent, by name.
         methods: Each method's offset in ln η, by name.
         log_half_width: ln f of the 80% range [η̂/f, η̂·f] to another setting of the same method, from pairs of
-            settings of a model that had no part in the fit.
-        log_half_width_method: The same to another method, of the model where it is widest.
+            settings of a model that had no part in the fit: of the model where it is widest.
+        log_half_width_method: The same to another method.
         settings: How many settings it was fitted to.
         source: Where it came from.
+        domain: The smallest and the largest value of each quantity among these, by name.
     """
 
     exponents: dict[str, float]
@@ -38,20 +49,15 @@ class Transfer(Record):
     log_half_width_method: float
     settings: int
     source: str
+    domain: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_numbers(*self.exponents.values(), *self.methods.values())
         check_numbers(self.log_half_width, self.log_half_width_method, least=0)
-        for name in self.exponents:
+        check_domain(self.domain)
+        for name in (*self.exponents, *self.domain):
             if name not in (known := quantities(Setting())):
                 raise unknown_name("quantity", name, known)
-
-    def log_rate(self, setting: Setting) -> float:
-        """ln η* of a setting, up to what only a measurement on its model tells."""
-        known = quantities(setting)
-        return self.methods[setting.method] + sum(
-            exponent * math.log(known[name]) for name, exponent in self.exponents.items()
-        )
 
 
 def quantities(setting: Setting) -> dict[str, float]:
@@ -65,6 +71,11 @@ def quantities(setting: Setting) -> dict[str, float]:
         "batch_size": setting.batch_size,
         "steps": setting.steps,
     }
+
+
+def formula(setting: Setting) -> str:
+    """The method that offsets and ranges go by: rslora is lora under another alpha."""
+    return "lora" if setting.method == "rslora" else setting.method
 
 
 def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: Setting) -> Rate:
@@ -86,29 +97,34 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
             f"no run with a best learning rate is of model {wanted.model} with target modules "
             f"{wanted.target_modules} and optimizer {wanted.optimizer}: validate one setting of it first"
         )
-    usable = [(one, lr) for one, lr in usable if one.method == wanted.method or _known(law, one, wanted)]
+    usable = [(one, lr) for one, lr in usable if formula(one) == formula(wanted) or _known(law, one, wanted)]
     if not usable:
         raise RequestError(
             f"nothing is known of how a best learning rate moves to the method {wanted.method!r}: validate "
             f"one setting of it, or use one of {', '.join(sorted(law.methods))}"
         )
     near, best_lr = min(usable, key=lambda pair: _distance(law, pair[0], wanted))
-    same = near.method == wanted.method
-    shift = sum(
-        exponent * math.log(quantities(wanted)[name] / quantities(near)[name])
-        for name, exponent in law.exponents.items()
-    )
-    if not same:
-        shift += law.methods[wanted.method] - law.methods[near.method]
+    here, there = quantities(near), quantities(wanted)
+    shift = sum(exponent * math.log(there[name] / here[name]) for name, exponent in law.exponents.items())
+    width = law.log_half_width
+    if formula(near) != formula(wanted):
+        shift += law.methods[formula(wanted)] - law.methods[formula(near)]
+        width = law.log_half_width_method
     notes = [
         f"transferred from the best learning rate {best_lr:.3g} of {near.method}, rank {near.rank}, alpha "
         f"{near.alpha:g}, batch size {near.batch_size}, {near.steps} steps, {near.data}"
     ]
     if near.data != wanted.data:
         notes.append(f"measured on {near.data}, not {wanted.data}: what the data change is not known here")
-    width = law.log_half_width if same else law.log_half_width_method
+    # What both settings lie outside by, they share: only the way from one to the other is a guess.
+    guessed = {name: _outside(name, here[name], there[name], law) for name in there}
+    if any(guessed.values()):
+        outside = [tried(name, there[name], law.domain) for name, way in guessed.items() if way]
+        notes.append(widened(outside))
     try:
-        return Rate(best_lr * math.exp(shift), math.exp(width), tuple(notes))
+        return Rate(
+            best_lr * math.exp(shift), math.exp(width + EXTRAPOLATION * sum(guessed.values())), tuple(notes)
+        )
     except OverflowError as error:
         raise RequestError("the calibration's transfer gives no finite learning rate here") from error
 
@@ -118,10 +134,16 @@ def _same(name: str, one: Setting, other: Setting) -> bool:
 
 
 def _known(law: Transfer, one: Setting, other: Setting) -> bool:
-    return one.method in law.methods and other.method in law.methods
+    return formula(one) in law.methods and formula(other) in law.methods
+
+
+def _outside(name: str, here: float, there: float, law: Transfer) -> float:
+    """How much, in ln, of the way between two values lies outside the law's domain."""
+    ends = zip(beyond(name, here, law.domain), beyond(name, there, law.domain), strict=True)
+    return sum(abs(a - b) for a, b in ends)
 
 
 def _distance(law: Transfer, one: Setting, other: Setting) -> tuple[bool, bool, float]:
     """Order of nearness: another method, other data, and how far the quantities are apart."""
     apart = sum(abs(math.log(quantities(one)[name] / quantities(other)[name])) for name in law.exponents)
-    return one.method != other.method, one.data != other.data, apart
+    return formula(one) != formula(other), one.data != other.data, apart
