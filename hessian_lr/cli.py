@@ -19,6 +19,7 @@ from .ending import explained, termination_as_interrupt
 from .errors import RequestError, shown, unknown_name
 from .option_groups import Interrupted, takes
 from .options import Output
+from .overwriting import check_overwriting, sources
 from .setting import Setting
 
 # Everything that loads torch or transformers is imported where it is used: `--help` needs neither.
@@ -107,6 +108,7 @@ def spectrum(
         raise RequestError(f"--checkpoint keeps the state of Lanczos, not of {algorithm!r}: leave one out")
     if checkpoint is not None:
         options.check_writable(checkpoint, "--checkpoint", folder=True)
+    check_overwriting([("--checkpoint", checkpoint), ("--json", output.json)], sources(settings))
     request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
     asked = {"request": dataclasses.asdict(request)}
 
@@ -146,13 +148,15 @@ def validate(
     seed_list = options.numbers(seeds, int, "--seeds")
     options.check_writable(out, "--out", folder=True)
 
-    from . import session, terminal
+    from . import results, session, terminal
     from .progress import Progress, quiet_libraries
     from .sweep.engines import opened
     from .sweep.runner import check_plan
     from .validate import Job
     from .validate import validate as run
 
+    written = [("--out", out), ("--out", f"{out}/{results.VALIDATE_FILE}"), ("--json", output.json)]
+    check_overwriting(written, [*sources(settings), calibration])
     check_plan(settings[0], rates, seed_list)
     constants = predict_command.constants_for(predictor, calibration)
     with quiet_libraries(), opened(cluster, settings) as engine:

@@ -173,15 +173,19 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     Raises:
         HessianLRError: the folder cannot be written.
     """
+    svg, png = files(path)
+    for file, metadata in ((svg, {"Date": None, "Creator": None}), (png, {"Software": None})):
+        buffer = io.BytesIO()
+        with styled():  # ticks are made as late as now
+            figure.savefig(buffer, format=file.suffix[1:], dpi=200, metadata=metadata, facecolor="white")
+        write_bytes(file, buffer.getvalue())
+    return svg, png
+
+
+def files(path: str | Path) -> tuple[Path, Path]:
+    """The two files that ``save`` writes."""
     base = Path(path)
     if base.suffix.lower() in (".svg", ".png"):
         base = base.with_suffix("")
-    written = []
-    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-        buffer = io.BytesIO()
-        with styled():  # ticks are made as late as now
-            figure.savefig(buffer, format=kind, dpi=200, metadata=metadata, facecolor="white")
-        # Not with_suffix: a name like qwen2.5 has a dot of its own.
-        written.append(base.with_name(f"{base.name}.{kind}"))
-        write_bytes(written[-1], buffer.getvalue())
-    return written[0], written[1]
+    # Not with_suffix: a name like qwen2.5 has a dot of its own.
+    return base.with_name(f"{base.name}.svg"), base.with_name(f"{base.name}.png")

@@ -15,6 +15,7 @@ import typer
 from . import job, options
 from .errors import RequestError, unknown_name
 from .options import Output
+from .overwriting import check_overwriting, sources
 from .setting import AUTO, Setting
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def predict(
 ) -> int:
     """Predict a run's learning rate, with a range."""
     _check(settings, predictor, fast=fast, source=source, checkpoint=checkpoint)
+    written = [("--checkpoint", checkpoint), ("--json", output.json)]
+    check_overwriting(written, [*sources(settings), calibration, *(source or ())])
 
     from . import results, session, terminal
     from .fitting import check_batch_size

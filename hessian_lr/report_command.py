@@ -8,6 +8,7 @@ import typer
 
 from . import options
 from .options import Output
+from .overwriting import check_overwriting
 
 
 def report(
@@ -29,6 +30,7 @@ def report(
     It recommends a learning rate and shows what that rests on; it is one file and needs no network.
     """
     options.check_writable(out, "--out")
+    check_overwriting([("--out", out), ("--json", output.json)], runs)
 
     from . import results, terminal
     from .report import write_report

@@ -10,6 +10,7 @@ import typer
 from . import options
 from .errors import RequestError
 from .options import Output
+from .overwriting import check_overwriting
 
 
 def align(
@@ -27,10 +28,12 @@ def align(
         options.check_writable(out, "--out")
 
     from . import results, terminal
-    from .figure_style import save
+    from .figure_style import files, save
     from .figures import eigenvalue_figure
     from .score import align as fit
 
+    drawn = [] if out is None else [("--out", str(file)) for file in files(out)]
+    check_overwriting([*drawn, ("--json", output.json)], runs)
     rows = results.read_validated(runs)
     trained = {str(one.setting.get("optimizer")): one.file for one in rows}
     if len(trained) > 1:
@@ -77,6 +80,7 @@ def calibrate(
     `predict --calibration FILE` and `validate --calibration FILE` then use them.
     """
     options.check_writable(out, "--out")
+    check_overwriting([("--out", out), ("--json", output.json)], [*runs, calibration])
 
     from . import results, terminal
     from .predict import load_calibration

@@ -16,6 +16,7 @@ from .cluster import Cluster
 from .errors import RequestError
 from .option_groups import Interrupted
 from .options import Output
+from .overwriting import check_overwriting, sources
 
 if TYPE_CHECKING:
     from .grids import Job, Plan
@@ -63,6 +64,7 @@ def sweep(
         raise RequestError(f"--limit takes a whole number of at least 0, not {limit}")
     options.check_writable(out, "--out", folder=True)
     grid = _grid(file)
+    _check_overwriting(file, grid, out, output)
 
     from . import results, terminal
     from .sweep.engine import Local
@@ -125,6 +127,7 @@ def merge(
     for folder in folders:
         runs_folder(Path(folder))
     grid = _grid(file)
+    _check_overwriting(file, grid, out, output)
 
     from . import terminal
 
@@ -162,6 +165,14 @@ def _grid(file: str) -> Grid:
     for name, fields in dict.fromkeys((one.setting.data, one.setting.fields) for one in grid.wanted):
         data.check(name, fields=fields)
     return grid
+
+
+def _check_overwriting(file: str, grid: Grid, out: str, output: Output) -> None:
+    from .grids import DOCUMENT, TABLE
+
+    written = [("--out", place) for place in (out, f"{out}/{DOCUMENT}", f"{out}/{TABLE}")]
+    read = [file, *sources(one.setting for one in grid.wanted)]
+    check_overwriting([*written, ("--json", output.json)], read)
 
 
 @contextmanager

@@ -315,14 +315,9 @@ def test_a_page_is_not_written_into_another_kind_of_file(tmp_path, capsys):
     assert "an HTML page, not a .pdf file" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_missing_run_and_a_result_as_output_are_refused(tmp_path):
+def test_a_missing_run_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"there is no .*nowhere"):
         write_report([tmp_path / "nowhere"], tmp_path / "r.html")
-    document = written(tmp_path / "p.json", predict_document())
-    before = document.read_bytes()
-    with pytest.raises(RequestError, match="one of the results"):
-        write_report([document], document)
-    assert document.read_bytes() == before
 
 
 def test_the_command_writes_it_and_says_what_it_recommends(tmp_path, capsys):

@@ -26,13 +26,11 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> list[Part]:
         What it shows, setting by setting.
 
     Raises:
-        RequestError: one of the runs is missing or is something else, or ``out`` is one of them
-            or named as another kind of file.
+        RequestError: one of the runs is missing or is something else, or ``out`` is named as another kind
+            of file.
         HessianLRError: ``out`` cannot be written.
     """
     documents = read_documents(runs)
-    if any(document.file == Path(out).resolve() for document in documents):
-        raise RequestError(f"--out {out} is one of the results; give the report a name of its own")
     if (kind := Path(out).suffix.lower()) not in ("", ".html", ".htm"):
         raise RequestError(
             f"the report is an HTML page, not a {kind} file: name it .html, and print it from a browser"

@@ -234,7 +234,7 @@ FAILURES: dict[str, tuple[Failure, ...]] = {
         F("nothing to align", "align single", "validate"),
         F("missing results", "report nothere --out report.html", "nothere", "validate --out"),
         F("a file that is no result", "report other.json --out report.html", "other.json", "schema 1"),
-        F("a report over its results", "report first --out first/validate.json", "one of the results"),
+        F("a report over its results", "report first --out first/validate.json", "would overwrite"),
         F("results cut short", "report cut.json --out report.html", "cut.json", "restore it", quotes=True),
         F("results edited by hand", "calibrate edited --out constants.json", "checksum", "restore"),
         F("constants that are none", "predict --calibration other.json", "other.json", "Calibration"),

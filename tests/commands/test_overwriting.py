@@ -1,0 +1,93 @@
+"""What a command reads is never written over, nor is one result by another."""
+
+import shutil
+
+import pytest
+import yaml
+from report_files import FIRST_LIGHT
+from tiny_text import save, sums, tiny_llama, write_rows
+
+from hessian_lr.cli import main
+from hessian_lr.predict import load_calibration
+
+RESULTS, MODEL = (
+    "would overwrite runs/validate.json, which this command reads",
+    "--model model --data rows.jsonl",
+)
+# A command line, and what is said of it.
+REFUSED = {
+    "calibrate runs --out runs/validate.json": RESULTS,
+    "calibrate runs --out x --json ./runs/validate.json": RESULTS,
+    "calibrate runs --out link.json": RESULTS,
+    "calibrate runs --out own.json --calibration own.json": "--out own.json would overwrite own.json",
+    "calibrate runs --out x.json --json ./x.json": "--json ./x.json would overwrite what --out writes",
+    "align runs --json {absolute}/runs/validate.json": RESULTS,
+    "align runs/validate.json --json runs/validate.json": RESULTS,
+    "align runs --out x --json x.png": "--json x.png would overwrite what --out writes",
+    "report runs --out runs/validate.json": RESULTS,
+    "report runs --out r.html --json runs/validate.json": RESULTS,
+    "report runs --out r.html --json r.html": "what --out writes",
+    "predict --from runs --json runs/validate.json": RESULTS,
+    "predict --calibration own.json --json own.json": "own.json, which this command reads",
+    f"predict {MODEL} --json rows.jsonl": "rows.jsonl, which this command reads",
+    f"spectrum {MODEL} --json model/config.json": "model/config.json, which",
+    f"spectrum {MODEL} --json x --checkpoint x": "what --checkpoint writes",
+    f"validate {MODEL} --out new --json new/validate.json": "what --out writes",
+    f"validate {MODEL} --out new --json new": "what --out writes",
+    f"validate {MODEL} --calibration own.json --out new --json own.json": "own.json, which",
+    "sweep file.yaml --json file.yaml --dry-run": "file.yaml, which",
+    "sweep file.yaml --json rows.jsonl": "rows.jsonl, which",
+    "sweep file.yaml --out new --json new/sweep.json": "what --out writes",
+    "merge file.yaml share --out new --json new/sweep.csv": "what --out writes",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inputs")
+    shutil.copytree(FIRST_LIGHT, root / "runs")
+    (root / "link.json").symlink_to("runs/validate.json")
+    (root / "share" / "runs").mkdir(parents=True)
+    load_calibration().write(root / "own.json")
+    save(tiny_llama(), root / "model")
+    write_rows(root / "rows.jsonl", sums(8))
+    (root / "file.yaml").write_text(
+        yaml.safe_dump({"model": "model", "data": "rows.jsonl", "lr": [1e-3, 1e-2]})
+    )
+    return root
+
+
+def contents(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_result_over_an_input_is_refused_before_any_work(files, monkeypatch, capsys, line):
+    def refuse(*_arguments, **_options):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.chdir(files)
+    monkeypatch.setattr("hessian_lr.models.load", refuse)
+    before = contents(files)
+    assert main(line.format(absolute=files).split()) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert REFUSED[line] in said and said.endswith("give it a name of its own")
+    assert contents(files) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "calibrate runs --out runs/constants.json --json runs/told.json",
+        "align runs --out runs/picture --json runs/picture.json",
+        "report runs --out runs/report.html --json -",
+        "predict --from runs --calibration own.json --json runs/moved.json",
+    ],
+)
+def test_results_may_stand_beside_what_they_were_made_of_and_be_made_again(
+    files, tmp_path, monkeypatch, line
+):
+    shutil.copytree(files, tmp_path / "files", symlinks=True)
+    monkeypatch.chdir(tmp_path / "files")
+    assert main(line.split()) == 0
+    assert main(line.split()) == 0
