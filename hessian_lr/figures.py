@@ -165,20 +165,15 @@ def _trends(axes: Axes, fitted: Sequence[tuple[float, float]], fit: bool) -> lis
 
     handles: list[Line2D | Patch] = []
     alignment = align(*zip(*fitted, strict=True)) if fit else Alignment(None, None, None, None, None, None, 0)
-    if alignment.slope is None or alignment.slope_low is None or alignment.slope_high is None:
+    if alignment.slope is None:
         many = f"{alignment.points} point{'' if alignment.points == 1 else 's'}"
         handles.append(Line2D([], [], linestyle="", label=f"no fitted slope: {many} of at least 3"))
     else:
-        axes.fill_between(
-            10**reach,
-            line(alignment.slope_low),
-            line(alignment.slope_high),
-            color=INK,
-            alpha=0.07,
-            linewidth=0,
-        )
+        interval, low, high = "no interval", alignment.slope_low, alignment.slope_high
+        if low is not None and high is not None:
+            axes.fill_between(10**reach, line(low), line(high), color=INK, alpha=0.07, linewidth=0)
+            interval = f"95% interval {_signed(low)} to {_signed(high)}"
         axes.plot(10**reach, line(alignment.slope), color=INK, linewidth=1.4, zorder=2)
-        interval = f"95% interval {_signed(alignment.slope_low)} to {_signed(alignment.slope_high)}"
         label = f"fitted slope {_signed(alignment.slope)} ({interval}, {alignment.points} points)"
         handles.append(Line2D([], [], color=INK, linewidth=1.4, label=label))
     axes.plot(10**reach, line(-1.0), color=MUTED, linewidth=1.2, linestyle="--", zorder=2)

@@ -220,7 +220,7 @@ class Alignment(Record):
         slope: Of log10 η* on log10 λ by ordinary least squares; None for fewer than three points,
             or if all eigenvalues are equal.
         slope_low: Lower end of the slope's 95% confidence interval (Student's t, points − 2
-            degrees of freedom).
+            degrees of freedom); None if all η* are equal, whose scatter tells nothing.
         slope_high: Upper end of it.
         kendall_tau: Kendall's τ-b between 1/λ and η*; None if it is not determined.
         spearman: Spearman's rank correlation between 1/λ and η*, likewise.
@@ -263,7 +263,7 @@ def align(eigenvalues: Sequence[float], best_lrs: Sequence[float]) -> Alignment:
     if points >= _LEAST_POINTS and np.ptp(x) > 0:
         line = scipy.stats.linregress(x, y)
         slope = float(line.slope)
-        reach = float(scipy.stats.t.ppf(0.975, points - 2) * line.stderr)
-        low, high = slope - reach, slope + reach
-        r_squared = float(line.rvalue**2) if varied else None
+        if varied:
+            reach = float(scipy.stats.t.ppf(0.975, points - 2) * line.stderr)
+            low, high, r_squared = slope - reach, slope + reach, float(line.rvalue**2)
     return Alignment(slope, low, high, tau, rho, r_squared, points)

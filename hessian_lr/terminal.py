@@ -228,8 +228,10 @@ def align_table(alignment: Alignment) -> None:
 def alignment_in_words(alignment: Alignment) -> str:
     """What the slope says about the classical theory, η ∝ 1/λ."""
     low, high = alignment.slope_low, alignment.slope_high
-    if low is None or high is None:
+    if alignment.slope is None:
         return "Too few different settings for a slope: at least three are needed."
+    if low is None or high is None:
+        return "All best learning rates are equal: how far the slope is known cannot be told from them."
     if low <= -1 <= high:
         undecided = ", but neither can no relation at all be" if high >= 0 else ""
         return f"The classical slope of -1 cannot be ruled out{undecided}."

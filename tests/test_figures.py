@@ -163,6 +163,12 @@ def test_two_points_are_drawn_without_a_fit_and_it_says_so(drawn):
     assert legend_texts(drawn[0])[0] == "no fitted slope: 2 points of at least 3"
 
 
+def test_equal_best_rates_are_drawn_without_an_interval(drawn):
+    drawn(eigenvalue_figure([point("lora", 1.3, 1e-3), point("pissa", 70, 1e-3), point("dora", 2, 1e-3)]))
+    assert legend_texts(drawn[0])[0] == "fitted slope 0.00 (no interval, 3 points)"
+    assert_readable(drawn[0])
+
+
 def test_censored_points_are_hollow_and_left_out_of_the_fit(drawn):
     drawn(eigenvalue_figure(HARD_POINTS["censored"]))
     texts = legend_texts(drawn[0])

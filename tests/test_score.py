@@ -247,6 +247,7 @@ def test_alignment_with_equal_numbers_says_what_it_cannot():
     same_rate = align([1.0, 2.0, 4.0], [1e-3, 1e-3, 1e-3])
     assert same_rate.slope == pytest.approx(0)
     assert (same_rate.kendall_tau, same_rate.r_squared) == (None, None)
+    assert (same_rate.slope_low, same_rate.slope_high) == (None, None)
 
 
 @pytest.mark.parametrize(

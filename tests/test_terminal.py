@@ -4,6 +4,7 @@ import pytest
 
 from hessian_lr import terminal
 from hessian_lr.methods import METHODS
+from hessian_lr.score import align
 
 WIDEST = {
     "method": max(METHODS, key=len),
@@ -54,3 +55,9 @@ def test_a_sweep_whose_best_is_at_its_edge_is_not_scored(capsys):
 def test_a_table_with_room_keeps_its_gaps(capsys):
     terminal.validate_table([WIDEST | {"method": "lora", "sampling_error": None}])
     assert "927  3.84e4" in capsys.readouterr().out
+
+
+def test_a_slope_without_an_interval_is_told_as_one(capsys):
+    terminal.align_table(align([1, 2, 3], [1e-3, 1e-3, 1e-3]))
+    shown = capsys.readouterr().out
+    assert "nan" not in shown and "All best learning rates are equal" in shown
