@@ -114,7 +114,12 @@ class Setting(Record):
     @property
     def model_place(self) -> str:
         """The model's name; of one on disk its whole path, however it was given."""
-        return os.path.realpath(self.model) if os.path.exists(self.model) else self.model
+        return _place(self.model)
+
+    @property
+    def data_place(self) -> str:
+        """The same of the data."""
+        return _place(self.data)
 
     @property
     def most_samples(self) -> int:
@@ -148,6 +153,10 @@ class Setting(Record):
     def key(self) -> str:
         """A short content hash that names this setting's files."""
         return digest(self.to_dict(), 12)
+
+
+def _place(name: str) -> str:
+    return os.path.realpath(name) if os.path.exists(name) else name
 
 
 _LEAST = {"rank": 1, "batch_size": 1, "steps": 1, "seed": 0, "samples": 1, "max_length": 2}

@@ -210,6 +210,16 @@ def test_a_spectrum_goes_with_the_sweeps_of_its_adapter_and_stands_alone_otherwi
     assert [part.subtitle for part in two][1:] == ["rank 4, alpha 4"]
 
 
+def test_data_under_two_paths_make_one_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("")
+    files = [
+        written(tmp_path / f"{number}.json", predict_document(setting=Setting(data=path)))
+        for number, path in enumerate(("rows.jsonl", "./rows.jsonl", str(tmp_path / "rows.jsonl")))
+    ]
+    assert len(write_report(files, tmp_path / "r.html")) == 1
+
+
 def test_a_prediction_that_a_sweep_already_tells_is_not_told_twice(tmp_path):
     (lora, *_) = first_light()["results"]
     names = {"lr": "predicted_lr", "lr_low": "predicted_low", "lr_high": "predicted_high"}

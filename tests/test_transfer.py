@@ -114,6 +114,15 @@ def test_the_shipped_law_has_what_settings_can_tell():
     assert law.exponents["rank"] < 0
 
 
+def test_data_under_two_paths_are_the_same(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    same, other = replace(KNOWN, data="rows.jsonl", steps=90), replace(KNOWN, data="code")
+    for place in ("./rows.jsonl", str(tmp_path / "rows.jsonl")):
+        found = transfer(LAW, [(other, 1e-3), (same, 2e-3)], replace(KNOWN, data=place))
+        assert "0.002" in found.notes[0] and len(found.notes) == 1
+
+
 def test_one_model_under_two_paths_and_modules_in_another_order_are_the_same(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -114,17 +114,16 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
         f"transferred from the best learning rate {best_lr:.3g} of {near.method}, rank {near.rank}, alpha "
         f"{near.alpha:g}, batch size {near.batch_size}, {near.steps} steps, {near.data}"
     ]
-    if near.data != wanted.data:
+    if near.data_place != wanted.data_place:
         notes.append(f"measured on {near.data}, not {wanted.data}: what the data change is not known here")
     # What both settings lie outside by, they share: only the way from one to the other is a guess.
     guessed = {name: _outside(name, here[name], there[name], law) for name in there}
+    width += EXTRAPOLATION * sum(guessed.values())
     if any(guessed.values()):
         outside = [tried(name, there[name], law.domain) for name, way in guessed.items() if way]
         notes.append(widened(outside))
     try:
-        return Rate(
-            best_lr * math.exp(shift), math.exp(width + EXTRAPOLATION * sum(guessed.values())), tuple(notes)
-        )
+        return Rate(best_lr * math.exp(shift), math.exp(width), tuple(notes))
     except OverflowError as error:
         raise RequestError("the calibration's transfer gives no finite learning rate here") from error
 
@@ -146,4 +145,4 @@ def _outside(name: str, here: float, there: float, law: Transfer) -> float:
 def _distance(law: Transfer, one: Setting, other: Setting) -> tuple[bool, bool, float]:
     """Order of nearness: another method, other data, and how far the quantities are apart."""
     apart = sum(abs(math.log(quantities(one)[name] / quantities(other)[name])) for name in law.exponents)
-    return formula(one) != formula(other), one.data != other.data, apart
+    return formula(one) != formula(other), one.data_place != other.data_place, apart

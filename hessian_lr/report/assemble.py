@@ -52,7 +52,7 @@ def assemble(documents: Sequence[Document]) -> list[Part]:
 
 def _key(document: Document, same: Sequence[str] = _SAME) -> str:
     setting = document.entries[0].setting
-    values = setting.to_dict() | {"model": setting.model_place}
+    values = setting.to_dict() | {"model": setting.model_place, "data": setting.data_place}
     return digest({name: value for name, value in values.items() if name not in same})
 
 
