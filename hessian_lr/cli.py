@@ -128,7 +128,7 @@ def validate(
     settings: list[Setting],
     cluster: Cluster | None,
     output: Output,
-    predictor: options.Predictor = "combined",
+    predictor: Annotated[str, options.PREDICTOR] = "combined",
     calibration: options.Calibrated = None,
     lrs: Annotated[
         str,

@@ -194,15 +194,13 @@ Checkpoint = Annotated[
         help="Keep the state of Lanczos (and short runs) here: the same command goes on after a kill.",
     ),
 ]
-Predictor = Annotated[
-    str,
-    typer.Option(
-        metavar="combined|adam|eigenvalue|probe",
-        help="adam: sharpness in Adam's geometry after a short warm-up; "
-        "eigenvalue: the Hessian's at initialization; combined: both; probe: adam's, and a few runs a tenth "
-        "as long.",
-    ),
-]
+PREDICTOR = typer.Option(
+    metavar="combined|adam|eigenvalue|probe",
+    help="adam: sharpness in Adam's geometry after a short warm-up; "
+    "eigenvalue: the Hessian's at initialization; combined: both; probe: adam's, and a few runs a tenth "
+    "as long.",
+    show_default="combined",
+)
 Runs = Annotated[
     list[str],
     typer.Argument(

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def predict(
     settings: list[Setting],
     output: Output,
-    predictor: options.Predictor = "combined",
+    predictor: Annotated[str | None, options.PREDICTOR] = None,
     calibration: options.Calibrated = None,
     fast: Annotated[
         bool,
@@ -49,7 +49,10 @@ def predict(
     checkpoint: options.Checkpoint = None,
 ) -> int:
     """Predict a run's learning rate, with a range."""
-    _check(settings, predictor, fast=fast, source=source, checkpoint=checkpoint)
+    if source:
+        _refuse_measuring(predictor=predictor, fast=fast, checkpoint=checkpoint)
+    predictor = predictor or "combined"
+    _check(settings, predictor, fast=fast, checkpoint=checkpoint)
     written = [("--checkpoint", checkpoint), ("--json", output.json)]
     check_overwriting(written, [*sources(settings), calibration, *(source or ())])
 
@@ -152,12 +155,20 @@ def constants_for(predictor: str, calibration: str | None) -> Calibration:
     return constants
 
 
+def _refuse_measuring(**given: object) -> None:
+    """Refuse, beside ``--from``, options that say how to measure."""
+    for name, value in given.items():
+        if value:
+            raise RequestError(
+                f"--{name} is for what is measured, and --from measures nothing: leave one of them out"
+            )
+
+
 def _check(
     settings: Sequence[Setting],
     predictor: str,
     *,
     fast: bool,
-    source: list[str] | None,
     checkpoint: str | None,
 ) -> None:
     from .predict.law import refuse_unpredicted
@@ -177,10 +188,9 @@ def _check(
             f"--fast is for {' and '.join(BRACKETED)}, whose λ has a closed form; {', '.join(others)} "
             "needs Lanczos: leave --fast out"
         )
-    if checkpoint is not None and (fast or source):
+    if checkpoint is not None and fast:
         raise RequestError(
-            f"--checkpoint keeps the state of Lanczos, which {'--fast' if fast else '--from'} does without: "
-            "leave one of them out"
+            "--checkpoint keeps the state of Lanczos, which --fast does without: leave one of them out"
         )
     if checkpoint is not None:
         options.check_writable(checkpoint, "--checkpoint", folder=True)

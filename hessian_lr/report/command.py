@@ -55,10 +55,11 @@ def _own(document: Document, row: dict[str, Any]) -> str:
     if document.command == "spectrum":
         return _options(**row.get("request", _asked(row)), json=json)
     file = row.get("calibration_file")
+    # No predictor to ask for stands where a sweep's rate was moved, nor where no constants are known.
+    measured = row.get("predictor") not in ("transfer", "none")
     own = {
-        # No predictor to ask for stands where a sweep's rate was moved, nor where no constants are known.
-        "predictor": None if row.get("predictor") in ("transfer", "none") else row.get("predictor"),
-        "fast": row.get("fast"),
+        "predictor": row.get("predictor") if measured else None,
+        "fast": measured and row.get("fast"),
         "calibration": file and _from_here(Path(file)),
     }
     if document.command == "validate":

@@ -69,6 +69,14 @@ REQUESTS += [
 ]
 
 
+REQUESTS += [
+    pytest.param(
+        "predict", [*given.split(), "--from", "none"], "--from measures nothing", id=f"from: {given}"
+    )
+    for given in ("--predictor combined", "--predictor probe --steps 8", "--fast", "--checkpoint x")
+]
+
+
 REQUESTS.append(pytest.param("validate", *WRONG["batch size"], id="validate: batch size"))
 
 
