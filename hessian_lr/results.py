@@ -243,6 +243,9 @@ def observation(one: Validated) -> Observation | None:
         batch_size, steps = int(one.setting["batch_size"]), int(one.setting["steps"])
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{one.file}: its setting lacks what a calibration needs ({error})") from error
+    # The data may have had fewer rows than were asked for; earlier versions tell only these.
+    asked = one.setting.get("samples")
+    samples = one.number("samples") if "samples" in one.row else asked if isinstance(asked, int) else None
     own = one.method in METHODS and METHODS[one.method].optimizer is not None
     return Observation(
         source=f"{one.file.parent.name}: {source}",
@@ -256,8 +259,7 @@ def observation(one: Validated) -> Observation | None:
             lr_eigenvalue=None if own else one.number("lr_eigenvalue"),
             lr_sharpness=None if own else one.number("lr_sharpness"),
             lr_probe=one.number("lr_probe"),
-            # The data may have had fewer; of what was tried only the smallest number counts.
-            samples=samples if isinstance(samples := one.setting.get("samples"), int) else None,
+            samples=None if samples is None else int(samples),
         ),
     )
 

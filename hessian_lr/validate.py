@@ -269,6 +269,7 @@ def _row(
         "runs": [results.run_row(run) for run in found.runs] if found else [],
         **scored.to_dict(),
         **{name: known[name] for name in (*results.LAMBDAS, *_KNOWN, *results.COSTS)},
+        "samples": measured.quantities.samples,
         "sweep_seconds": sum(run.seconds for run in found.runs) if found else None,
         "predictor": job.predictor if named else None,
         "calibration": job.constants.version,

@@ -36,6 +36,11 @@ def test_lambda_teaches_nothing_where_the_method_has_an_optimizer_of_its_own(met
     assert (learned.lr_stability, learned.lr_critical_start, learned.samples) == (1e-2, 2e-2, 2)
 
 
+@pytest.mark.parametrize(("row", "known"), [({}, 2), ({"samples": 1}, 1)])
+def test_the_rows_measured_count_where_they_are_told(row, known):
+    assert results.observation(validated(**row)).quantities.samples == known
+
+
 def test_a_copied_setting_counts_once_and_is_told():
     rows = [
         validated(),

@@ -17,7 +17,7 @@ from hessian_lr.predict import load_calibration
 from hessian_lr.predict.prediction import Prediction
 from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
-from hessian_lr.results import VALIDATE_FILE
+from hessian_lr.results import VALIDATE_FILE, observations, read_validated
 from hessian_lr.sweep import RunResult, engine, run_key
 from hessian_lr.validate import Job, validate
 
@@ -145,3 +145,11 @@ def test_a_measurement_of_another_precision_is_not_taken(
     assert measured == ["torch.float32", "torch.bfloat16"]
     run(tmp_path, settings=[replace(auto, dtype="float32")])
     assert len(measured) == 2, "by its name it is the same"
+
+
+def test_a_row_tells_the_rows_it_was_measured_on_and_not_those_asked_for(tmp_path: Path) -> None:
+    few = replace(SETTING, samples=64)
+    (row,) = run(tmp_path, "lora", settings=[few])["results"]
+    assert row["samples"] == 20, "half of the data, whose other half warms up"
+    (seen,) = observations(read_validated([tmp_path]))[0]
+    assert seen.quantities.samples == 20
