@@ -81,9 +81,14 @@ def probed(
     runs = f"{len(probe.lrs)} runs of {probe.steps} steps"
     if probe.lr is None:
         return _told(prediction, f"the best learning rate of {runs} lies outside those that were run")
-    joined = refine_learning_rate(
-        prediction, probe.lr, steps=setting.steps, batch_size=setting.batch_size, calibration=constants
-    )
+    try:
+        joined = refine_learning_rate(
+            prediction, probe.lr, steps=setting.steps, batch_size=setting.batch_size, calibration=constants
+        )
+    except RequestError:
+        raise
+    except HessianLRError as error:
+        return _told(prediction, f"not joined with {runs}: {error}")
     return _told(joined, f"joined with {runs}, best at {rate(probe.lr)}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ from .sweep import Sweep, sweep
 from .sweep.engine import Engine
 from .sweep.run import precision_name
 
+# A learning rate, and the ends of its range.
+Ends = tuple[float | None, float | None, float | None]
 # Where the search for the best learning rate starts if there is no prediction: a common default.
 FALLBACK_LR = 3e-4
 
@@ -112,8 +114,9 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
         measured = _measure(job, setting, progress)
         if job.predictor == PROBE and setting.optimizer == ADAMW:
             measured = _with_short_runs(job, setting, measured, progress)
-        lr, low, high = predicted(job.predictor, measured, job.constants)
-        found, failure = None, None
+        rates, failures = predicted(measured, job.constants)
+        lr, low, high = rates[job.predictor]
+        found = None
         try:
             found = sweep(
                 setting,
@@ -131,8 +134,8 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
             raise
         except (HessianLRError, MemoryError) as error:
             scored = Score(None, None, None, None, True, lr, low, high, None, None, None)
-            failure = f"sweep failed: {str(error) or type(error).__name__}"
-        rows.append(_row(job, setting, measured, found, scored, failure))
+            failures.append(f"sweep failed: {str(error) or type(error).__name__}")
+        rows.append(_row(job, setting, measured, rates, found, scored, failures))
         document = _document(job, rows, damage)
         write_joined(path, document)
     _draw(results.read_validated([path]), job.out)
@@ -151,12 +154,18 @@ def _document(job: Job, rows: Sequence[dict[str, Any]], notes: Sequence[str]) ->
     )
 
 
-def predicted(
-    predictor: str, measured: Measured, constants: Calibration
-) -> tuple[float | None, float | None, float | None]:
-    """The learning rate of a predictor and the ends of its range; None if it has none."""
-    found = rate(predictor, constants, measured.quantities)
-    return found.ends if found else (None, None, None)
+def predicted(measured: Measured, constants: Calibration) -> tuple[dict[str, Ends], list[str]]:
+    """Each predictor's learning rate and the ends of its range, None if it has none; why a law gives none."""
+    rates: dict[str, Ends] = {}
+    failures = []
+    for name in FALLBACKS:
+        found = None
+        try:
+            found = rate(name, constants, measured.quantities)
+        except HessianLRError as error:
+            failures.append(str(error))
+        rates[name] = found.ends if found else (None, None, None)
+    return rates, failures
 
 
 def _with_short_runs(job: Job, setting: Setting, measured: Measured, progress: Progress) -> Measured:
@@ -252,17 +261,17 @@ def _row(
     job: Job,
     setting: Setting,
     measured: Measured,
+    rates: Mapping[str, Ends],
     found: Sweep | None,
     scored: Score,
-    failure: str | None,
+    failures: Sequence[str],
 ) -> dict[str, Any]:
     """A row of ``validate.json``: the sweep, the score, and what ``calibrate`` and ``align`` need."""
     prediction = measured.prediction
     known = results.prediction_row(setting.method, prediction)
     named = prediction.predictor != NONE
-    failed = failure is not None or (named and scored.predicted_lr is None)
-    notes = [*measured.notes, *prediction.notes, *(found.notes if found else ())]
-    notes += [failure] if failure else []
+    failed = found is None or (named and scored.predicted_lr is None)
+    notes = [*measured.notes, *prediction.notes, *(found.notes if found else ()), *failures]
     return {
         "method": setting.method,
         "status": "failed" if failed else prediction.status,
@@ -275,14 +284,8 @@ def _row(
         "calibration": job.constants.version,
         "calibration_file": job.calibration_file,
         "predictions": {
-            name: dict(
-                zip(
-                    ("lr", "lr_low", "lr_high"),
-                    predicted(name, measured, job.constants),
-                    strict=True,
-                )
-            )
-            for name in FALLBACKS
+            name: dict(zip(("lr", "lr_low", "lr_high"), ends, strict=True))
+            for name, ends in rates.items()
             if name != PROBE or measured.quantities.lr_probe is not None
         },
         "notes": list(dict.fromkeys(notes)),

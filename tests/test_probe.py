@@ -92,6 +92,17 @@ def test_runs_that_fail_do_not_take_the_prediction_with_them(around, monkeypatch
     assert found.lr == prediction.lr and found.notes[-1] == "no short runs: out of memory"
 
 
+@pytest.mark.parametrize(
+    "changed", [{"log_half_width": 1e4}, {"exponents": {"lr_probe": 1e-5}, "scale": 9.0}]
+)
+def test_a_law_for_short_runs_that_gives_nothing_does_not_take_the_prediction_with_it(around, changed):
+    constants = replace(CONSTANTS, probe=replace(CONSTANTS.probe, **changed))
+    prediction = predicted(lr=0.05, lr_stability=0.2)
+    found = around(prediction, constants=constants)
+    assert found.lr == prediction.lr
+    assert found.notes[-1].startswith(("not joined with", "no short runs")) and "'probe'" in found.notes[-1]
+
+
 def test_a_run_too_short_to_have_a_tenth_is_refused():
     with pytest.raises(RequestError, match="too few"):
         probed(replace(RUN, steps=59), None, None, predicted(), CONSTANTS, out=None, progress=None)

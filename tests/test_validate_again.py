@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_refine import predicted
 
 from hessian_lr import devices
 from hessian_lr import validate as module
@@ -153,3 +154,22 @@ def test_a_row_tells_the_rows_it_was_measured_on_and_not_those_asked_for(tmp_pat
     assert row["samples"] == 20, "half of the data, whose other half warms up"
     (seen,) = observations(read_validated([tmp_path]))[0]
     assert seen.quantities.samples == 20
+
+
+@pytest.mark.parametrize("predictor", ["combined", "adam"])
+def test_a_law_that_gives_nothing_is_noted_and_the_sweep_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predictor: str
+) -> None:
+    monkeypatch.setattr(module, "predict_learning_rate", lambda *_, **__: predicted())
+    known = load_calibration()
+    broken = replace(
+        known,
+        combined=replace(known.combined, exponents={"lr_stability": 1.0}),
+        adam=replace(known.adam, log_half_width=1e4),
+    )
+    run(tmp_path, "lora", constants=broken, predictor=predictor)
+    (row,) = read_json(tmp_path / VALIDATE_FILE)["results"]
+    assert row["best_lr"] and len(row["runs"]) == 3
+    assert set(row["predictions"]["adam"].values()) == {None} and row["predictions"]["combined"]["lr"]
+    assert "the law 'adam'" in row["notes"][-1]
+    assert (row["status"] == "failed") == (predictor == "adam")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ..errors import RequestError
+from ..errors import HessianLRError, RequestError
 from ..setting import Setting
 from .adam import AdamSharpness
 from .calibration import Calibration, load_calibration
@@ -44,6 +44,7 @@ def start(prediction: Prediction, constants: Calibration, *, steps: int, batch_s
 
     Raises:
         RequestError: the prediction has no learning rate or no λ_P, or the constants have no law for this.
+        HessianLRError: their laws give no learning rate here.
     """
     law, adam = _needs(prediction, constants)
     known = Quantities(
@@ -55,7 +56,16 @@ def start(prediction: Prediction, constants: Calibration, *, steps: int, batch_s
     found = rate("adam", constants, known)
     if found is None:
         raise RequestError(f"the law 'adam' of the constants {constants.version!r} asks for more than λ_P")
-    return expected(law, found.lr, adam.lr_stability)
+    try:
+        lr = expected(law, found.lr, adam.lr_stability)
+    except (OverflowError, ZeroDivisionError):
+        lr = math.inf
+    if not 0 < lr < math.inf:
+        raise HessianLRError(
+            f"the law {PROBE!r} of calibration {constants.version!r} tells no learning rate for short runs "
+            "here; are its exponents right?"
+        )
+    return lr
 
 
 def probe_law(constants: Calibration) -> PowerLaw:
@@ -101,6 +111,7 @@ def refine_learning_rate(
     Raises:
         RequestError: ``lr_probe`` is not a positive number, the prediction has no learning rate or no λ_P, or
             the constants have no law for this.
+        HessianLRError: that law gives no learning rate here.
     """
     if not (math.isfinite(lr_probe) and lr_probe > 0):
         raise RequestError(f"the short runs' best learning rate must be a positive number, not {lr_probe!r}")
