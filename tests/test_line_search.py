@@ -77,3 +77,34 @@ def test_on_a_quadratic_the_critical_rate_is_twice_the_directional_step(monkeypa
     directional = float(gradient @ direction / (direction @ (diagonal * direction)))
     critical, _ = critical_learning_rate(model, [], direction, factor=1.001)
     assert critical == pytest.approx(2 * directional, rel=2e-3)
+
+
+@pytest.mark.parametrize("start", [1e-4, 5e-3, 0.02 * 0.99999, 0.02, 0.02 * 1.00001, 0.08, 5.0])
+def test_on_a_quadratic_every_start_leads_there(start, monkeypatch):
+    """L = 1 − w + 50·w² is back at 1 for w = 1/50; a start there moves the loss by nothing."""
+    model = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.zero_()
+    monkeypatch.setattr(
+        line_search, "mean_loss", lambda m, *_: 1 - float(m.weight) + 50 * float(m.weight) ** 2
+    )
+    direction = -torch.ones(1, dtype=torch.float64)
+    found, _ = critical_learning_rate(model, [], direction, start=start, factor=1.001)
+    assert found == pytest.approx(0.02, rel=2e-3)
+
+
+@pytest.mark.parametrize("flat", [0.0, 1e-2])
+def test_a_direction_that_never_leads_down_has_none(flat, monkeypatch):
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    monkeypatch.setattr(line_search, "mean_loss", lambda m, *_: 1 + max(0.0, -float(m.weight) - flat))
+    assert critical_learning_rate(model, [], torch.ones(1))[0] is None
+
+
+def test_a_models_search_may_start_at_the_critical_rate_itself():
+    model, batches = learned(), learnable(3)
+    direction = HessianOperator(model, batches).gradient().sign()
+    there, _ = critical_learning_rate(model, batches, direction, factor=1.00001)
+    found, _ = critical_learning_rate(model, batches, direction, start=0.99997 * there)
+    assert 0.9999 * there <= found <= 1.2 * there

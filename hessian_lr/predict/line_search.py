@@ -76,26 +76,27 @@ def _search(
         return -1 if base - loss > noise else 0
 
     rate, now = start, change(start)
-    if now == 1:
-        high = rate
+    low, descended, flat = rate, False, now == 0
+    while now != 1:
+        descended |= now == -1
+        low, rate = rate, 4 * rate
+        if rate > LARGEST:
+            return None, forwards
+        now = change(rate)
+    high = rate
+    if not descended:
+        if flat and dtype is torch.bfloat16:
+            # Float32 sees more of it, and is asked next.
+            return None, forwards
+        # A step that does not move the loss is too short to be one downhill, or leads back to where it began.
+        rate = start
         while now != -1:
-            high, rate = (rate if now == 1 else high), rate / 4
+            rate /= 4
             if rate < SMALLEST:
                 return None, forwards
             now = change(rate)
+            high = rate if now == 1 else high
         low = rate
-    else:
-        low, descended = rate, False
-        while now != 1:
-            descended |= now == -1
-            low, rate = rate, 4 * rate
-            if rate > LARGEST:
-                return None, forwards
-            now = change(rate)
-        if not descended:
-            # A step too short to move the loss is not a step downhill.
-            return None, forwards
-        high = rate
     while high / low > factor:
         middle = math.sqrt(low * high)
         if change(middle) == 1:
