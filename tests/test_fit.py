@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from tolerances import SIMULATED_COVERAGE
 
 from hessian_lr.errors import RequestError
 from hessian_lr.predict.calibration import Calibration, load_calibration
@@ -27,6 +29,10 @@ CURRENT = Calibration(
         5,
         {"steps": "a paper"},
     ),
+)
+
+RANGED = replace(
+    CURRENT, adam=replace(CURRENT.adam, log_half_width=0.7, sources={"log_half_width": "a test"})
 )
 
 
@@ -58,17 +64,44 @@ def test_a_scale_with_a_spread_moves_as_far_as_its_settings_weigh(count):
 
 
 def test_ten_settings_of_more_methods_than_one_give_a_range_of_their_own():
-    current = replace(CURRENT, adam=replace(CURRENT.adam, log_half_width=0.7))
     one_method = [observed(math.exp(0.01 * i)) for i in range(10)]
     two = [replace(one, method="pissa" if i % 2 else "lora") for i, one in enumerate(one_method)]
-    for few in (two[:9], one_method):
-        law = fit(few, current).adam
-        assert law.log_half_width == 0.7 and "log_half_width" not in law.sources
-    law = fit(two, current).adam
+    for few, group in ((two[:9], "method"), (one_method, "setting")):
+        law = fit(few, RANGED).adam
+        assert law.log_half_width == 0.7
+        told = f"a test; no narrower than the errors with each {group} left out ask for; robust fit to "
+        assert law.sources["log_half_width"].startswith(told)
+    law = fit(two, RANGED).adam
     # ln η* = 0, 0.02 … 0.08 of one, 0.01 … 0.09 of the other: missed by the way to the other mean, 0.05
     # and 0.04; of ten the ninth smallest.
     assert law.log_half_width == pytest.approx(0.05, rel=1e-3)
     assert law.sources["log_half_width"].startswith("80% quantile of the errors with each method left out")
+
+
+def test_a_range_is_no_narrower_than_its_own_errors():
+    """ln η* = −3 and 3: whichever is left out, the other misses it by 6; a single one is missed by its 3."""
+    low, high = observed(math.exp(-3)), observed(math.exp(3))
+    for rows, width, group in (
+        ([high], 3, "setting"),
+        ([low, high], 6, "setting"),
+        ([low, replace(high, method="pissa")], 6, "method"),
+    ):
+        law = fit(rows, RANGED).adam
+        assert law.log_half_width == pytest.approx(width)
+        told = f"80% quantile of the errors with each {group} left out; robust fit to {len(rows)} settings"
+        assert law.sources["log_half_width"].startswith(told)
+
+
+@pytest.mark.parametrize(("methods", "each", "times"), [(1, 100, 12), (3, 3, 60), (1, 4, 120)])
+def test_where_settings_scatter_the_range_holds_four_new_ones_of_five(methods, each, times):
+    scatter, random, held = 1.2, np.random.default_rng(1), []
+    for _ in range(times):
+        drawn = np.exp(random.normal(0, scatter, (methods, each)))
+        rows = [replace(observed(lr), method=str(i)) for i, own in enumerate(drawn) for lr in own]
+        law = fit(rows, RANGED).adam
+        ends = np.log(law.scale) + law.log_half_width * np.array([-1, 1])
+        held.append(np.diff(norm.cdf(ends, 0, scatter))[0])
+    assert np.mean(held) == pytest.approx(0.8, abs=SIMULATED_COVERAGE)
 
 
 def test_a_scale_without_freedom_stays_and_sources_name_what_was_fitted():

@@ -21,7 +21,7 @@ from .rate import PROBE
 # In ln η: beyond this a setting's residual counts linearly (Huber 1964), and against this the priors weigh.
 SCATTER = 0.5
 # From so many settings on, of more than one method, the range comes from their own errors with their method
-# left out instead of the current law's.
+# left out, even where these are smaller than the current law's.
 LEAST_FOR_RANGE = 10
 
 
@@ -52,8 +52,12 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
     part of the way, many decide it, and an exponent moves only if the law says how far it may. The settings
     are then among those that the law was tried on (its ``domain``).
     ``log_scatter`` is the root mean square by which each law misses a setting left out of its fit
-    (of fewer than three settings the current one's); the range holds four of five settings whose method was
-    left out (of fewer than ten settings, or of one method alone, the current one's).
+    (of fewer than three settings the current one's).
+
+    From ten settings of more than one method on, the range is as wide as their errors with each method left
+    out ask for, and holds four of five settings of a new method. Of fewer, or of one method alone, it is the
+    current one's, or that of these errors (of one method: with each setting left out) where that is wider:
+    it then holds four of five new settings of the same methods, of n < 4 settings n of n + 1.
 
     Args:
         observations: Those without a law's quantity do not count for that law.
@@ -132,9 +136,16 @@ def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
         changed["log_scatter"] = float(np.sqrt(np.mean(errors**2)))
         told["log_scatter"] = f"root mean square error of each setting left out; {where}"
     methods = np.array([one.method for one in observations])
-    if len(y) >= LEAST_FOR_RANGE and len(set(methods)) > 1:
-        changed["log_half_width"] = conformal(np.abs(_left_out(design, y, means, free, methods)))
-        told["log_half_width"] = f"80% quantile of the errors with each method left out; {where}"
+    several = len(set(methods)) > 1
+    missed = conformal(np.abs(_left_out(design, y, means, free, methods if several else np.arange(len(y)))))
+    errors_of = f"the errors with each {'method' if several else 'setting'} left out"
+    width = law.log_half_width
+    if (several and len(y) >= LEAST_FOR_RANGE) or (width is not None and missed > width):
+        changed["log_half_width"] = missed
+        told["log_half_width"] = f"80% quantile of {errors_of}; {where}"
+    elif width is not None:
+        source = law.sources.get("log_half_width", "as before")
+        told["log_half_width"] = f"{source}; no narrower than {errors_of} ask for; {where}"
     if (domain := _widened(law.domain, observations)) != law.domain:
         changed["domain"] = domain
         told["domain"] = f"{law.sources.get('domain', 'as before')}; and {where}"
