@@ -70,7 +70,9 @@ def probed(
     except (HessianLRError, MemoryError) as error:
         return _told(prediction, f"no short runs: {str(error) or type(error).__name__}")
     probe = _summary(found)
-    rows = short.batch_size * sum(run.steps for run in found.runs)
+    # A forward pass is half a gradient; the loss is held out once before, and after each run.
+    held_out = len(data.heldout) * (1 + len(found.runs))
+    rows = short.batch_size * sum(run.steps for run in found.runs) + 0.5 * held_out
     prediction = dataclasses.replace(
         prediction,
         probe=probe,

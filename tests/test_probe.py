@@ -45,8 +45,10 @@ def test_the_prediction_is_joined_with_the_best_of_runs_a_tenth_as_long(around):
     assert found.notes[-1] == f"joined with {len(points)} runs of 6 steps, best at {rate(probe.lr)}"
     told = refine_learning_rate(prediction, probe.lr, steps=60, batch_size=4)
     assert (found.lr, found.lr_low, found.lr_high) == (told.lr, told.lr_low, told.lr_high)
-    # 6 steps of 4 rows each, over the 8 rows that a gradient of the sample takes.
-    assert found.gradient_equivalents == prediction.gradient_equivalents + len(points) * 6 * 4 / 8
+    # 6 steps of 4 rows each, and passes over 8 held-out rows before them and after each, over the 8 that a
+    # gradient of the sample takes.
+    work = len(points) * 6 * 4 + 0.5 * 8 * (1 + len(points))
+    assert found.gradient_equivalents == prediction.gradient_equivalents + work / 8
     assert found.seconds >= prediction.seconds + probe.seconds - 1e-3
 
 
