@@ -12,7 +12,7 @@ from .predict import Calibration, Prediction, refine_learning_rate
 from .predict.prediction import Probe
 from .predict.rate import PROBE
 from .predict.refine import shorter, start
-from .score import score
+from .score import Score, score
 from .setting import Setting
 from .sweep import Sweep, sweep
 
@@ -69,7 +69,8 @@ def probed(
         raise
     except (HessianLRError, MemoryError) as error:
         return _told(prediction, f"no short runs: {str(error) or type(error).__name__}")
-    probe = _summary(found)
+    scored = score(found, None, None, None)
+    probe = _summary(found, scored)
     # A forward pass is half a gradient; the loss is held out once before, and after each run.
     held_out = len(data.heldout) * (1 + len(found.runs))
     rows = short.batch_size * sum(run.steps for run in found.runs) + 0.5 * held_out
@@ -81,6 +82,8 @@ def probed(
         notes=(*prediction.notes, *found.notes),
     )
     runs = f"{len(probe.lrs)} runs of {probe.steps} steps"
+    if scored.best_lr is None:
+        return _told(prediction, f"not joined with short runs: none of {runs} lowered the held-out loss")
     if probe.lr is None:
         return _told(prediction, f"the best learning rate of {runs} lies outside those that were run")
     try:
@@ -94,10 +97,9 @@ def probed(
     return _told(joined, f"joined with {runs}, best at {rate(probe.lr)}")
 
 
-def _summary(found: Sweep) -> Probe:
-    told = score(found, None, None, None)
+def _summary(found: Sweep, scored: Score) -> Probe:
     return Probe(
-        lr=None if told.censored else told.best_lr,
+        lr=None if scored.censored else scored.best_lr,
         steps=found.setting.steps,
         lrs=tuple(run.lr for run in found.runs),
         losses=tuple(run.final_loss for run in found.runs),

@@ -58,22 +58,36 @@ def test_what_is_there_is_not_trained_again(around, monkeypatch):
     assert around(predicted(lr=0.05, lr_stability=0.2)) == first
 
 
-def test_where_the_best_lies_beyond_the_runs_the_prediction_stays_as_it_was(around, monkeypatch):
-    def falling(setting, *_arguments, **_options):
+def ended(monkeypatch, *losses):
+    """Short runs that come out so, whatever is trained, from a held-out loss of 4."""
+
+    def swept(setting, *_arguments, **_options):
         runs = [
             RunResult("", setting, lr, 4.0, loss, 6, False, 1.0, 0)
-            for lr, loss in ((0.1, 3.0), (0.2, 2.0), (0.3, 1.0))
+            for lr, loss in zip((0.1, 0.2, 0.3), losses, strict=True)
         ]
         return Sweep(setting, tuple(runs), censored=True)
 
-    monkeypatch.setattr("hessian_lr.probe.sweep", falling)
+    monkeypatch.setattr("hessian_lr.probe.sweep", swept)
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ((3.0, 2.0, 1.0), "the best learning rate of 3 runs of 6 steps lies outside those that were run"),
+        (
+            (5.0, 4.0, 6.0),
+            "not joined with short runs: none of 3 runs of 6 steps lowered the held-out loss",
+        ),
+    ],
+)
+def test_where_short_runs_tell_nothing_the_prediction_stays_as_it_was(around, monkeypatch, losses, told):
+    ended(monkeypatch, *losses)
     prediction = predicted(lr=0.05, lr_stability=0.2)
     found = around(prediction)
-    assert found.probe.lr is None and found.probe.losses == (3.0, 2.0, 1.0)
+    assert found.probe.lr is None and found.probe.losses == losses
     assert (found.lr, found.lr_low, found.lr_high) == (prediction.lr, prediction.lr_low, prediction.lr_high)
-    assert found.predictor == "probe" and found.notes[-1].startswith(
-        "the best learning rate of 3 runs of 6 steps lies outside"
-    )
+    assert found.predictor == "probe" and found.notes[-1] == told
     assert found.gradient_equivalents > prediction.gradient_equivalents, "they were paid for"
 
 

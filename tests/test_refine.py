@@ -9,6 +9,8 @@ from hessian_lr import refine_learning_rate
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import Prediction, load_calibration
 from hessian_lr.predict.adam import AdamSharpness
+from hessian_lr.predict.law import Quantities
+from hessian_lr.predict.rate import rate
 from hessian_lr.predict.refine import LEAST_STEPS, SHORTER, shorter, start
 from hessian_lr.setting import Setting
 
@@ -70,6 +72,18 @@ def test_a_longer_run_than_was_tried_widens_the_range_and_says_so():
     assert outside.lr == inside.lr
     assert outside.lr_high > 2 * inside.lr_high
     assert any("outside the settings the constants were tried on" in note for note in outside.notes)
+
+
+def test_notes_on_the_law_before_give_way_and_others_stay():
+    """Of rows and batches that only curvature's laws were not tried on, nothing widens the joint range."""
+    known = Quantities(1, 100, lr_stability=2e-3, lr_critical_start=1e-2, samples=2)
+    before = rate("combined", CONSTANTS, known)
+    assert [note.partition(" ")[0] for note in before.notes] == ["predicted", "outside"]
+    found = refine_learning_rate(predicted(notes=(*before.notes, "of the data")), 3e-3, **RUN)
+    assert found.notes == ("of the data",)
+    found = refine_learning_rate(predicted(notes=before.notes), 3e-3, steps=100, batch_size=1)
+    (note,) = found.notes
+    assert note.endswith("so the range is wider: batch_size 1 (tried on 2 … 4)")
 
 
 def test_a_rate_that_is_less_well_known_makes_a_wider_range():

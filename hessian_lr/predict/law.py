@@ -19,6 +19,8 @@ COVERAGE = 0.8
 EXTRAPOLATION = 0.3
 # Of these no value is too large: more rows than were tried say the same, with less noise.
 UNLIMITED = ("samples",)
+# How the note on that begins.
+OUTSIDE = "outside the settings the constants were tried on, so the range is wider: "
 # The smallest and the largest value of quantities that something was tried on, by name.
 Domain = Mapping[str, Sequence[float]]
 NO_LAW = "the constants of predictions come from runs with AdamW, whose steps hardly follow a gradient's size"
@@ -153,7 +155,7 @@ def tried(name: str, value: float, domain: Domain) -> str:
 
 def widened(outside: Sequence[str]) -> str:
     """The note on a range that is wider for what ``tried`` tells."""
-    return f"outside the settings the constants were tried on, so the range is wider: {', '.join(outside)}"
+    return OUTSIDE + ", ".join(outside)
 
 
 def check_domain(domain: Domain) -> None:

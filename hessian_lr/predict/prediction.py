@@ -16,7 +16,8 @@ class Probe(Record):
     """Short runs that a prediction is joined with (see ``refine``).
 
     Attributes:
-        lr: Their best learning rate; None where it does not lie inside those that were run.
+        lr: Their best learning rate; None where it does not lie inside those that were run, or none
+            lowered the loss.
         steps: Optimizer steps of each.
         lrs: Their learning rates, ascending.
         losses: Held-out loss after each, nats per labelled token; None where it was not finite.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from ..errors import HessianLRError
 from .calibration import Calibration
-from .law import Quantities, Rate, widened
+from .law import OUTSIDE, Quantities, Rate, widened
 
 PROBE = "probe"
 # Each predictor's law, and those that take its place where one of its quantities does not exist.
@@ -16,6 +17,7 @@ FALLBACKS = {
     "eigenvalue": ("eigenvalue",),
     PROBE: (PROBE, "adam"),
 }
+_FALLEN_BACK = "predicted by the law "
 
 
 def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate | None:
@@ -40,8 +42,13 @@ def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate
             )
         notes = []
         if name != predictor:
-            notes.append(f"predicted by the law {name!r}: the law {predictor!r} lacks a quantity here")
+            notes.append(f"{_FALLEN_BACK}{name!r}: the law {predictor!r} lacks a quantity here")
         if outside := law.outside(**known):
             notes.append(widened(outside))
         return Rate(lr, factor, tuple(notes))
     return None
+
+
+def of_no_law(notes: Iterable[str]) -> list[str]:
+    """A prediction's notes without those on the law that it was made by."""
+    return [note for note in notes if not note.startswith((_FALLEN_BACK, OUTSIDE))]

@@ -16,7 +16,7 @@ from .adam import AdamSharpness
 from .calibration import Calibration, load_calibration
 from .law import PowerLaw, Quantities
 from .prediction import Prediction
-from .rate import PROBE, rate
+from .rate import PROBE, of_no_law, rate
 
 # A run's steps over those of its short runs, and the fewest steps it may have: the constants were fitted to
 # runs of 60 to 300, and a tenth of fewer is hardly any.
@@ -106,7 +106,8 @@ def refine_learning_rate(
         calibration: Constants; None: those that come with the package.
 
     Returns:
-        The prediction by the law ``"probe"``; its costs are those of ``prediction``.
+        The prediction by the law ``"probe"``; its costs are those of ``prediction``, and so are
+        its notes but for those on the law before.
 
     Raises:
         RequestError: ``lr_probe`` is not a positive number, the prediction has no learning rate or no λ_P, or
@@ -134,7 +135,7 @@ def refine_learning_rate(
         lr_low=low,
         lr_high=high,
         calibration=constants.version,
-        notes=(*prediction.notes, *found.notes),
+        notes=(*of_no_law(prediction.notes), *found.notes),
     )
 
 
