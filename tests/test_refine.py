@@ -93,10 +93,17 @@ def test_a_rate_that_is_less_well_known_makes_a_wider_range():
     assert other.lr_high == pytest.approx(2 * one.lr_high)
 
 
-@pytest.mark.parametrize("lr", [0.0, -1e-3, math.nan, math.inf])
+@pytest.mark.parametrize("lr", [0.0, -1e-3, math.nan, math.inf, "1e-3", None])
 def test_short_runs_need_a_learning_rate(lr):
     with pytest.raises(RequestError, match="must be a positive number"):
         refine_learning_rate(predicted(), lr, **RUN)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+@pytest.mark.parametrize("count", [0, -60, 60.5, math.nan, None, "60", True])
+def test_short_runs_need_a_run_of_whole_steps_and_rows(name, count):
+    with pytest.raises(RequestError, match=f"{name} must be a whole number of at least 1, not {count!r}"):
+        refine_learning_rate(predicted(), 3e-3, **RUN | {name: count})
 
 
 @pytest.mark.parametrize(

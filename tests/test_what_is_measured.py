@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import transformers
@@ -205,10 +207,12 @@ def test_an_adapter_in_bfloat16_has_its_lambda_p_from_a_wider_basis():
         hlr.predict_learning_rate(learned().to(torch.float16), SAMPLE, predictor="adam")
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": -5}, {"batch_size": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"steps": -5}, {"steps": math.inf}, {"batch_size": -1}, {"batch_size": 2.5}]
+)
 def test_runs_of_nothing_are_refused_before_any_work(wrong):
     (name,) = wrong
-    with pytest.raises(RequestError, match=f"{name} must be at least 1"):
+    with pytest.raises(RequestError, match=f"{name} must be a whole number of at least 1, not "):
         hlr.predict_learning_rate(learned(), SAMPLE, **wrong)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from scipy.stats import t as student_t
 
@@ -19,7 +20,7 @@ COVERAGE = 0.8
 EXTRAPOLATION = 0.3
 # Of these no value is too large: more rows than were tried say the same, with less noise.
 UNLIMITED = ("samples",)
-# How the note on that begins.
+# How the note begins that says so where a value lies outside.
 OUTSIDE = "outside the settings the constants were tried on, so the range is wider: "
 # The smallest and the largest value of quantities that something was tried on, by name.
 Domain = Mapping[str, Sequence[float]]
@@ -180,6 +181,17 @@ def check_numbers(*values: float | None, least: float = -math.inf, positive: boo
             wanted = "a positive number" if positive else "a finite number"
             wanted += "" if least == -math.inf else f" of at least {least:g}"
             raise RequestError(f"a constant is {value}; expected {wanted}")
+
+
+def check_counts(**counts: object) -> None:
+    """Refuse steps and batch sizes that no run has.
+
+    Raises:
+        RequestError: names the first.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise RequestError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def refuse_unpredicted(setting: Setting) -> None:

@@ -19,7 +19,7 @@ from ..measure import Curvature, peak_rss_bytes
 from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
-from .law import Quantities
+from .law import Quantities, check_counts
 from .other_adapters import other_adapter
 from .prediction import Prediction
 from .rate import PROBE, rate
@@ -78,9 +78,9 @@ def predict_learning_rate(
         A ``Prediction``; a failure of the work is one with status ``"failed"``, its reason in ``notes``.
 
     Raises:
-        RequestError: an unknown predictor, or one that needs more than a model; steps or a batch size below
-            1; too few batches, nothing trainable or labelled; ``fast`` with another predictor than
-            ``eigenvalue``, or with an adapter without a closed form.
+        RequestError: an unknown predictor, or one that needs more than a model; steps or a batch size that
+            is no whole number from 1 on; too few batches, nothing trainable or labelled; ``fast`` with
+            another predictor than ``eigenvalue``, or with an adapter without a closed form.
     """
     if predictor == PROBE:
         raise RequestError(
@@ -94,9 +94,7 @@ def predict_learning_rate(
             f"fast is for the predictor 'eigenvalue', which needs λ at B = 0, not for {predictor!r}, which "
             "measures after a warm-up, where B is no longer 0: leave fast out or ask for 'eigenvalue'"
         )
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise RequestError(f"{name} must be at least 1, not {value!r}")
+    check_counts(steps=steps, **{} if batch_size is None else {"batch_size": batch_size})
     require_batches(batches)
     if warmup_batches is None:
         if len(batches) < 2:

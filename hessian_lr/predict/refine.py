@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from numbers import Real
 
 from ..errors import HessianLRError, RequestError
 from ..setting import Setting
 from .adam import AdamSharpness
 from .calibration import Calibration, load_calibration
-from .law import PowerLaw, Quantities
+from .law import PowerLaw, Quantities, check_counts
 from .prediction import Prediction
 from .rate import PROBE, of_no_law, rate
 
@@ -110,11 +111,12 @@ def refine_learning_rate(
         its notes but for those on the law before.
 
     Raises:
-        RequestError: ``lr_probe`` is not a positive number, the prediction has no learning rate or no λ_P, or
-            the constants have no law for this.
+        RequestError: ``lr_probe`` is not a positive number, ``steps`` or ``batch_size`` no whole number from
+            1 on, the prediction has no learning rate or no λ_P, or the constants have no law for this.
         HessianLRError: that law gives no learning rate here.
     """
-    if not (math.isfinite(lr_probe) and lr_probe > 0):
+    check_counts(steps=steps, batch_size=batch_size)
+    if not (isinstance(lr_probe, Real) and math.isfinite(lr_probe) and lr_probe > 0):
         raise RequestError(f"the short runs' best learning rate must be a positive number, not {lr_probe!r}")
     constants = calibration or load_calibration()
     _, adam = _needs(prediction, constants)
