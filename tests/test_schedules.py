@@ -62,8 +62,15 @@ def test_a_schedule_ends_at_the_learning_rate_it_was_told_to_end_at(kind):
             optimizer.step()
             scheduler.step()
     assert lowest == pytest.approx(5e-6)
-    with pytest.raises(RequestError, match="ends at 5e-06, above the predicted learning rate 1e-06"):
+    with pytest.raises(RequestError, match="ends at 5e-06, not below the predicted learning rate 1e-06"):
         set_learning_rate(*made(5e-5), 1e-6, FLOORS[kind].get("min_lr"))
+
+
+def polynomial_after_linear(optimizer):
+    """Of transformers' lambdas one in torch's sequence: a share of the peak, made from what it ends at."""
+    rise = S.LinearLR(optimizer, 0.5, 1.0, 3)
+    fall = get_scheduler("polynomial", optimizer, 0, 7, {"lr_end": 1e-5})
+    return S.SequentialLR(optimizer, [rise, fall], [3])
 
 
 SCHEDULES = {
@@ -71,6 +78,8 @@ SCHEDULES = {
     "joined lambdas": lambda o: S.SequentialLR(
         o, [S.LambdaLR(o, lambda k: (k + 1) / 3), S.LambdaLR(o, lambda k: 1.0)], [3]
     ),
+    "joined polynomial": polynomial_after_linear,
+    "cosine to a floor": lambda o: S.CosineAnnealingLR(o, 7, eta_min=1e-5),
     "restarts": lambda o: S.CosineAnnealingWarmRestarts(o, 5),
     "steps": lambda o: S.StepLR(o, 2, 0.5),
 }
@@ -90,6 +99,43 @@ def test_torchs_schedules_go_on_likewise(name):
         for optimizer, schedule in (ours, theirs):
             optimizer.step()
             schedule.step()
+
+
+@pytest.mark.parametrize("after", [2, 3, 6])
+def test_a_part_of_a_sequence_goes_on_from_where_it_is(after):
+    def made(lr):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        schedule = polynomial_after_linear(optimizer)
+        for _ in range(after):
+            optimizer.step()
+            schedule.step()
+        return optimizer, schedule
+
+    ours, theirs = made(5e-5), made(3e-3)
+    set_learning_rate(*ours, 3e-3)
+    for _ in range(9 - after):
+        rates = [one[0].param_groups[0]["lr"] for one in (ours, theirs)]
+        assert rates[0] == pytest.approx(rates[1], rel=1e-9)
+        for optimizer, schedule in (ours, theirs):
+            optimizer.step()
+            schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "end"),
+    [
+        (lambda o: S.CosineAnnealingLR(o, 7, eta_min=1e-4), 1e-4),
+        (lambda o: S.CosineAnnealingWarmRestarts(o, 5, eta_min=1e-4), 1e-4),
+        (lambda o: S.SequentialLR(o, [S.LinearLR(o), S.CosineAnnealingLR(o, 7, 1e-4)], [3]), 1e-4),
+        (polynomial_after_linear, 1e-5),
+    ],
+)
+def test_a_schedule_that_ends_above_the_new_peak_is_refused_and_left_alone(make, end):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
+    schedule, before = make(optimizer), optimizer.param_groups[0]["lr"]
+    with pytest.raises(RequestError, match=f"ends at {end:g}, not below the predicted learning rate 5e-06"):
+        set_learning_rate(optimizer, schedule, 5e-6)
+    assert optimizer.param_groups[0]["lr"] == before
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])

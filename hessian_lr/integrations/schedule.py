@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -68,7 +69,8 @@ def set_learning_rate(
         The peak before.
 
     Raises:
-        RequestError: the schedule is of a kind that may keep a peak of its own, or ends above ``lr``.
+        RequestError: the schedule is of a kind that may keep a peak of its own, or does not
+            end below ``lr``.
     """
     schedule = getattr(scheduler, "scheduler", scheduler)
     before = _peak(optimizer.param_groups[0])
@@ -79,11 +81,18 @@ def set_learning_rate(
             "back to it: use one of the Trainer's (lr_scheduler_type), or remove the callback, predict first "
             "(`hessian-lr predict --peft-config FOLDER`) and make the schedule with that"
         )
-    if isinstance(schedule, LambdaLR):
-        schedule.lr_lambdas = [_from_peak(share, lr, floor) for share in schedule.lr_lambdas]
+    if (end := max(_end(part, floor) for part in parts)) >= lr:
+        raise RequestError(
+            f"the schedule ends at {end:g}, not below the predicted learning rate {lr:.3g}: set a smaller "
+            "min_lr or lr_end in lr_scheduler_kwargs, or a smaller eta_min of torch's cosines"
+        )
+    for part in parts:
+        if isinstance(part, LambdaLR):
+            part.lr_lambdas = [_from_peak(share, lr, floor) for share in part.lr_lambdas]
+    present = _present(schedule)
     for index, group in enumerate(optimizer.param_groups):
-        if isinstance(schedule, LambdaLR):
-            share = schedule.lr_lambdas[index](schedule.last_epoch)
+        if isinstance(present, LambdaLR):
+            share = present.lr_lambdas[index](present.last_epoch)
         else:
             share = group["lr"] / before if before else 1.0
         group["initial_lr"], group["lr"] = lr, lr * share
@@ -101,17 +110,26 @@ def _from_peak(share: Any, lr: float, floor: float | None) -> Any:
     if not isinstance(share, partial):
         return share
     known = share.keywords
-    if known.get("lr_end", 0.0) >= lr or (floor or 0.0) >= lr:
-        raise RequestError(
-            f"the schedule ends at {floor or known['lr_end']:g}, above the predicted learning rate {lr:.3g}: "
-            "set a smaller min_lr or lr_end in lr_scheduler_kwargs"
-        )
     changed = {}
     if "lr_init" in known:
         changed["lr_init"] = lr
     if floor is not None and "min_lr_rate" in known:
         changed["min_lr_rate"] = floor / lr
     return partial(share.func, *share.args, **known | changed)
+
+
+def _end(part: Any, floor: float | None) -> float:
+    """The learning rate that a schedule goes to whatever its peak; 0: it has none."""
+    told = [share.keywords for share in getattr(part, "lr_lambdas", ()) if isinstance(share, partial)]
+    ends = [max(floor or 0.0, known.get("lr_end", 0.0)) for known in told]
+    return max([float(getattr(part, "eta_min", 0.0)), *ends])
+
+
+def _present(schedule: Any) -> Any:
+    """The part of a schedule whose turn it is."""
+    while isinstance(schedule, lr_scheduler.SequentialLR):
+        schedule = schedule._schedulers[bisect_right(schedule._milestones, schedule.last_epoch)]
+    return schedule
 
 
 def _parts(schedule: Any) -> Iterator[Any]:
