@@ -174,6 +174,10 @@ def test_a_warm_up_that_went_far_beyond_the_edge_is_made_smaller(monkeypatch):
     notes = [note for note in found.notes if "warm-up made 4 times smaller" in note]
     assert notes and found.warmup_lr == pytest.approx(16 * small.warmup_lr / 4 ** len(notes))
     assert found.warmup_lr <= adam.BEYOND * found.lr_stability
+    assert not any("stayed too large" in note for note in found.notes)
+    monkeypatch.setattr(adam, "ATTEMPTS", 0)
+    notes = hlr.predict_learning_rate(learned(), SAMPLE, predictor="adam").notes
+    assert any(note.startswith("the warm-up stayed too large, so λ_P may be anything: its") for note in notes)
 
 
 def test_each_parameter_counts_its_own_steps_in_adams_geometry():

@@ -168,7 +168,11 @@ def adam_sharpness(
                     if attempt == ATTEMPTS:
                         raise
                     beyond = math.inf
+                far = "left no curvature" if math.isinf(beyond) else f"was {beyond:.2g} times the stable one"
+                its = f"its learning rate of {top_lr:.1e} {far}"
                 if beyond <= BEYOND or attempt == ATTEMPTS:
+                    if beyond > BEYOND:
+                        notes.append(f"the warm-up stayed too large, so λ_P may be anything: {its}")
                     directional = seen.slope / seen.bend if seen.slope > 0 and seen.bend > 0 else None
                     critical = None
                     if directional is not None:
@@ -179,8 +183,7 @@ def adam_sharpness(
                         )
                         work += 0.5 * forwards * count_tokens(first_rows)
                     break
-            far = f"was {beyond:.2g} times the stable one" if math.isfinite(beyond) else "left no curvature"
-            notes.append(f"warm-up made {SMALLER:g} times smaller: its learning rate of {top_lr:.1e} {far}")
+            notes.append(f"warm-up made {SMALLER:g} times smaller: {its}")
             top_lr /= SMALLER
     found = seen.found
     return AdamSharpness(
