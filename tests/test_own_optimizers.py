@@ -21,7 +21,7 @@ from hessian_lr.curvature.adam import adam_preconditioner, rate_factors
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.vectors import flatten
 from hessian_lr.data import make_batches
-from hessian_lr.errors import RequestError
+from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.methods import METHODS
 from hessian_lr.methods.lora_plus import RATIO
 from hessian_lr.predict import predict_learning_rate
@@ -190,6 +190,30 @@ def test_a_prediction_with_its_own_optimizer_leaves_no_trace(method: str) -> Non
 def test_an_optimizer_that_cannot_be_predicted_for_is_named_before_any_search(make, message):
     with pytest.raises(RequestError, match=message):
         predict_learning_rate(learned(), batches(4), predictor="adam", optimizer=make)
+
+
+def test_parameters_held_at_a_rate_of_0_are_told_as_such():
+    """A moves and B is held; both have gradients."""
+
+    def b_held(model, lr, *, betas, eps):
+        named = {kind: [p for n, p in model.named_parameters() if kind in n] for kind in ("lora_A", "lora_B")}
+        groups = [{"params": named["lora_A"]}, {"params": named["lora_B"], "lr": 0.0}]
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, weight_decay=0.0)
+
+    model = learned(method="pissa")  # whose A has a gradient from the start
+    found = adam_sharpness(model, batches(2), batches(2), optimizer=b_held)
+    share = float(is_b(model).float().mean())
+    told = f"λ_P leaves out {share:.1%} of the parameters, which the warm-up did not move: "
+    (note,) = [note for note in found.notes if note.startswith(told)]
+    assert note.endswith("no gradient, or their learning rate is 0")
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_along_what_no_step_leads_uphill_is_the_methods_own_step(method, monkeypatch):
+    monkeypatch.setattr("hessian_lr.predict.adam.critical_learning_rate", lambda *_, **__: (None, 1))
+    optimizer = METHODS[method].optimizer
+    with pytest.raises(HessianLRError, match="into uphill along the optimizer's first step: "):
+        adam_sharpness(learned(method=method), batches(2), batches(2), optimizer=optimizer)
 
 
 @pytest.mark.parametrize("kind", [IA3Config, LoraConfig, None])

@@ -221,11 +221,14 @@ def _initial_critical(
     if not bool(gradient.any()):
         raise HessianLRError("the gradient is zero at the start: nothing to learn from these batches")
     # Adam's is the gradient's sign: there is no need to take it.
-    direction = gradient.sign() if optimizer is adamw else _first_step(operator, gradient, optimizer)
+    if optimizer is adamw:
+        direction, called = gradient.sign(), "the gradient's sign"
+    else:
+        direction, called = _first_step(operator, gradient, optimizer), "the optimizer's first step"
     critical, forwards = critical_learning_rate(model, batches, direction, dtype=dtype)
     if critical is None:
         raise HessianLRError(
-            "no learning rate between 1e-9 and 1e3 turns downhill into uphill along the gradient's sign: "
+            f"no learning rate between 1e-9 and 1e3 turns downhill into uphill along {called}: "
             + _why_never_uphill(model, operator.loss)
         )
     return critical, forwards

@@ -81,7 +81,10 @@ def after_warm_up(
     if (share := metric.decided_by_epsilon(found.vector)) > 0.5:
         notes.append(f"the warm-up may be too small: Adam's epsilon decides {share:.0%} of λ_P's eigenvector")
     if held := float((metric.root(torch.ones_like(u)) == 0).float().mean()):
-        notes.append(f"λ_P leaves out {held:.1%} of the parameters, to which the warm-up gave no gradient")
+        notes.append(
+            f"λ_P leaves out {held:.1%} of the parameters, which the warm-up did not move: it gave them no "
+            "gradient, or their learning rate is 0"
+        )
     return AfterWarmUp(slope, bend, checked, scatter, operator.tokens, tuple(notes))
 
 
