@@ -88,3 +88,6 @@ CENTRAL_LOSS = 2e-5
 
 # A range's coverage over some dozens of simulated fits, each of whose own scatters by 0.02 to 0.2.
 SIMULATED_COVERAGE = 0.05
+
+# A float32 vector's own v·v against the 1 it was made to have: 2⁻²⁴ an entry, of either sign.
+ONE_NORM32 = 1e-7

@@ -14,7 +14,7 @@ from scipy.stats import norm
 from ..errors import RequestError
 from ..records import Record
 from .basis import Basis
-from .lanczos import Matvec, Progress, random_vectors, start_vector, tridiagonalise
+from .lanczos import BREAKDOWN, Matvec, Progress, random_vectors, start_vector, tridiagonalise
 
 # The smoothing width is at least the spectrum's range over this number, so that a grid of twice as
 # many points resolves it.
@@ -139,7 +139,7 @@ def spectral_density(
         weights.append(vectors[0] ** 2)
 
     trace, trace_error = _trace_of(lambda x: x, size, nodes, weights)
-    width = _smoothing_width(nodes, weights)
+    width = _smoothing_width(nodes, weights, BREAKDOWN * torch.finfo(dtype).eps)
     low, high = (float(end(np.concatenate(nodes))) for end in (np.min, np.max))
     count = math.ceil((high - low + 2 * _MARGIN * width) / width * _POINTS_PER_WIDTH) + 1
     grid = low - _MARGIN * width + width / _POINTS_PER_WIDTH * np.arange(count)
@@ -179,7 +179,8 @@ def _mean(values: Sequence[Array]) -> tuple[Array, Array]:
     return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / math.sqrt(len(values))
 
 
-def _smoothing_width(nodes: Sequence[Array], weights: Sequence[Array]) -> float:
+def _smoothing_width(nodes: Sequence[Array], weights: Sequence[Array], rounding: float) -> float:
+    """``SpectralDensity.width``, where nodes that differ by ``rounding``, relatively, are one."""
     spacings = np.concatenate([np.gradient(x) if len(x) > 1 else np.zeros(1) for x in nodes])
     mass = np.concatenate(list(weights))
     order = np.argsort(spacings)
@@ -187,7 +188,7 @@ def _smoothing_width(nodes: Sequence[Array], weights: Sequence[Array]) -> float:
     every = np.concatenate(list(nodes))
     spread = float(every.max() - every.min())
     largest = float(np.abs(every).max())
-    if spread <= 1e-9 * largest or spread == 0.0:
+    if spread <= rounding * largest:
         # A multiple of the identity has no range: a width that is small beside its value will do.
         spread = 1e-3 * largest or 1.0
     finest = spread / _FINEST
