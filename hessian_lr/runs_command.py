@@ -77,7 +77,8 @@ def calibrate(
 ) -> int:
     """Fit the predictors' constants to sweeps.
 
-    `predict --calibration FILE` and `validate --calibration FILE` then use them.
+    `predict --calibration FILE` and `validate --calibration FILE` then use them. `--calibration` here names
+    constants to start from, which none of these sweeps may have had a part in.
     """
     options.check_writable(out, "--out")
     check_overwriting([("--out", out), ("--json", output.json)], [*runs, calibration])

@@ -208,6 +208,23 @@ def test_other_sweeps_or_other_constants_give_another_version():
     assert len({CURRENT.version, one.version, other.version, again.version}) == 4
 
 
+def test_settings_that_the_constants_come_from_already_do_not_count_again():
+    """Where a prior holds the scale, each refit would take the same settings further: they are refused."""
+    held = replace(CURRENT, adam=replace(CURRENT.adam, spreads={"scale": 0.3}))
+    mine, new = (replace(observed(math.e), source=folder) for folder in ("mine: seed 0", "new: seed 0"))
+    first = fit([mine], held)
+    second = fit([new], first)
+    assert second.adam.sources["scale"].endswith("; from: elsewhere")
+    told = f"{second.version!r} come from 1 of these 2 settings already, the first lora of mine: seed 0, and"
+    with pytest.raises(RequestError, match=told):
+        fit([replace(mine, source="other: seed 0"), mine], second)
+    for unlike in (replace(mine, method="pissa"), replace(mine, source="e: seed 0")):
+        assert fit([unlike], second).adam.scale > second.adam.scale
+    # A free scale is what its settings say, however often they are fitted to.
+    free = fit([mine], CURRENT)
+    assert fit([mine], free).adam.scale == pytest.approx(free.adam.scale)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

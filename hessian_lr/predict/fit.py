@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,12 +65,19 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
         current: The calibration to start from.
 
     Raises:
-        RequestError: no setting has all quantities of any law, or a value is not positive.
+        RequestError: no setting has all quantities of any law, ``current`` comes from one of them already, or
+            a value is not positive.
     """
     for one in observations:
         for value in (one.best_lr, *vars(one.quantities).values()):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise RequestError(f"{one.source}: a calibration needs positive numbers, not {value!r}")
+    if again := [o for o in observations if any(_knows(getattr(current, name), o) for name in LAWS)]:
+        raise RequestError(
+            f"the constants {current.version!r} come from {len(again)} of these {len(observations)} settings "
+            f"already, the first {again[0].method} of {again[0].source}, and would count them twice: name "
+            "only new ones, or fit all at once to the constants before (the package's without --calibration)"
+        )
     laws: dict[str, Any] = {}
     fitted = False
     for name in LAWS:
@@ -108,6 +116,14 @@ def _lacks(one: Observation, law: PowerLaw) -> list[str]:
     return [name for name in law.exponents if getattr(one.quantities, name) is None]
 
 
+def _knows(law: PowerLaw | None, one: Observation) -> bool:
+    """Whether a setting has a part in what a law's new fit is held to."""
+    if law is None or not any(law.spreads.values()):
+        return False
+    listed = re.findall(f"; {re.escape(one.source)}: ([^;]+)", "; ".join(law.sources.values()))
+    return any(one.method in methods.split(", ") for methods in listed)
+
+
 def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
     """The law with its scale, and the exponents that have a spread, fitted to the observations."""
     spreads = {"scale": math.inf} | dict.fromkeys(law.exponents, 0.0) | law.spreads
@@ -130,7 +146,9 @@ def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
 
     where = f"robust fit to {len(observations)} settings; {_listed(observations)}"
     changed: dict[str, Any] = {}
-    told = dict.fromkeys(loose, where)
+    told = {name: where for name in loose}
+    for name in law.spreads.keys() & loose:  # and from what it is held to
+        told[name] += f"; from: {law.sources.get(name, 'as before')}"
     if len(y) >= 3:
         errors = _left_out(design, y, means, free, np.arange(len(y)))
         changed["log_scatter"] = float(np.sqrt(np.mean(errors**2)))
