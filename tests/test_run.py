@@ -143,6 +143,35 @@ def test_it_leaves_no_trace(capfd, monkeypatch, tmp_path):
     assert capfd.readouterr().out == ""
 
 
+ENVIRONMENTS = {
+    "bfloat16": {"ACCELERATE_MIXED_PRECISION": "bf16"},
+    "deepspeed": {"ACCELERATE_USE_DEEPSPEED": "true"},
+    "rank": {"LOCAL_RANK": "0"},
+    "torchrun": {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"},
+    "mpi": {"PMI_SIZE": "3"},
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_environment_changes_no_run(monkeypatch, name):
+    setting, inputs = settings(steps=4), (tiny.tiny_model(), tiny.tiny_data())
+    plain = train_once(setting, 0.1, *inputs)
+    for variable, value in ENVIRONMENTS[name].items():
+        monkeypatch.setenv(variable, value)
+    before = dict(os.environ)
+    assert without_seconds(train_once(setting, 0.1, *inputs)) == without_seconds(plain)
+    assert dict(os.environ) == before
+
+
+def test_the_environment_is_as_it_was_after_a_run_that_failed(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setattr(trainer.Trainer, "train", lambda _: 1 / 0)
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError):
+        train_once(settings(steps=2), 0.1, tiny.tiny_model(), tiny.tiny_data())
+    assert dict(os.environ) == before
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_trained_copy_is_freed(monkeypatch, dtype):
     copies = []

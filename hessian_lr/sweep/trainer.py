@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,10 @@ from ..data import Batch, Example, make_batches
 from ..methods import method_of
 from ..setting import Setting
 from .recipe import WARMUP_FRACTION, recipe
+
+# What accelerate takes from the environment: its own settings, and that there are other ranks.
+_ACCELERATE = "ACCELERATE_"
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,10 @@ class _OneDevice(TrainingArguments):
 
 @contextmanager
 def _no_trace(device: torch.device) -> Iterator[None]:
-    """Restore what Trainer and accelerate change in the process: they seed and configure globally."""
+    """Restore what Trainer and accelerate change in the process: they seed and configure globally.
+
+    A run is what its key says: in between, the environment tells them nothing.
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
     before = [dict(state) for state in shared]
@@ -164,6 +172,7 @@ def _no_trace(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
+        environment = _taken_out()
         try:
             yield
         finally:
@@ -172,3 +181,11 @@ def _no_trace(device: torch.device) -> Iterator[None]:
             for state, values in zip(shared, before, strict=True):
                 state.clear()
                 state.update(values)
+            _taken_out()
+            os.environ.update(environment)
+
+
+def _taken_out() -> dict[str, str]:
+    """The environment's variables that accelerate heeds, which are gone from it."""
+    names = [name for name in os.environ if name.startswith(_ACCELERATE) or name in _RANKS]
+    return {name: os.environ.pop(name) for name in names}
