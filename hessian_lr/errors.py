@@ -44,6 +44,10 @@ class RequestError(HessianLRError, ValueError):
     exit_status = 2
 
 
+class DamagedError(RequestError):
+    """A file is not as it was written: cut short, or changed."""
+
+
 class NonFiniteError(HessianLRError, ArithmeticError):
     """A loss, gradient or product was NaN or infinite; no number may follow from it."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import RequestError
-from .records import read_json, write_sealed
+from .errors import DamagedError, RequestError
+from .records import read_json, write_bytes, write_sealed
 from .results import eigenvalue_points, read_validated, sweep_panel
 from .setting import Setting
 from .sweep.run import precision_name
@@ -24,11 +25,13 @@ class Earlier:
     Attributes:
         rows: Its rows, by method.
         outdated: They are of other learning rates or seeds: they go when all are there anew.
+        damaged: Where what cannot be read is to be kept, if the file is damaged.
         notes: What a reader should know of the file.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     outdated: bool = False
+    damaged: Path | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -36,8 +39,8 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
     """What stands where the document ``now`` is to be written.
 
     Raises:
-        RequestError: results that would be lost: of another setting, data or model, or a method that is
-            not asked for at other learning rates or seeds.
+        RequestError: results that would be lost: of another setting, data or model, a method that is not
+            asked for at other learning rates or seeds, or a whole file that cannot be read.
     """
     if not path.exists():
         return Earlier()
@@ -48,8 +51,16 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
         for one in rows:
             sweep_panel(one)
         before, after = _identity(read_json(path), now), _identity(now, now)
-    except (RequestError, KeyError) as error:
-        return Earlier(notes=(f"{path} was damaged and is written anew: {error}",))
+    except DamagedError as error:
+        aside = path.with_name(f"{path.name}.damaged-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}")
+        note = f"{path} was damaged and is written anew; {aside.name} keeps what it held: {error}"
+        return Earlier(damaged=aside, notes=(note,))
+    except (RequestError, KeyError, TypeError, AttributeError) as error:
+        said = f"{error}" if isinstance(error, RequestError) else f"{type(error).__name__} {error}"
+        raise RequestError(
+            f"{path} holds results that cannot be read here, and would be lost: {said}. Go on with the "
+            "version of hessian-lr that wrote it, name another folder with --out, or move that file away"
+        ) from error
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     found = Earlier({one.method: one.row for one in rows}, outdated=bool(differing))
     again = found.rows.keys() <= set(now["setting"]["methods"])
@@ -72,6 +83,8 @@ def write_joined(path: Path, document: dict[str, Any]) -> None:
     found, fresh = earlier(path, document), {row["method"]: row for row in document["results"]}
     if found.outdated and not found.rows.keys() <= fresh.keys():
         return  # a call that is killed half-way leaves the file whole
+    if found.damaged:
+        write_bytes(found.damaged, path.read_bytes())
     rows = found.rows | fresh
     methods = list(dict.fromkeys([*found.rows, *document["setting"]["methods"]]))
     common = document["setting"] | {"methods": methods}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from .atomic import write_bytes
-from .errors import RequestError
+from .errors import DamagedError, RequestError
 
 __all__ = ["Record", "digest", "dump_json", "read_json", "write_bytes", "write_json", "write_sealed"]
 
@@ -94,7 +94,8 @@ def read_json(path: str | Path) -> Any:
     """Parse a JSON file; where it was sealed, its checksum is tested and taken out.
 
     Raises:
-        RequestError: the file is missing, unreadable, not JSON, or not as it was sealed.
+        DamagedError: the file is not JSON, or not as it was sealed.
+        RequestError: it is missing or unreadable.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -102,9 +103,9 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
+        raise DamagedError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
     if isinstance(value, dict) and (seal := value.pop(_SEAL, None)) is not None and seal != digest(value, 64):
-        raise RequestError(
+        raise DamagedError(
             f"{path} is not as it was written: its checksum does not fit; delete it or restore it (or, where "
             f"it was changed on purpose, take {_SEAL!r} out of it)"
         )

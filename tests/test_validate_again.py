@@ -125,14 +125,54 @@ def test_where_model_and_data_lie_and_where_it_runs_may_differ(tmp_path: Path) -
     assert methods(read_json(tmp_path / VALIDATE_FILE)) == ["lora", "pissa"]
 
 
-def test_a_damaged_file_is_named_and_written_anew(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_kept_aside_and_written_anew(tmp_path: Path) -> None:
     run(tmp_path, "lora", "pissa")
     path = tmp_path / VALIDATE_FILE
+    left = path.read_bytes()[:-50]
+    path.write_bytes(left)
+    notes = run(tmp_path, "pissa", "olora")["notes"]
+    assert methods(read_json(path)) == ["pissa", "olora"]
+    (aside,) = tmp_path.glob("validate.json.damaged-*")
+    assert aside.read_bytes() == left
+    assert any(f"{path} was damaged" in note and aside.name in note for note in notes)
+
+
+def _newer(path: Path, _: pytest.MonkeyPatch) -> None:
+    write_sealed(path, read_json(path) | {"schema": 2})
+
+
+def _odd(path: Path, _: pytest.MonkeyPatch) -> None:
     whole = read_json(path)
     whole["results"][0]["runs"][0]["lr"] = "fast"
     write_sealed(path, whole)
-    assert any(f"{path} was damaged" in note for note in run(tmp_path, "pissa")["notes"])
-    assert [row["method"] for row in read_json(path)["results"]] == ["pissa"]
+
+
+def _closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_text = Path.read_text
+
+    def refuse(self: Path, **options: Any) -> str:
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return read_text(self, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read what chmod forbids
+
+
+UNREADABLE = {"schema 1": _newer, "fast": _odd, "Permission denied": _closed}
+
+
+@pytest.mark.parametrize("told", UNREADABLE)
+def test_a_whole_file_that_cannot_be_read_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    run(tmp_path, "lora")
+    path = tmp_path / VALIDATE_FILE
+    UNREADABLE[told](path, monkeypatch)
+    before = path.read_bytes()
+    monkeypatch.setattr(module, "_measure", None)
+    with pytest.raises(RequestError, match=f"would be lost: .*{told}.* another folder with --out"):
+        run(tmp_path, "pissa")
+    assert path.read_bytes() == before
 
 
 def test_a_measurement_of_another_precision_is_not_taken(
