@@ -73,24 +73,36 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
     return found
 
 
-def write_joined(path: Path, document: dict[str, Any]) -> None:
+def write_joined(path: Path, document: dict[str, Any]) -> set[str]:
     """Write the document with the earlier rows of methods that it has none of; all stay in their order.
+
+    Returns:
+        The methods whose earlier row stays because the document's has failed and tells less.
 
     Raises:
         RequestError: as ``earlier``.
         HessianLRError: the file cannot be written.
     """
     found, fresh = earlier(path, document), {row["method"]: row for row in document["results"]}
-    if found.outdated and not found.rows.keys() <= fresh.keys():
-        return  # a call that is killed half-way leaves the file whole
+    kept = {name for name, row in fresh.items() if _is_worse(row, found.rows.get(name, row))}
+    if found.outdated and (kept or not found.rows.keys() <= fresh.keys()):
+        return kept  # a call that is killed half-way, or fails, leaves the file whole
     if found.damaged:
         write_bytes(found.damaged, path.read_bytes())
-    rows = found.rows | fresh
+    rows = found.rows | {name: row for name, row in fresh.items() if name not in kept}
     methods = list(dict.fromkeys([*found.rows, *document["setting"]["methods"]]))
     common = document["setting"] | {"methods": methods}
     write_sealed(
         path, document | {"setting": common, "results": [rows[name] for name in methods if name in rows]}
     )
+    return kept
+
+
+def _is_worse(row: dict[str, Any], earlier: dict[str, Any]) -> bool:
+    """Whether a row has failed, as the earlier one has not, or not with so few runs."""
+    if row["status"] != "failed":
+        return False
+    return earlier.get("status") != "failed" or len(row["runs"]) < len(earlier["runs"])
 
 
 def _identity(document: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

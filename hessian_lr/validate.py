@@ -33,6 +33,8 @@ from .setting import ADAMW, SGD, Setting
 from .sweep import Sweep, sweep
 from .sweep.engine import Engine
 from .sweep.run import precision_name
+from .sweep.runner import finished_runs
+from .sweep.wanted import complete_runs
 
 # A learning rate, and the ends of its range.
 Ends = tuple[float | None, float | None, float | None]
@@ -94,8 +96,8 @@ class Measured:
 def validate(job: Job, progress: Progress) -> dict[str, Any]:
     """Do the job; ``validate.json`` is written after each method, the figures at the end.
 
-    Rows of other methods that stand in the file stay there. A failed prediction does not keep a method from
-    its sweep, nor a failed sweep the other methods.
+    Rows of other methods in the file stay there, and one that tells more than the job's own, which failed.
+    A failed prediction does not keep a method from its sweep, nor a failed sweep the other methods.
 
     Returns:
         What stands in ``validate.json`` of the job's own methods.
@@ -116,28 +118,29 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
             measured = _with_short_runs(job, setting, measured, progress)
         rates, failures = predicted(measured, job.constants)
         lr, low, high = rates[job.predictor]
-        found = None
+        asked: dict[str, Any] = {
+            "start_lr": lr or _theory(setting, measured) or FALLBACK_LR,
+            **{"lrs": job.lrs, "seeds": job.seeds, "out": job.out},
+        }
+        failed = False
         try:
-            found = sweep(
-                setting,
-                job.loaded,
-                job.data,
-                start_lr=lr or _theory(setting, measured) or FALLBACK_LR,
-                lrs=job.lrs,
-                seeds=job.seeds,
-                out=job.out,
-                progress=progress.sweep,
-                engine=job.engine,
-            )
-            scored = score(found, lr, low, high)
+            found = sweep(setting, job.loaded, job.data, progress=progress.sweep, engine=job.engine, **asked)
         except RequestError:
             raise
         except (HessianLRError, MemoryError) as error:
-            scored = Score(None, None, None, None, True, lr, low, high, None, None, None)
+            failed = True
             failures.append(f"sweep failed: {str(error) or type(error).__name__}")
-        rows.append(_row(job, setting, measured, rates, found, scored, failures))
+            found = finished_runs(setting, job.loaded, job.data, **asked)
+        if {run.setting.seed for run in found.runs} == set(job.seeds) and complete_runs(found.runs):
+            scored = score(found, lr, low, high)
+        else:  # of a sweep that failed
+            scored = Score(None, None, None, None, True, lr, low, high, None, None, None)
+        rows.append(_row(job, setting, measured, rates, found, scored, failures, failed=failed))
         document = _document(job, rows, damage)
-        write_joined(path, document)
+        kept = write_joined(path, document)
+    for row in rows:
+        if row["method"] in kept:
+            row["notes"].insert(0, f"{path} keeps the row of an earlier call, which tells more")
     _draw(results.read_validated([path]), job.out)
     return document
 
@@ -262,24 +265,26 @@ def _row(
     setting: Setting,
     measured: Measured,
     rates: Mapping[str, Ends],
-    found: Sweep | None,
+    found: Sweep,
     scored: Score,
     failures: Sequence[str],
+    *,
+    failed: bool,
 ) -> dict[str, Any]:
     """A row of ``validate.json``: the sweep, the score, and what ``calibrate`` and ``align`` need."""
     prediction = measured.prediction
     known = results.prediction_row(setting.method, prediction)
     named = prediction.predictor != NONE
-    failed = found is None or (named and scored.predicted_lr is None)
-    notes = [*measured.notes, *prediction.notes, *(found.notes if found else ()), *failures]
+    failed |= named and scored.predicted_lr is None
+    notes = [*measured.notes, *prediction.notes, *found.notes, *failures]
     return {
         "method": setting.method,
         "status": "failed" if failed else prediction.status,
-        "runs": [results.run_row(run) for run in found.runs] if found else [],
+        "runs": [results.run_row(run) for run in found.runs],
         **scored.to_dict(),
         **{name: known[name] for name in (*results.LAMBDAS, *_KNOWN, *results.COSTS)},
         "samples": measured.quantities.samples,
-        "sweep_seconds": sum(run.seconds for run in found.runs) if found else None,
+        "sweep_seconds": sum(run.seconds for run in found.runs) if found.runs else None,
         "predictor": job.predictor if named else None,
         "calibration": job.constants.version,
         "calibration_file": job.calibration_file,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,50 @@ def test_an_interrupted_second_call_shortens_nothing(
     after = read_json(tmp_path / VALIDATE_FILE)
     assert methods(after) == ["lora", "pissa"] and after["lrs"] == list(lrs)
     assert all([run["lr"] for run in row["runs"]] == list(lrs) for row in after["results"])
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
+    train = engine.train_once
+
+    def fails(setting: Any, lr: float, *more: Any) -> RunResult:
+        if lr in rates:
+            raise MemoryError
+        return train(setting, lr, *more)
+
+    monkeypatch.setattr(engine, "train_once", fails)
+
+
+def test_the_row_of_a_sweep_that_failed_has_the_runs_that_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory(monkeypatch, 1.0)
+    (row,) = run(tmp_path, "lora", lrs=(0.03, 0.1, 0.3, 1.0))["results"]
+    assert row["status"] == "failed" and "sweep failed: MemoryError" in row["notes"][-1]
+    assert [run["lr"] for run in row["runs"]] == [0.03, 0.1, 0.3]
+    assert row["best_loss"] == 1.0 and row["sweep_seconds"] == 3.0
+    assert read_json(tmp_path / VALIDATE_FILE)["results"] == [row]
+
+
+def test_no_best_is_told_where_a_seed_has_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "lora")
+    (tmp_path / VALIDATE_FILE).unlink()
+    out_of_memory(monkeypatch, 0.03, 0.1, 0.3)
+    (row,) = run(tmp_path, "lora", seeds=(0, 1))["results"]
+    assert len(row["runs"]) == 3 and row["best_lr"] is None and row["censored"]
+
+
+@pytest.mark.parametrize("lrs", [(0.03, 0.1, 0.3), (0.03, 0.1, 0.3, 1.0)])
+def test_a_row_that_failed_replaces_none_that_tells_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrs: tuple[float, ...]
+) -> None:
+    run(tmp_path, "lora")
+    before = read_json(tmp_path / VALIDATE_FILE)
+    shutil.rmtree(tmp_path / "runs")
+    out_of_memory(monkeypatch, *lrs)
+    (row,) = run(tmp_path, "lora", lrs=lrs)["results"]
+    assert row["status"] == "failed" and not row["runs"]
+    assert f"{tmp_path / VALIDATE_FILE} keeps the row of an earlier call" in row["notes"][0]
+    assert read_json(tmp_path / VALIDATE_FILE) == before
 
 
 OTHER = {

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from ..records import Record
@@ -83,12 +83,9 @@ def sweep(
     """
     from .. import methods
 
-    seeded, fixed = check_plan(setting, lrs, seeds)
-    wanted = Wanted(setting, tuple(one.seed for one in seeded), fixed, start_lr, stride)
+    work = _work(setting, loaded, data, start_lr=start_lr, stride=stride, lrs=lrs, seeds=seeds, out=out)
     methods.check(loaded.model, setting)
-    finished = Finished(writable(Path(out) / "runs"), data.digest, loaded.fingerprint)
-
-    work = Work(wanted, finished)
+    writable(work.finished.folder)
     there = len(work.standing().runs)
 
     def report(made: int, planned: int, _: Setting, lr: float, last: float | None) -> None:
@@ -102,7 +99,34 @@ def sweep(
     runs = work.standing().runs
     if progress is not None:
         progress(len(runs), len(runs), runs[-1].lr, runs[-1].final_loss)
-    return Sweep(setting, runs, censored(runs), (*finished.notes, *engine.notes[known:]))
+    return Sweep(setting, runs, censored(runs), (*work.finished.notes, *engine.notes[known:]))
+
+
+def finished_runs(setting: Setting, loaded: LoadedModel, data: TaskData, **asked: Any) -> Sweep:
+    """What there is of a sweep that did not end; its best may lie beyond.
+
+    Args:
+        setting, loaded, data: As for ``sweep``.
+        asked: Likewise ``start_lr``, ``lrs``, ``seeds`` and ``out``.
+    """
+    work = _work(setting, loaded, data, stride=plan.STRIDE, **asked)
+    return Sweep(setting, work.standing().runs, censored=True, notes=tuple(work.finished.notes))
+
+
+def _work(
+    setting: Setting,
+    loaded: LoadedModel,
+    data: TaskData,
+    *,
+    start_lr: float,
+    stride: int,
+    lrs: Sequence[float] | None,
+    seeds: Sequence[int],
+    out: Path,
+) -> Work:
+    seeded, fixed = check_plan(setting, lrs, seeds)
+    wanted = Wanted(setting, tuple(one.seed for one in seeded), fixed, start_lr, stride)
+    return Work(wanted, Finished(Path(out) / "runs", data.digest, loaded.fingerprint))
 
 
 @dataclass(frozen=True)
