@@ -34,7 +34,6 @@ VALIDATE_FILE = "validate.json"
 
 LAMBDAS = ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min")
 COSTS = ("matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes")
-# What results may depend on; each document names the versions it was made with.
 _PACKAGES = ("torch", "transformers", "peft")
 _RUN = ("lr", "initial_loss", "final_loss", "steps", "diverged", "seconds")
 
@@ -44,15 +43,19 @@ def document(settings: Sequence[Setting], results: Sequence[dict[str, Any]], **m
     common = settings[0].to_dict()
     del common["method"]
     common["methods"] = [setting.method for setting in settings]
-    versions = {"hessian-lr": __version__, "python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "schema": SCHEMA,
         "setting": common,
         "results": list(results),
-        "versions": versions,
+        "versions": versions(),
         **more,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of all that results may depend on."""
+    own = {"hessian-lr": __version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:

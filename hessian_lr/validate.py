@@ -201,6 +201,7 @@ def _measure(job: Job, setting: Setting, progress: Progress) -> Measured:
     # What "auto" is here: a folder may go on on another machine.
     named = setting.to_dict() | {"dtype": precision_name(setting)}
     identity = [named, job.data.digest, job.loaded.fingerprint, job.constants.to_dict()]
+    identity.append(results.versions())  # the document's, so that they are true of all its numbers
     path = job.out / f"prediction-{digest(identity, 12)}.json"
     prediction = _read(path, identity, notes)
     if prediction is None:

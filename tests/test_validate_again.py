@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_refine import predicted
 
-from hessian_lr import devices
+from hessian_lr import devices, results
 from hessian_lr import validate as module
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
@@ -258,3 +258,14 @@ def test_a_law_that_gives_nothing_is_noted_and_the_sweep_kept(
     assert set(row["predictions"]["adam"].values()) == {None} and row["predictions"]["combined"]["lr"]
     assert "the law 'adam'" in row["notes"][-1]
     assert (row["status"] == "failed") == (predictor == "adam")
+
+
+def test_a_measurement_of_another_version_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[str]
+) -> None:
+    run(tmp_path, "lora")
+    run(tmp_path, "lora")
+    assert len(measured) == 1
+    monkeypatch.setattr(results, "__version__", "9.9.9")
+    run(tmp_path, "lora")
+    assert len(measured) == 2
