@@ -23,15 +23,17 @@ class Earlier:
     """What an earlier call left in the file.
 
     Attributes:
-        rows: Its rows, by method.
+        rows: Its rows, by method, with the versions they are of where those are not the document's.
         outdated: They are of other learning rates or seeds: they go when all are there anew.
         damaged: Where what cannot be read is to be kept, if the file is damaged.
+        own_notes: What it says itself of its data.
         notes: What a reader should know of the file.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     outdated: bool = False
     damaged: Path | None = None
+    own_notes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -50,7 +52,9 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
         eigenvalue_points(rows)
         for one in rows:
             sweep_panel(one)
-        before, after = _identity(read_json(path), now), _identity(now, now)
+        document = read_json(path)
+        before, after = _identity(document, now), _identity(now, now)
+        versions, own_notes = document.get("versions"), tuple(document.get("notes") or ())
     except DamagedError as error:
         aside = path.with_name(f"{path.name}.damaged-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}")
         note = f"{path} was damaged and is written anew; {aside.name} keeps what it held: {error}"
@@ -62,7 +66,8 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
             "version of hessian-lr that wrote it, name another folder with --out, or move that file away"
         ) from error
     differing = [name for name in before | after if before.get(name) != after.get(name)]
-    found = Earlier({one.method: one.row for one in rows}, outdated=bool(differing))
+    other = {} if versions == now["versions"] else {"versions": versions}
+    found = Earlier({one.method: other | one.row for one in rows}, bool(differing), own_notes=own_notes)
     again = found.rows.keys() <= set(now["setting"]["methods"])
     if differing and not (again and set(differing) <= set(_GRID)):
         told = ", ".join(f"{name} {before.get(name)}, now {after.get(name)}" for name in differing)
@@ -90,11 +95,14 @@ def write_joined(path: Path, document: dict[str, Any]) -> set[str]:
     if found.damaged:
         write_bytes(found.damaged, path.read_bytes())
     rows = found.rows | {name: row for name, row in fresh.items() if name not in kept}
+    notes = document["notes"] if rows == fresh else [*found.own_notes, *document["notes"]]
     methods = list(dict.fromkeys([*found.rows, *document["setting"]["methods"]]))
-    common = document["setting"] | {"methods": methods}
-    write_sealed(
-        path, document | {"setting": common, "results": [rows[name] for name in methods if name in rows]}
-    )
+    joined = {
+        "setting": document["setting"] | {"methods": methods},
+        "results": [rows[name] for name in methods if name in rows],
+        "notes": list(dict.fromkeys(notes)),
+    }
+    write_sealed(path, document | joined)
     return kept
 
 

@@ -73,6 +73,21 @@ def test_rows_of_other_methods_stay_in_their_order(tmp_path: Path) -> None:
     assert all(name in drawn for name in ("lora", "pissa", "olora"))
 
 
+def test_rows_that_stay_say_their_own_versions_and_notes(tmp_path: Path) -> None:
+    run(tmp_path, "lora")
+    path = tmp_path / VALIDATE_FILE
+    before = read_json(path)
+    old = before["versions"] | {"torch": "1.13"}
+    write_sealed(path, before | {"versions": old, "notes": ["two rows are alike"]})
+    for method in ("pissa", "olora"):
+        run(tmp_path, method)
+    after = read_json(path)
+    assert methods(after) == ["lora", "pissa", "olora"] and after["versions"] == before["versions"]
+    assert after["results"][0] == before["results"][0] | {"versions": old}
+    assert not any("versions" in row for row in after["results"][1:])
+    assert after["notes"] == ["two rows are alike"]
+
+
 @pytest.mark.parametrize("lrs", [(0.03, 0.1, 0.3), (0.03, 0.1, 0.3, 1.0)])
 def test_an_interrupted_second_call_shortens_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrs: tuple[float, ...]
