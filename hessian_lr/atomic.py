@@ -8,7 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import HessianLRError
@@ -42,6 +42,23 @@ def write_bytes(path: str | Path, *parts: bytes | memoryview) -> None:
         _replace(target, parts)
     except OSError as error:
         raise HessianLRError(_told(path, target, sum(map(len, parts)), error)) from error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within it no other process that asks so has the file: to read it, and to write what follows from that.
+
+    The lock is on ``.<name>.lock`` beside it, which stays. Where there can be none, it is done without.
+    """
+    target = Path(os.path.realpath(path))
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = target.with_name(f".{target.name[:200]}.lock")
+            handle = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            stack.callback(os.close, handle)
+            _lock(handle, wait=True)
+        yield
 
 
 def _replace(target: Path, parts: Iterable[bytes | memoryview]) -> None:

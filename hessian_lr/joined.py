@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .atomic import locked
 from .errors import DamagedError, RequestError
 from .records import read_json, write_bytes, write_sealed
 from .results import eigenvalue_points, read_validated, sweep_panel
@@ -81,6 +82,8 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
 def write_joined(path: Path, document: dict[str, Any]) -> set[str]:
     """Write the document with the earlier rows of methods that it has none of; all stay in their order.
 
+    Several processes may: each finds the others' rows.
+
     Returns:
         The methods whose earlier row stays because the document's has failed and tells less.
 
@@ -88,6 +91,11 @@ def write_joined(path: Path, document: dict[str, Any]) -> set[str]:
         RequestError: as ``earlier``.
         HessianLRError: the file cannot be written.
     """
+    with locked(path):
+        return _joined(path, document)
+
+
+def _joined(path: Path, document: dict[str, Any]) -> set[str]:
     found, fresh = earlier(path, document), {row["method"]: row for row in document["results"]}
     kept = {name for name, row in fresh.items() if _is_worse(row, found.rows.get(name, row))}
     if found.outdated and (kept or not found.rows.keys() <= fresh.keys()):

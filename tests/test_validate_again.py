@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import runpy
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +17,7 @@ from typing import Any
 import pytest
 from test_refine import predicted
 
-from hessian_lr import devices, results
+from hessian_lr import devices, joined, results
 from hessian_lr import validate as module
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
@@ -71,6 +76,34 @@ def test_rows_of_other_methods_stay_in_their_order(tmp_path: Path) -> None:
     assert [row["calibration_file"] for row in after["results"]] == [None, None, "mine.json"]
     drawn = (tmp_path / "sweep.svg").read_text()
     assert all(name in drawn for name in ("lora", "pissa", "olora"))
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_calls_at_the_same_time_keep_each_others_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    document = run(tmp_path / "one", "lora", "pissa")
+    shares = []
+    for row in document["results"]:
+        setting = document["setting"] | {"methods": [row["method"]]}
+        shares.append(document | {"setting": setting, "results": [row]})
+
+    def slow(*arguments: Any) -> Any:
+        found = earlier(*arguments)
+        time.sleep(0.2)
+        return found
+
+    def unable(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    earlier = joined.earlier
+    monkeypatch.setattr(joined, "earlier", slow)
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", unable)
+    path = tmp_path / "both" / VALIDATE_FILE
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(partial(joined.write_joined, path), shares))
+    assert len(read_json(path)["results"]) == 2 or not locks
 
 
 def test_rows_that_stay_say_their_own_versions_and_notes(tmp_path: Path) -> None:
