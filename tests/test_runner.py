@@ -179,6 +179,12 @@ def test_wrong_requests_are_refused(tmp_path, instant, changes, match):
     assert instant == []
 
 
+def test_an_engine_that_had_no_room_is_told(tmp_path):
+    engine = SimpleNamespace(room=False, notes=[])
+    with pytest.raises(HessianLRError, match="6 runs of lora not made: it had no room"):
+        tiny.tiny_sweep(tmp_path, engine=engine)
+
+
 def test_a_search_brackets_the_best_with_every_seed_at_each_learning_rate(tmp_path, instant):
     result = tiny.tiny_sweep(tmp_path, lrs=None, start_lr=2e-2)
     groups = complete_runs(result.runs)

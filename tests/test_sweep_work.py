@@ -14,7 +14,7 @@ import torch
 from tolerances import COST_FACTOR
 
 from hessian_lr import sweep_command
-from hessian_lr.errors import HessianLRError, RequestError
+from hessian_lr.errors import HessianLRError, RankError, RequestError
 from hessian_lr.sweep import RunResult, cost, engine, plan, run_key
 from hessian_lr.sweep.engine import Local
 from hessian_lr.sweep.grid import share
@@ -126,6 +126,34 @@ def test_a_failed_run_ends_its_setting_and_no_other_and_is_tried_again(tmp_path,
     assert sum(instant.values()) == 2 + 2 + SEARCHED
     monkeypatch.setattr(engine, "train_once", real)
     assert make(works, Local(source)) == {} and len(instant) == TOTAL and set(instant.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.linalg.LinAlgError])
+def test_an_error_of_torchs_is_its_settings_failure_too(tmp_path, monkeypatch, instant, kind):
+    real = engine.train_once
+
+    def fails(setting, *rest):
+        if setting.rank == 2 and setting.model == "tiny":
+            raise kind("linalg.svd: did not converge")
+        return real(setting, *rest)
+
+    monkeypatch.setattr(engine, "train_once", fails)
+    works, source = assigned(tmp_path)
+    (failure,) = make(works, Local(source)).values()
+    assert str(failure) == f"{kind.__name__}: linalg.svd: did not converge"
+    assert isinstance(failure, HessianLRError) and isinstance(failure.__cause__, kind)
+    assert sum(instant.values()) == 2 + SEARCHED
+
+
+@pytest.mark.parametrize("kind", [TypeError, RankError])
+def test_a_defect_and_a_lost_rank_end_it_all(tmp_path, monkeypatch, instant, kind):
+    def fails(*_):
+        raise kind("gone")
+
+    monkeypatch.setattr(engine, "train_once", fails)
+    works, source = assigned(tmp_path)
+    with pytest.raises(kind, match="gone"):
+        make(works, Local(source))
 
 
 def test_a_folder_that_cannot_be_written_ends_it_all(tmp_path, instant):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import HessianLRError
+from ..errors import HessianLRError, RankError
 from ..setting import Setting
 from .run import RunResult, train_once
 
@@ -96,9 +96,18 @@ class Local:
 
 
 def train(task: Task, models: Models) -> RunResult | Exception:
-    """The task's run, or what kept it from ending: an error of this package, or too little memory."""
+    """The task's run, or what kept it from ending: an error of this package or of torch, or of memory.
+
+    Any other exception is a defect, and ends all.
+    """
     try:
         loaded, data = models.model(task.setting), models.data(task.setting)
         return train_once(task.setting, task.lr, loaded, data, task.initial_loss)
     except (HessianLRError, MemoryError) as error:
         return error
+    except RankError:
+        raise
+    except RuntimeError as error:  # torch's, for whatever a model's numbers or its device did
+        failure = HessianLRError(f"{type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
+from ..errors import HessianLRError, RequestError
 from ..records import Record
 from ..setting import Setting
 from . import plan
@@ -96,7 +96,13 @@ def sweep(
     known = len(engine.notes)
     for failure in make([work], engine, report=report).values():
         raise failure
-    runs = work.standing().runs
+    now = work.standing()
+    if now.missing:
+        raise HessianLRError(
+            f"the engine ended with {len(now.missing)} runs of {setting.method} not made: it had no room for "
+            "them; what is finished is kept: the same call goes on"
+        )
+    runs = now.runs
     if progress is not None:
         progress(len(runs), len(runs), runs[-1].lr, runs[-1].final_loss)
     return Sweep(setting, runs, censored(runs), (*work.finished.notes, *engine.notes[known:]))
