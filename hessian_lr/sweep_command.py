@@ -148,7 +148,7 @@ def merge(
 
 
 def _grid(file: str) -> Grid:
-    """The file's settings, each method known to go with its optimizer, their data to exist."""
+    """The file's settings, each known to be one that can be trained, their data to exist."""
     from .sweep.grid import expand
     from .sweep.request import read
 
@@ -156,10 +156,12 @@ def _grid(file: str) -> Grid:
 
     from . import data
     from .methods import method_of
+    from .sweep.recipe import check_steps
 
     for one in grid.wanted:
         try:
             method_of(one.setting)
+            check_steps(one.setting)
         except RequestError as error:
             raise RequestError(f"{file}: exclude {grid.label(one.setting)}: {error}") from error
     for name, fields in dict.fromkeys((one.setting.data, one.setting.fields) for one in grid.wanted):

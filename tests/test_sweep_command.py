@@ -284,7 +284,7 @@ def test_the_table_is_plain_and_fits_80_columns(capsys, folder, tmp_path):
             alpha=["rank", 32],
             max_length=[16, 32],
             lr=[1e-3, 1e-2],
-            steps=1,
+            steps=2,
         )
     )
     assert main(["sweep", str(tmp_path / "wide.yaml"), "--out", str(tmp_path), "--limit", "3"]) == 0
@@ -301,6 +301,7 @@ WRONG = {
     "out": (["{small}", "--out", "{small}"], "is a file, not a folder"),
     "typo": (["{typo}"], "typo.yaml, line 3: unknown key 'lrs'. Did you mean 'lr'?"),
     "data": (["{data}"], "no_such.jsonl"),
+    "steps": (["{steps}"], "steps must be at least 2 for runs"),
     "rank": (
         ["{rank}"],
         "1 of 2 settings cannot be run, exclude them: lora at rank 500: rank 500 is larger",
@@ -315,10 +316,11 @@ def test_a_wrong_request_is_one_line_and_status_2(capsys, folder, tmp_path, monk
     files.mkdir()
     (files / "typo.yaml").write_text("rank: 8\nsteps: 3\nlrs: 1e-3\n")
     (files / "data.yaml").write_text(text(folder, data="no_such.jsonl"))
+    (files / "steps.yaml").write_text(text(folder, steps=[1, 2], lr=1e-3))
     (files / "rank.yaml").write_text(text(folder, rank=[2, 500], lr=1e-3))
     names = {
         "small": folder / "small.yaml",
-        **{one: files / f"{one}.yaml" for one in ("typo", "data", "rank")},
+        **{one: files / f"{one}.yaml" for one in ("typo", "data", "steps", "rank")},
     }
     arguments, message = WRONG[name]
     assert main(["sweep", *(one.format(**names) for one in arguments)]) == 2

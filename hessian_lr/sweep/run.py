@@ -90,6 +90,8 @@ def train_once(
 ) -> RunResult:
     """Train one adapter with a cosine schedule and linear warm-up over 3% of the steps.
 
+    The warm-up is at least one step, and its first has the learning rate 0, as the Trainer's own.
+
     The recipe of AdamW is ``recipe.RECIPE``: betas (0.9, 0.999), no weight decay, gradients clipped to norm 1
     (the Trainer's default, so what users' runs do); that of plain gradient descent is ``recipe.SGD_RECIPE``,
     without clipping. The order of the data follows the setting's seed.

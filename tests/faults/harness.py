@@ -47,7 +47,7 @@ class Server:
         self.model, self.data = scratch / "model", scratch / "rows.jsonl"
         save_model(self.model)
         write_rows(self.data, sums(6))
-        warm_up = self.validate(scratch / "warm", steps=1, lrs="1e-3", seeds="0")
+        warm_up = self.validate(scratch / "warm", steps=2, lrs="1e-3", seeds="0")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
         environment["PYTHONPATH"] = str(SERVER.parents[2])
         self._process = subprocess.Popen(
