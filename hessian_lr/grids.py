@@ -162,6 +162,7 @@ class Job:
             "schema": results.SCHEMA,
             "varying": list(self._grid.varying),
             "results": rows,
+            "versions": results.versions(),
             "notes": list(dict.fromkeys(notes)),
         }
         write_json(self._out / DOCUMENT, document)

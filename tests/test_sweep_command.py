@@ -135,6 +135,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(folder, whole, tmp
 def test_the_documents_have_every_run_and_the_best_learning_rates(whole):
     found = json.loads((whole / "sweep.json").read_text())
     assert found["schema"] == 1 and found["varying"] == ["method"]
+    assert found["versions"] == results.versions()
     assert [row["setting"]["method"] for row in found["results"]] == ["lora", "pissa"]
     for row in found["results"]:
         assert row["status"] == "complete" and row["missing"] == [] and row["seeds"] == [0, 1]
