@@ -84,3 +84,16 @@ def test_methods_that_were_added_with_other_constants_have_a_command_of_their_ow
 def test_files_that_are_no_names_are_refused(tmp_path, field):
     with pytest.raises(RequestError, match="not names of files"):
         part_of(tmp_path, predict_document(predict_row(**field)))
+
+
+def test_folders_of_one_name_are_told_apart_by_no_more_of_their_paths_than_it_takes(tmp_path):
+    folders = [tmp_path / "one" / "o", tmp_path / "two" / "o", tmp_path / "two" / "other"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        written(folder / "validate.json", first_light())
+    (part,) = write_report(folders, tmp_path / "report.html")
+    names = ["one/o", "two/o", "other"]
+    (rates,) = section(part, "Learning rates").tables
+    assert rates.columns[1] == "from" and {row[1] for row in rates.rows} == set(names)
+    (versions,) = section(part, "Versions").tables
+    assert [row[0] for row in versions.rows] == names

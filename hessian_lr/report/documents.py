@@ -68,20 +68,17 @@ class Document:
 
     Attributes:
         file: Where it is.
+        name: What a reader knows it by.
         command: ``"validate"``, ``"predict"`` or ``"spectrum"``.
         whole: All that stands in it.
         entries: Its rows.
     """
 
     file: Path
+    name: str
     command: str
     whole: dict[str, Any]
     entries: tuple[Entry, ...]
-
-    @property
-    def name(self) -> str:
-        """What a reader knows it by: the folder of a ``validate.json``, else the file."""
-        return self.file.parent.name if self.file.name == VALIDATE_FILE else self.file.name
 
 
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
@@ -99,10 +96,21 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
                 "`predict --json` or `spectrum --json` wrote"
             )
         files[file.resolve()] = None
-    return [_document(file) for file in files]
+    return [_document(file, name) for file, name in zip(files, _names(list(files)), strict=True)]
 
 
-def _document(file: Path) -> Document:
+def _names(files: Sequence[Path]) -> list[str]:
+    """The folder of each ``validate.json``, else the file, and as much of its path as tells it apart."""
+    ways = [(file.parent if file.name == VALIDATE_FILE else file).parts for file in files]
+
+    def alone(way: tuple[str, ...], length: int) -> bool:
+        return [other[-length:] for other in ways].count(way[-length:]) == 1
+
+    lengths = (next(n for n in range(1, len(way) + 1) if alone(way, n)) for way in ways)
+    return [shown(str(Path(*way[-length:]))) for way, length in zip(ways, lengths, strict=True)]
+
+
+def _document(file: Path, name: str) -> Document:
     whole = _presentable(read_json(file))
     expected = f"{file} is not what `hessian-lr validate`, `predict` or `spectrum` writes"
     if not isinstance(whole, dict) or whole.get("schema") != SCHEMA:
@@ -119,7 +127,8 @@ def _document(file: Path) -> Document:
         raise RequestError(f"{expected}: its versions are not an object")
     try:
         _notes("the data", whole)
-        return Document(file, command, whole, tuple(_entry(file, command, setting, row) for row in rows))
+        entries = tuple(_entry(file, command, setting, row) for row in rows)
+        return Document(file, name, command, whole, entries)
     except (RequestError, TypeError, AttributeError) as error:
         raise RequestError(f"{expected}: {error}") from error
     except KeyError as error:
