@@ -4,7 +4,7 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from report_files import first_light, predict_document, predict_row, written
+from report_files import SETTING, first_light, predict_document, predict_row, spectrum_document, written
 
 from hessian_lr.cli import main
 from hessian_lr.errors import RequestError
@@ -97,3 +97,28 @@ def test_folders_of_one_name_are_told_apart_by_no_more_of_their_paths_than_it_ta
     assert rates.columns[1] == "from" and {row[1] for row in rates.rows} == set(names)
     (versions,) = section(part, "Versions").tables
     assert [row[0] for row in versions.rows] == names
+
+
+def measured(path, data, loss):
+    path.parent.mkdir()
+    document = first_light() | {"data_digest": data, "model_fingerprint": "m"}
+    document["results"] = document["results"][:1]
+    document["results"][0]["best_loss"] = loss
+    return written(path, document).parent
+
+
+def test_results_on_other_data_of_the_same_name_are_not_compared(tmp_path):
+    one = measured(tmp_path / "a" / "validate.json", "d1", 1.25)
+    two = measured(tmp_path / "b" / "validate.json", "d2", 1.5)
+    again = measured(tmp_path / "c" / "validate.json", "d2", 1.5)
+    parts = write_report([one, two, again], tmp_path / "r.html")
+    assert [part.subtitle.split("adamw, ")[1] for part in parts] == ["data d1, from a", "data d2, from b, c"]
+    assert "1.250" in parts[0].advice.reasons[0] and "1.500" not in str(parts[0].advice)
+    # What does not tell its data goes where there is no choice, and nowhere where there is one.
+    told = written(tmp_path / "p.json", predict_document(predict_row("pissa")))
+    seen = written(tmp_path / "s.json", spectrum_document(setting=SETTING))
+    (part,) = write_report([told, two, seen], tmp_path / "r.html")
+    (rates,) = section(part, "Learning rates").tables
+    assert [row[1] for row in rates.rows] == ["b", "p.json"]
+    parts = write_report([one, two, told, seen], tmp_path / "r.html")
+    assert [part.subtitle.partition("from ")[2] for part in parts] == ["a", "b", "p.json", ""]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..records import digest
-from ..setting import Setting
 from . import drawings, sections
 from .advice import advice
 from .command import commands
@@ -18,6 +17,8 @@ from .view import Part, Section
 _SAME = ("method", "seed", "samples", "device", "dtype")
 # Nor do these where nothing is trained: a spectrum goes with every run of its adapter.
 _UNTRAINED = ("optimizer", "batch_size", "steps")
+# By which a file tells what it was measured on, and what a reader knows them as.
+_CONTENTS = {"data_digest": "data", "model_fingerprint": "model"}
 
 MISSING = {
     "Learning rates": "a prediction: `hessian-lr predict --json predict.json`",
@@ -31,23 +32,48 @@ MISSING = {
 
 
 def assemble(documents: Sequence[Document]) -> list[Part]:
-    """The parts of a report, in the order in which their settings come in ``documents``."""
-    trained: dict[str, list[Document]] = {}
-    spectra = [document for document in documents if document.command == "spectrum"]
+    """The parts of a report, in the order in which their settings come in ``documents``.
+
+    Data and models of one name may be different ones: files of ``validate`` tell them by their contents.
+    The others do not, and go with those of their setting where these are of one content.
+    """
+    told: dict[str, set[str]] = {}
     for document in documents:
-        if document.command != "spectrum":
-            trained.setdefault(_key(document), []).append(document)
-    groups, placed = list(trained.values()), set()
-    for group in groups:
-        for spectrum in spectra:
-            if _untrained_key(spectrum) == _untrained_key(group[0]):
-                group.append(spectrum)
-                placed.add(spectrum.file)
+        if content := _content(document):
+            told.setdefault(_key(document), set()).add(content)
+    trained: dict[tuple[str, str], list[Document]] = {}
+    spectra: list[Document] = []
+    for document in documents:
+        if document.command == "spectrum":
+            spectra.append(document)
+            continue
+        key = _key(document)
+        content = _content(document) or (min(told[key]) if len(told.get(key, ())) == 1 else "")
+        trained.setdefault((key, content), []).append(document)
     alone: dict[str, list[Document]] = {}
     for spectrum in spectra:
-        if spectrum.file not in placed:
-            alone.setdefault(_untrained_key(spectrum), []).append(spectrum)
-    return [_part(group, f"part{index}") for index, group in enumerate([*groups, *alone.values()])]
+        key = _untrained_key(spectrum)
+        fits = {place: group for place, group in trained.items() if _untrained_key(group[0]) == key}
+        if fits and len({content for _, content in fits if content}) <= 1:
+            for group in fits.values():
+                group.append(spectrum)
+        else:
+            alone.setdefault(key, []).append(spectrum)
+    groups = [*trained.values(), *alone.values()]
+    heads = [_head(group) for group in groups]
+    parts = []
+    for index, (group, head) in enumerate(zip(groups, heads, strict=True)):
+        alike = [other for other, its in zip(groups, heads, strict=True) if its == head]
+        title, said = head
+        subtitle = ", ".join([*said, *(_apart(group, alike) if len(alike) > 1 else ())])
+        parts.append(_part(title, subtitle, group, f"part{index}"))
+    return parts
+
+
+def _content(document: Document) -> str:
+    """What tells the data and the model, whatever they are called; empty where the file does not."""
+    told = [document.whole.get(name) for name in _CONTENTS]
+    return digest(told) if any(told) else ""
 
 
 def _key(document: Document, same: Sequence[str] = _SAME) -> str:
@@ -60,7 +86,7 @@ def _untrained_key(document: Document) -> str:
     return _key(document, (*_SAME, *_UNTRAINED))
 
 
-def _part(documents: Sequence[Document], prefix: str) -> Part:
+def _part(title: str, subtitle: str, documents: Sequence[Document], prefix: str) -> Part:
     rows = _sourced(documents)
     scored = sections.validated(rows)
     found: dict[str, Section | None] = {
@@ -82,9 +108,7 @@ def _part(documents: Sequence[Document], prefix: str) -> Part:
     if lacking := [MISSING[title] for title, section in found.items() if section is None]:
         lead = "Name the file or folder that the command writes when you make the report again."
         shown.append(Section("Not in these results", lead, lines=lacking))
-    first = documents[0].entries[0].setting
-    title = f"{_named(first.model)} · {_named(first.data)}"
-    return Part(title, _subtitle(documents, first), advice([entry for _, entry in rows]), shown)
+    return Part(title, subtitle, advice([entry for _, entry in rows]), shown)
 
 
 def _sourced(documents: Sequence[Document]) -> list[Sourced]:
@@ -99,8 +123,20 @@ def _named(source: str) -> str:
     return path.name if path.is_absolute() or source.startswith(".") else source
 
 
-def _subtitle(documents: Sequence[Document], setting: Setting) -> str:
+def _head(documents: Sequence[Document]) -> tuple[str, list[str]]:
+    """A part's title, and the words of its subtitle."""
+    setting = documents[0].entries[0].setting
     said = [f"rank {setting.rank}", f"alpha {setting.alpha:g}"]
     if documents[0].command != "spectrum":
         said += [f"{setting.steps} steps of {setting.batch_size} rows with {setting.optimizer}"]
-    return ", ".join(said)
+    return f"{_named(setting.model)} · {_named(setting.data)}", said
+
+
+def _apart(documents: Sequence[Document], alike: Sequence[Sequence[Document]]) -> list[str]:
+    """What tells a part from others of its head: other data or another model, and its files."""
+    said = []
+    for name, what in _CONTENTS.items():
+        found = {str(one.whole[name]) for group in alike for one in group if one.whole.get(name)}
+        if len(found) > 1:
+            said += [f"{what} {own}" for own in found & {str(one.whole.get(name)) for one in documents}]
+    return [*said, f"from {', '.join(document.name for document in documents)}"]
