@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from .errors import RequestError, unknown_name
+from .setting import MOST
 
 ENGINES = ("local", "ray")
 
@@ -64,9 +66,12 @@ def engine(
             if value is not None:
                 raise RequestError(f"{option} is for --engine ray; add it or leave {option} out")
         return None
-    if cpus_per_run is not None and cpus_per_run < 1:
-        raise RequestError(f"--cpus-per-run takes a whole number of at least 1, not {cpus_per_run}")
+    if cpus_per_run is not None and not 1 <= cpus_per_run <= MOST:
+        raise RequestError(
+            f"--cpus-per-run takes a whole number of 1 to {MOST:,}, not {reprlib.repr(cpus_per_run)}"
+        )
     # Ray shares one GPU, or gives several whole ones.
-    if gpus_per_run is not None and not (0 <= gpus_per_run <= 1 or gpus_per_run.is_integer()):
-        raise RequestError(f"--gpus-per-run takes 0 to 1, or a whole number, not {gpus_per_run:g}")
+    usable = gpus_per_run is None or (gpus_per_run >= 0 and (gpus_per_run <= 1 or gpus_per_run.is_integer()))
+    if not usable:
+        raise RequestError(f"--gpus-per-run takes 0 to 1, or a whole number above, not {gpus_per_run:g}")
     return Cluster(address, cpus_per_run or 1, gpus_per_run)

@@ -230,8 +230,20 @@ def test_without_ray_the_command_that_installs_it_is_told(here, file, tmp_path, 
     [
         (("--engine", "rey"), "unknown engine 'rey'. Did you mean 'ray'?"),
         (("--address", "a:1"), "--address is for --engine ray"),
-        (("--engine", "ray", "--cpus-per-run", "0"), "--cpus-per-run takes a whole number of at least 1"),
-        (("--engine", "ray", "--gpus-per-run", "1.5"), "--gpus-per-run takes 0 to 1, or a whole number"),
+        (
+            ("--engine", "ray", "--cpus-per-run", "0"),
+            "--cpus-per-run takes a whole number of 1 to 2,147,483,647",
+        ),
+        (
+            ("--engine", "ray", "--cpus-per-run", "1" + 400 * "0"),
+            "--cpus-per-run takes a whole number of 1 to",
+        ),
+        (
+            ("--engine", "ray", "--gpus-per-run", "1.5"),
+            "--gpus-per-run takes 0 to 1, or a whole number above",
+        ),
+        (("--engine", "ray", "--gpus-per-run", "-1"), "or a whole number above, not -1"),
+        (("--engine", "ray", "--gpus-per-run", "nan"), "or a whole number above, not nan"),
     ],
 )
 def test_wrong_options_are_one_line(here, file, tmp_path, capsys, more, message):

@@ -83,7 +83,7 @@ class OnRay:
         self._stillborn = 0
         self._seen = time.monotonic()
         self._look()
-        if not self.width:
+        if self.width < 1:
             largest = "; ".join(f"{cpus:g} CPUs, {gpus:g} GPUs" for cpus, gpus in sorted(self._nodes()))
             raise RequestError(
                 f"no node of the cluster has {self._cpus} CPUs and {self._gpus:g} GPUs for a run (its nodes: "
