@@ -198,11 +198,13 @@ def sweep_table(rows: Sequence[Row]) -> None:
     for row in rows:
         done, missing = len(row["runs"]), len(row["missing"])
         planned = f"{done + missing}{'+' if missing and row['lrs'] == 'auto' else ''}"
+        # Of a setting whose runs are not all there, no best learning rate does not mean that none learned.
+        told = row["best_lr"] is not None or row["status"] == "complete"
         lines.append(
             (
                 textwrap.fill(row["label"], _LABEL),
                 f"{done}/{planned}",
-                "–" if row["status"] == "missing" else _best(row),
+                _best(row) if told else "–",
                 "–" if row["best_loss"] is None else f"{row['best_loss']:.3f}",
                 row["status"],
             )

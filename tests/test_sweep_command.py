@@ -189,8 +189,9 @@ def test_a_finished_sweep_trains_nothing_and_says_what_its_runs_cost(capsys, fol
 def test_data_are_not_suspected_where_runs_are_missing(capsys, folder, tmp_path, limit):
     """One run of two seeds has no best learning rate either."""
     assert main(["sweep", str(folder / "small.yaml"), "--out", str(tmp_path), "--limit", limit]) == 0
-    said = capsys.readouterr().err
-    assert "runs missing: " in said and "check the data" not in said
+    said = capsys.readouterr()
+    assert "runs missing: " in said.err and "check the data" not in said.err
+    assert "none learned" not in said.out and "failed" not in said.out
 
 
 def test_shards_are_merged_by_the_same_command_which_names_what_is_missing(capsys, folder, whole, tmp_path):
