@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .copies import once
 from .curvature import ClosedForm
 from .data import TASKS
 from .errors import RequestError
@@ -273,14 +274,11 @@ def observations(rows: Sequence[Validated]) -> tuple[list[Observation], list[str
     Raises:
         RequestError: a row lacks what a calibration needs.
     """
-    found: dict[tuple[str, float, Quantities], Observation] = {}
-    notes = []
-    for one in filter(None, map(observation, rows)):
-        # Measured numbers that agree to the last digit are one measurement, wherever it was copied to.
-        first = found.setdefault((one.method, one.best_lr, one.quantities), one)
-        if first is not one:
-            notes.append(f"{one.method} of {one.source} is that of {first.source}, and counts once")
-    return list(found.values()), notes
+    return once(
+        filter(None, map(observation, rows)),
+        key=lambda one: (one.method, one.best_lr, one.quantities),
+        name=lambda one: f"{one.method} of {one.source}",
+    )
 
 
 def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]]:

@@ -28,6 +28,7 @@ def align(
         options.check_writable(out, "--out")
 
     from . import results, terminal
+    from .copies import once
     from .figure_style import files, save
     from .figures import eigenvalue_figure
     from .score import align as fit
@@ -42,6 +43,11 @@ def align(
             + ", ".join(f"{file} has {name}" for name, file in trained.items())
             + "; name those of one of them"
         )
+    rows, notes = once(
+        (one for one in rows if one.number("lambda_max") is not None),
+        key=lambda one: (one.method, one.number("lambda_max"), one.score.best_lr, one.score.best_loss),
+        name=lambda one: f"{one.method} of {one.file.parent}",
+    )
     points = results.eigenvalue_points(rows)
     used = [(p.eigenvalue, p.score.best_lr) for p in points if p.score.best_lr and not p.score.censored]
     if not used:
@@ -61,9 +67,12 @@ def align(
         }
         for p in points
     ]
-    output.write({"schema": results.SCHEMA, "alignment": alignment, "points": listed})
+    output.write({"schema": results.SCHEMA, "alignment": alignment, "points": listed, "notes": notes})
     if output.tables:
         terminal.align_table(alignment)
+    if not output.quiet:
+        for note in notes:
+            terminal.say(f"note: {note}")
     return 0
 
 

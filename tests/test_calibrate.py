@@ -51,4 +51,4 @@ def test_a_copied_setting_counts_once_and_is_told():
     learned, notes = results.observations(rows)
     assert learned == [results.observation(rows[place]) for place in (0, 2, 3)]
     (note,) = notes
-    assert note.startswith("lora of copy: ") and "is that of runs: " in note
+    assert note.startswith("lora of copy: ") and "is that of lora of runs: " in note

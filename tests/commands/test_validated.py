@@ -179,6 +179,18 @@ def test_align_reads_folders_and_draws(capsys, validated, tmp_path):
     assert (tmp_path / "picture.svg").exists() and (tmp_path / "picture.png").exists()
 
 
+def test_align_counts_a_copied_result_once_and_says_so(capsys, validated, tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        shutil.copy(validated / "validate.json", tmp_path / name)
+    folders = [tmp_path / name for name in "abc"]
+    _, one = run_json(capsys, "align", validated)
+    _, found = run_json(capsys, "align", validated, *folders)
+    assert found["points"] == one["points"] and found["alignment"] == one["alignment"]
+    assert one["notes"] == [] and len(found["notes"]) == 3 * len(one["points"])
+    assert found["notes"][0].endswith(f"a is that of lora of {validated}, and counts once")
+
+
 def test_calibrate_hits_the_geometric_mean_and_predict_uses_it(capsys, folder, options, tmp_path):
     """Two settings whose best learning rates are 0.32 and 0.5 of 38/λ_P, no prior: the scale is 0.4."""
     fields = ("best_loss", "band_low", "band_high", "predicted_lr", "predicted_low", "predicted_high")
