@@ -155,9 +155,7 @@ def validate_table(rows: Sequence[Row]) -> None:
                 row["method"],
                 _with_error(row),
                 number(row["lambda_preconditioned"]),
-                "failed"
-                if row["predicted_lr"] is None
-                else _two(row, "predicted_lr", "predicted_low", "predicted_high"),
+                _predicted(row),
                 _best(row),
                 *(("–", "–", "–") if row["censored"] else _scored(row)),
             )
@@ -280,6 +278,12 @@ def _with_error(row: Row) -> str:
     error = "" if row["sampling_error"] is None else f" ±{number(row['sampling_error'], 2)}"
     upper = "" if row["lambda_upper"] is None else f"\n≤ {number(row['lambda_upper'])}"
     return number(row["lambda_max"]) + error + upper
+
+
+def _predicted(row: Row) -> str:
+    if row["predicted_lr"] is not None:
+        return _two(row, "predicted_lr", "predicted_low", "predicted_high")
+    return "–" if row["predictor"] is None else "failed"  # of gradient descent there is no prediction
 
 
 def _best(row: Row) -> str:

@@ -122,3 +122,25 @@ def test_results_on_other_data_of_the_same_name_are_not_compared(tmp_path):
     assert [row[1] for row in rates.rows] == ["b", "p.json"]
     parts = write_report([one, two, told, seen], tmp_path / "r.html")
     assert [part.subtitle.partition("from ")[2] for part in parts] == ["a", "b", "p.json", ""]
+
+
+def test_gradient_descent_has_no_prediction_that_failed_or_took_time(tmp_path):
+    document = first_light()
+    document["setting"] |= {"optimizer": "sgd"}
+    nothing = dict.fromkeys(("predicted_lr", "predicted_low", "predicted_high", "factor_error", "regret"))
+    document["results"] = [row | nothing | {"predictor": None} for row in document["results"]]
+    part = part_of(tmp_path, document)
+    (rates,) = section(part, "Learning rates").tables
+    assert {row[1] for row in rates.rows} == {"–"}
+    (setting,) = section(part, "Setting").tables
+    assert dict(setting.rows)["predictor"] == "–"
+    assert dict(setting.rows)["fields"] == "found by their usual names"
+    assert "shaded strip" not in section(part, "Sweeps").drawings[0].caption
+    said = str(part)
+    assert "the sweeps they are to replace" not in said and "hessian-lr predict" not in said
+
+
+def test_a_spectrum_under_gradient_descent_points_to_no_prediction(tmp_path):
+    part = part_of(tmp_path, spectrum_document(setting=replace(SETTING, optimizer="sgd")))
+    assert part.advice.reasons == ["`hessian-lr validate` on the same setting finds one."]
+    assert "hessian-lr predict" not in str(part)

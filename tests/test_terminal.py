@@ -61,3 +61,10 @@ def test_a_slope_without_an_interval_is_told_as_one(capsys):
     terminal.align_table(align([1, 2, 3], [1e-3, 1e-3, 1e-3]))
     shown = capsys.readouterr().out
     assert "nan" not in shown and "All best learning rates are equal" in shown
+
+
+@pytest.mark.parametrize(("predictor", "shown"), [(None, "–"), ("combined", "failed")])
+def test_where_there_is_no_predictor_no_prediction_failed(capsys, predictor, shown):
+    terminal.validate_table([WIDEST | {"predicted_lr": None, "predictor": predictor}])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "3.84e4" in line)
+    assert line.split("3.84e4")[1].split()[0] == shown

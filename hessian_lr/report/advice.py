@@ -10,6 +10,7 @@ from markupsafe import Markup
 from ..digits import rate
 from ..predict.law import COVERAGE
 from ..score import BAND_REGRET
+from ..setting import SGD
 from .documents import Entry
 from .numbers import factor, measured, share
 from .view import Advice
@@ -160,7 +161,11 @@ def _from_nothing(entries: Sequence[Entry]) -> Advice:
         Markup("The sharpness λ was measured ({}), which by itself recommends no learning rate.").format(
             text
         ),
-        ["`hessian-lr predict` on the same setting gives one, with a range."],
+        [
+            "`hessian-lr validate` on the same setting finds one."
+            if entries[0].setting.optimizer == SGD
+            else "`hessian-lr predict` on the same setting gives one, with a range."
+        ],
     )
 
 

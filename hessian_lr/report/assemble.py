@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..records import digest
+from ..setting import SGD
 from . import drawings, sections
 from .advice import advice
 from .command import commands
@@ -105,7 +106,10 @@ def _part(title: str, subtitle: str, documents: Sequence[Document], prefix: str)
     )
     if (notes := sections.notes(documents, rows)) is not None:
         shown.append(notes)
-    if lacking := [MISSING[title] for title, section in found.items() if section is None]:
+    lacking = [MISSING[title] for title, section in found.items() if section is None]
+    if documents[0].entries[0].setting.optimizer == SGD:  # which has no prediction
+        lacking = [line for line in lacking if "`hessian-lr predict" not in line]
+    if lacking:
         lead = "Name the file or folder that the command writes when you make the report again."
         shown.append(Section("Not in these results", lead, lines=lacking))
     return Part(title, subtitle, advice([entry for _, entry in rows]), shown)

@@ -26,12 +26,16 @@ def sweeps(rows: Sequence[Sourced], prefix: str) -> Section | None:
     panels = [entry.panel for _, entry in rows if entry.panel is not None]
     if not panels:
         return None
+    predicted = ""
+    if any(panel.score.predicted_lr is not None for panel in panels):
+        predicted = "The shaded strip is the predicted range, the dashed line the prediction in it. "
     drawing = _drawing(
         lambda narrow: sweep_figure(panels, narrow=narrow),
         f"{prefix}-sweep",
         "Held-out loss against learning rate, one panel a method. " + " ".join(map(_panel_in_words, panels)),
-        "The shaded strip is the predicted range, the dashed line the prediction in it, and the dotted line "
-        "the best learning rate of the sweep. A cross at the top is a run that diverged.",
+        predicted
+        + "The dotted line is the best learning rate of the sweep. A cross at the top is a run that "
+        "diverged.",
     )
     return Section("Sweeps", drawings=[drawing])
 

@@ -55,7 +55,9 @@ def learning_rates(rows: Sequence[Sourced]) -> Section | None:
     cells = []
     for head, (_, entry) in zip(heads, shown, strict=True):
         row, (lr, low, high) = entry.row, entry.predicted
-        line = [*head, "failed" if lr is None else rate(lr), interval(low, high)]
+        # Of gradient descent there is no prediction that could fail.
+        none = ABSENT if row.get("predictor", "") is None else "failed"
+        line = [*head, none if lr is None else rate(lr), interval(low, high)]
         if swept:
             line += [
                 _best(row),
@@ -145,7 +147,7 @@ def _sharpness_lead(columns: dict[str, list[str]]) -> str:
 
 def cost(rows: Sequence[Sourced]) -> Section | None:
     """What the predictions took, against the sweep each replaces."""
-    shown = [(source, entry) for source, entry in rows if "predictor" in entry.row]
+    shown = [(source, entry) for source, entry in rows if entry.row.get("predictor") is not None]
     if not shown:
         return None
     columns, heads = _heads(shown)
@@ -173,7 +175,7 @@ def cost(rows: Sequence[Sourced]) -> Section | None:
         "share of them. Evaluations on held-out rows are in a sweep's time only."
     )
     scored = {entry.row["predictor"] for _, entry in shown if entry.validated is not None}
-    if scored - {"combined", None}:
+    if scored - {"combined"}:
         caption += (
             " Before a sweep all predictors' quantities are measured: the cost of the prediction is that of "
             "all, and more than the one that is scored takes by itself."
@@ -201,7 +203,7 @@ def setting(documents: Sequence[Document]) -> Section:
                 if name in entry.row:
                     values[name] = entry.row[name]
         for name, value in values.items():
-            text = _value(value)
+            text = _value(name, value)
             if text not in found.setdefault(name, []):
                 found[name].append(text)
     methods = list(dict.fromkeys(entry.method for document in documents for entry in document.entries))
@@ -218,9 +220,9 @@ def _words(name: str) -> str:
     )
 
 
-def _value(value: Any) -> str:
+def _value(name: str, value: Any) -> str:
     if value is None:
-        return "found by their usual names"
+        return "found by their usual names" if name == "fields" else ABSENT
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
