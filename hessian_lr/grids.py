@@ -131,7 +131,10 @@ class Job:
         copies, others = strangers(self._works, folder)
         notes = [*plan.notes, *self._damage(), *copies, *engine.notes]
         if others:
-            notes.append(f"{others} runs in {folder} belong to none of these settings and were left alone")
+            notes.append(
+                f"{others} more in {folder}: runs of settings, learning rates or seeds that are not asked "
+                "for; they were left alone"
+            )
         return self.write(notes, failed)
 
     def merge(self, folders: Sequence[Path]) -> dict[str, Any]:

@@ -185,6 +185,16 @@ def test_a_finished_sweep_trains_nothing_and_says_what_its_runs_cost(capsys, fol
     assert "Cost from 6 finished runs of the same kind." in said
 
 
+def test_runs_that_are_no_longer_asked_for_are_told_as_that(capsys, folder, tmp_path):
+    for name, lrs, seeds in (("more", [1e-2, 1e-1], [0, 1]), ("less", [1e-1], [0])):
+        (tmp_path / f"{name}.yaml").write_text(text(folder, method="lora", lr=lrs, seed=seeds, steps=1))
+        assert main(["sweep", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert (
+        f"3 more in {tmp_path / 'runs'}: runs of settings, learning rates or seeds that are not asked" in said
+    )
+
+
 @pytest.mark.parametrize("limit", ["0", "1"])
 def test_data_are_not_suspected_where_runs_are_missing(capsys, folder, tmp_path, limit):
     """One run of two seeds has no best learning rate either."""
