@@ -78,6 +78,14 @@ def test_what_decides_nothing_in_a_run_makes_no_second_one(grid):
     assert len(found.wanted) == 1 and "1 setting comes up more than once" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("more", "doubled"), [("seed: [1, 2]", 0), ("lr: 0.1", 0), ("seed: [0, 1]", 1), ("lr: [0.01, 0.1]", 1)]
+)
+def test_only_what_comes_up_twice_is_said_to(grid, more, doubled):
+    found = grid(f"lr: 0.01\nseed: 0\ninclude: {{{more}}}")
+    assert len(found.notes) == doubled
+
+
 def test_exclusions_take_out_what_fits_all_their_keys(grid):
     found = grid(
         "method: [lora, pissa]\nrank: [8, 16]\nseed: [0, 1]\nlr: 1e-3\n"

@@ -88,7 +88,8 @@ def expand(request: Request) -> Grid:
         for identity, (setting, seeds) in own.items():
             new = Wanted(setting, tuple(sorted(seeds)), part.lrs, part.start_lr or START_LR)
             if identity in found:
-                again.append(setting)
+                if _overlap(found[identity], new):
+                    again.append(setting)
                 new = _together(request, part, found[identity], new)
             found[identity] = new
     for part in unused.values():
@@ -167,6 +168,12 @@ def _identity(setting: Setting) -> str:
     values = setting.training_identity()
     del values["seed"]
     return digest(values, 32)
+
+
+def _overlap(old: Wanted, new: Wanted) -> bool:
+    """Whether a run is asked for by both; searches have all their learning rates in common."""
+    rates = not (old.lrs and new.lrs) or set(old.lrs) & set(new.lrs)
+    return bool(rates and set(old.seeds) & set(new.seeds))
 
 
 def _together(request: Request, part: Part, old: Wanted, new: Wanted) -> Wanted:
