@@ -126,7 +126,11 @@ WRONG = {
     "range key": ("lr: {form: 1e-3, to: 1}", "line 1: unknown key 'form'. Did you mean 'from'?"),
     "backward range": ("lr: {from: 1e-2, to: 1e-3}", "from 0.01 is above to 0.001; exchange them"),
     "dense range": ("lr: {from: 1e-5, to: 1, per_decade: 999999999}", "more than 1000 learning rates"),
-    "density": ("lr: {from: 1e-5, to: 1, per_decade: 0}", "per_decade: expected a whole number, not 0"),
+    "density": ("lr: {from: 1e-5, to: 1, per_decade: 0}", "per_decade: expected a whole number of 1 to"),
+    "huge density": (
+        f"lr: {{from: 1, to: 1, per_decade: 1{400 * '0'}}}",
+        "per_decade: expected a whole number",
+    ),
     "no mapping": ("- rank", "line 1, the file: expected `key: value` lines, not a list"),
     "text": ("rank 8", "line 1, the file: expected `key: value` lines, not rank 8"),
     "empty": ("# nothing\n", "is empty; name at least one key"),

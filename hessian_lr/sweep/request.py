@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import RequestError, unknown_name
-from ..setting import Setting
+from ..setting import MOST, Setting
 from . import plan
 
 DEFAULTS = Setting()
@@ -253,9 +253,10 @@ class _Reader:
         density: Any = plan.POINTS_PER_DECADE
         if "per_decade" in entries:
             density = self.scalar(entries["per_decade"])
-            if not isinstance(density, int) or isinstance(density, bool) or density < 1:
+            if not isinstance(density, int) or isinstance(density, bool) or not 1 <= density <= MOST:
                 shown = self.shown(entries["per_decade"])
-                raise self.wrong(node, "lr", f"per_decade: expected a whole number, not {shown}")
+                expected = f"expected a whole number of 1 to {MOST:,}"
+                raise self.wrong(node, "lr", f"per_decade: {expected}, not {shown}")
         if high < low:
             raise self.wrong(node, "lr", f"from {low:g} is above to {high:g}; exchange them")
         if math.log10(high / low) * density >= _MOST_RATES:
