@@ -58,6 +58,23 @@ def test_each_way_to_write_a_number_is_one(asked, text):
     assert asked(f"lr: {text}").base.lrs == (1e-5,)
 
 
+@pytest.mark.parametrize("text", ["16", "+16", "0o20", "0x10"])
+def test_each_way_to_write_a_whole_number_is_one(asked, text):
+    assert asked(f"rank: {text}").base.axes["rank"] == (16,)
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "1_0", "0b10", "0o9"])
+def test_what_readers_take_for_other_numbers_is_refused(asked, text):
+    with pytest.raises(RequestError, match=f"line 1, rank: expected a whole number, not {text}"):
+        asked(f"rank: {text}")
+
+
+@pytest.mark.parametrize("text", ["1:30.5", "1_0.5", "010"])
+def test_what_readers_take_for_other_rates_is_refused(asked, text):
+    with pytest.raises(RequestError, match=f"line 1, lr: expected a positive number, not {text}"):
+        asked(f"lr: {text}")
+
+
 def test_a_list_of_learning_rates_is_sorted_and_each_is_there_once(asked):
     request = asked("lr: [1e-3, 1e-4, 0.001]")
     assert request.base.lrs == (1e-4, 1e-3)

@@ -9,7 +9,7 @@ import reprlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -25,6 +25,11 @@ BY_RANK, FIXED = "rank", "fixed"  # rules for alpha
 _LISTS = ("fields", "target_modules")  # whose one value is a list of names
 _RANGE, _SEARCH = ("from", "to", "per_decade"), ("auto",)
 _MOST_RATES = 1000
+_NUMBERS = {
+    "tag:yaml.org,2002:int": "[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+",
+    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
 
 
 @dataclass(frozen=True)
@@ -86,14 +91,19 @@ def read(path: str | Path) -> Request:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but 1e-5 is a number, as in YAML 1.2."""
+    """PyYAML's safe loader with the numbers of YAML 1.2: 1e-5 is one; 1:30 and 1_0 are text, not 90 and 10.
+
+    So is 010, which is 8 to YAML 1.1 and 10 to YAML 1.2.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [pair for pair in pairs if pair[0] not in _NUMBERS]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+for _tag, _form in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"(?:{_form})$"), list("-+.0123456789"))
 
 
 class _Reader:
