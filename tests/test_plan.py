@@ -110,3 +110,14 @@ def test_whatever_the_losses_it_asks_for_new_points_within_the_limits(losses):
     assert not set(points) & set(losses)
     assert all(plan.LOWEST <= point <= plan.HIGHEST for point in points)
     assert not losses or len(points) == 0 or len(points) + len(losses) <= plan.MAX_POINTS
+
+
+@pytest.mark.parametrize(("start", "fewest"), [(-12, plan.FEWEST_POINTS), (8, 3), (7, 3), (5, 4), (-28, 3)])
+def test_the_fewest_points_are_less_at_the_grids_limits(start, fewest):
+    assert plan.fewest_points(start) == fewest
+    assert min(len(search(start, bowl(centre))) for centre in range(-30, 11)) == fewest
+
+
+@given(st.integers(-28, 8), st.lists(st.floats(0, 10) | st.just(math.inf), min_size=37, max_size=37))
+def test_no_search_ends_with_fewer_points_than_the_fewest(start, losses):
+    assert len(search(start, lambda point: losses[point - plan.LOWEST])) >= plan.fewest_points(start)

@@ -212,6 +212,8 @@ def test_finished_runs_tell_the_cost_of_their_like(tmp_path, instant):
     assert found.runs == (plan.FEWEST_POINTS, plan.MAX_POINTS)
     assert found.seconds == (4.0 * plan.FEWEST_POINTS, 4.0 * plan.MAX_POINTS)
     assert cost.estimate(works, runs, source, limit=3).runs == (3, 3)
+    at_the_limit, _ = assigned(tmp_path, [replace(WANTED[2], start_lr=100.0)])
+    assert cost.estimate(at_the_limit, runs, source).runs == (3, plan.MAX_POINTS)
 
 
 def test_timed_steps_tell_the_cost_of_runs_like_those(tmp_path):

@@ -106,7 +106,8 @@ def to_go(wanted: Wanted, now: Standing) -> tuple[int, int]:
     missing, done, seeds = len(now.missing), len(now.runs), len(wanted.seeds)
     if wanted.lrs is not None or not missing:
         return missing, missing
-    return max(missing, plan.FEWEST_POINTS * seeds - done), max(missing, plan.MAX_POINTS * seeds - done)
+    fewest = plan.fewest_points(plan.nearest_point(wanted.start_lr), wanted.stride)
+    return max(missing, fewest * seeds - done), max(missing, plan.MAX_POINTS * seeds - done)
 
 
 def _shape(setting: Setting) -> tuple[Any, ...]:

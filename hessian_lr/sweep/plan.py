@@ -7,6 +7,7 @@ two sweeps of one setting share their runs whatever prediction each started from
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import TypeVar
@@ -19,7 +20,9 @@ LOWEST, HIGHEST = -28, 8
 MAX_POINTS = 12
 STRIDE = 2  # a search strides by 10^0.5 and fills the gaps only beside the best
 _FILL = 2  # points the filling needs: one on either side of the best
-FEWEST_POINTS = 3 + _FILL  # of a search whose first three points bracket the best
+FEWEST_POINTS = (
+    3 + _FILL
+)  # of a search whose first three points bracket the best, away from the grid's limits
 
 K = TypeVar("K", int, float)  # a grid point, or the learning rate itself
 
@@ -83,6 +86,23 @@ def next_points(start: int, losses: Mapping[int, float], stride: int = STRIDE) -
     beside = (best - 1, best + 1)
     missing = [point for point in beside if low <= point <= high and point not in losses]
     return tuple(missing[: max(MAX_POINTS - len(losses), 0)])
+
+
+@functools.cache
+def fewest_points(start: int, stride: int = STRIDE) -> int:
+    """The fewest points that a search from ``start`` can end with, wherever its best point lies.
+
+    They are ``FEWEST_POINTS`` but near the grid's limits, where a best point may have one neighbour.
+    """
+    return min(_searched(start, stride, best) for best in range(LOWEST, HIGHEST + 1))
+
+
+def _searched(start: int, stride: int, best: int) -> int:
+    """Points of a search whose losses rise to both sides of ``best``."""
+    losses: dict[int, float] = {}
+    while points := next_points(start, losses, stride):
+        losses |= {point: abs(point - best) for point in points}
+    return len(losses)
 
 
 def best_of(losses: Mapping[K, float]) -> K:
