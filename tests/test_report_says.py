@@ -42,6 +42,17 @@ def test_a_prediction_whose_sweep_failed_is_still_recommended(tmp_path):
     assert said.startswith(f"Start {row['method']} at 2.0e-3 (1.0e-3 "), said
 
 
+@pytest.mark.parametrize(
+    ("asked", "runs"), [({}, "5–12"), ({"seeds": [0, 1]}, "10–24"), ({"lrs": [0.1, 1], "seeds": [0, 1]}, "4")]
+)
+def test_the_runs_of_a_sweep_that_was_not_made_are_those_that_were_asked_for(tmp_path, asked, runs):
+    document = first_light() | asked
+    nothing = dict.fromkeys(("best_lr", "best_loss", "band_low", "band_high", "sweep_seconds"))
+    document["results"] = [document["results"][0] | nothing | {"runs": [], "status": "failed"}]
+    (table,) = section(part_of(tmp_path, document), "Cost against the sweep it replaces").tables
+    assert table.rows[0][table.columns.index("sweep: runs")] == runs
+
+
 def again(part):
     lines = section(part, "How to make these results again").code
     return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]

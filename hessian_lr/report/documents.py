@@ -15,6 +15,7 @@ from ..records import read_json
 from ..results import SCHEMA, VALIDATE_FILE, Validated, sweep_panel, validated_row
 from ..setting import Setting
 from ..spectrum import SpectralDensity
+from ..sweep.plan import FEWEST_POINTS, MAX_POINTS
 
 # What tells the commands' rows apart, and numbers that rows of each must have (or null).
 _COSTS = ("gradient_equivalents", "seconds")
@@ -39,10 +40,12 @@ class Entry:
         validated: Its scores, where ``validate`` wrote it.
         panel: Its sweep, where it has one.
         density, modules: Of ``spectrum``, where they were asked for.
+        planned: The fewest and the most runs of its sweep, made or not.
     """
 
     setting: Setting
     row: dict[str, Any]
+    planned: tuple[int, int]
     validated: Validated | None = None
     panel: SweepPanel | None = None
     density: SpectralDensity | None = None
@@ -127,7 +130,8 @@ def _document(file: Path, name: str) -> Document:
         raise RequestError(f"{expected}: its versions are not an object")
     try:
         _notes("the data", whole)
-        entries = tuple(_entry(file, command, setting, row) for row in rows)
+        planned = _planned(whole)
+        entries = tuple(_entry(file, command, setting, row, planned) for row in rows)
         return Document(file, name, command, whole, entries)
     except (RequestError, TypeError, AttributeError) as error:
         raise RequestError(f"{expected}: {error}") from error
@@ -148,7 +152,17 @@ def _presentable(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _entry(file: Path, command: str, common: dict[str, Any], row: dict[str, Any]) -> Entry:
+def _planned(whole: dict[str, Any]) -> tuple[int, int]:
+    """Runs of a document's sweeps; where it names no learning rates they are searched."""
+    seeds, lrs = whole.get("seeds"), whole.get("lrs")
+    fewest, most = (len(lrs), len(lrs)) if isinstance(lrs, list) else (FEWEST_POINTS, MAX_POINTS)
+    times = len(seeds) if isinstance(seeds, list) else 1
+    return fewest * times, most * times
+
+
+def _entry(
+    file: Path, command: str, common: dict[str, Any], row: dict[str, Any], planned: tuple[int, int]
+) -> Entry:
     method = row.get("method")
     if not isinstance(method, str) or not isinstance(row.get("status"), str):
         raise RequestError("a result has no method or no status")
@@ -163,16 +177,17 @@ def _entry(file: Path, command: str, common: dict[str, Any], row: dict[str, Any]
     if command == "validate":
         validated = validated_row(file, common, row)
         panel = sweep_panel(validated) if row["runs"] else None
-        return Entry(setting, row, validated, panel)
+        return Entry(setting, row, planned, validated, panel)
     if command == "spectrum":
         density, modules = row.get("density"), row.get("modules")
         return Entry(
             setting,
             row,
+            planned,
             density=None if density is None else SpectralDensity.from_dict(density),
             modules=None if modules is None else ModuleSpectrum.from_dict(modules),
         )
-    return Entry(setting, row)
+    return Entry(setting, row, planned)
 
 
 def _notes(owner: str, values: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from ..predict.law import COVERAGE
 from ..results import Validated
 from ..score import BAND_REGRET
 from ..spectrum.certificate import CONFIDENCE
-from ..sweep.plan import FEWEST_POINTS, MAX_POINTS
 from .documents import Document, Entry
 from .numbers import ABSENT, count, duration, factor, interval, measured, number, share
 from .view import Section, Table
@@ -164,8 +163,13 @@ def cost(rows: Sequence[Sourced]) -> Section | None:
             line.append(factor(row["sweep_seconds"] / row["seconds"] if row["seconds"] else None))
             spent, replaced = spent + row["seconds"], replaced + row["sweep_seconds"]
         else:
-            fewest, most = FEWEST_POINTS * per_run, MAX_POINTS * per_run
-            line += [f"{FEWEST_POINTS}–{MAX_POINTS}", f"{count(fewest)}–{count(most)}", "not run", ABSENT]
+            runs = dict.fromkeys(entry.planned)  # one number where they are the same
+            line += [
+                "–".join(map(str, runs)),
+                "–".join(count(one * per_run) for one in runs),
+                "not run",
+                ABSENT,
+            ]
         cells.append(line)
     lead = ""
     if replaced:
