@@ -53,6 +53,15 @@ def test_the_runs_of_a_sweep_that_was_not_made_are_those_that_were_asked_for(tmp
     assert table.rows[0][table.columns.index("sweep: runs")] == runs
 
 
+def test_no_prediction_is_judged_by_a_sweep_whose_best_is_at_its_edge(tmp_path):
+    document = first_light()
+    document["results"] = [document["results"][0] | {"censored": True, "regret": 0.57}]
+    part = part_of(tmp_path, document)
+    (rates,) = section(part, "Learning rates").tables
+    assert rates.rows[0][-2:] == ["–", "–"]
+    assert "57%" not in str(part) and "given up" not in str(part.advice)
+
+
 def again(part):
     lines = section(part, "How to make these results again").code
     return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]

@@ -122,9 +122,10 @@ def _prediction(row: Row) -> list[str]:
     text = f"The prediction for {row['method']} was {rate(row['predicted_lr'])}"
     if row["predicted_low"] is not None and row["predicted_high"] is not None:
         text += f" ({COVERAGE:.0%} range {rate(row['predicted_low'])} to {rate(row['predicted_high'])})"
+    # Where the best may lie beyond the sweep, no prediction can be judged by it.
     if row["factor_error"] is not None and not row["censored"]:
         text += f", {factor(row['factor_error'])} off"
-    if row["regret"] is not None:
+    if row["regret"] is not None and not row["censored"]:
         text += f"; training there would have given up {share(row['regret'])} of the improvement"
     return [f"{text}."]
 

@@ -62,8 +62,7 @@ def learning_rates(rows: Sequence[Sourced]) -> Section | None:
                 _best(row),
                 interval(row.get("band_low"), row.get("band_high")),
                 ABSENT if row.get("best_loss") is None else f"{row['best_loss']:.3f}",
-                ABSENT if row.get("censored") else factor(row.get("factor_error")),
-                share(row.get("regret")),
+                *((ABSENT, ABSENT) if row.get("censored") else _scored(row)),
             ]
         cells.append(line)
     caption = "Learning rates are the peak of a cosine schedule with warm-up."
@@ -74,6 +73,10 @@ def learning_rates(rows: Sequence[Sourced]) -> Section | None:
             "the improvement that training at the predicted learning rate gives up."
         )
     return Section("Learning rates", tables=[Table(caption, columns, cells)])
+
+
+def _scored(row: Row) -> tuple[str, str]:
+    return factor(row.get("factor_error")), share(row.get("regret"))
 
 
 def _best(row: Row) -> str:
