@@ -62,6 +62,15 @@ def test_no_prediction_is_judged_by_a_sweep_whose_best_is_at_its_edge(tmp_path):
     assert "57%" not in str(part) and "given up" not in str(part.advice)
 
 
+def test_the_one_learning_rate_of_a_sweep_is_neither_its_smallest_nor_its_largest(tmp_path):
+    document = first_light()
+    (row, *_) = document["results"]
+    run = min(row["runs"], key=lambda one: one["final_loss"])
+    found = {"best_lr": run["lr"], "band_low": None, "band_high": None, "censored": True, "runs": [run]}
+    document["results"] = [row | found]
+    assert ", the only one of its sweep, and" in part_of(tmp_path, document).advice.sentence.striptags()
+
+
 def again(part):
     lines = section(part, "How to make these results again").code
     return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]

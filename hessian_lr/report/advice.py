@@ -45,8 +45,8 @@ def _from_sweeps(rows: Sequence[Row]) -> Advice:
     best = ranked[0]
     reasons = [*_ground(ranked, rows), *_prediction(best)]
     if best["censored"]:
-        rates = [run["lr"] for run in best["runs"]]
-        side = "smallest" if best["best_lr"] == min(rates) else "largest"
+        rates = {run["lr"] for run in best["runs"]}
+        side = "only one" if len(rates) == 1 else "smallest" if best["best_lr"] == min(rates) else "largest"
         sentence = Markup(
             "Run more learning rates before you settle: {} did best at {}, the {} of its sweep, and the best "
             "may lie beyond."
