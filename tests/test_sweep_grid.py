@@ -157,6 +157,7 @@ def test_labels_tell_settings_apart_and_leave_out_what_follows_from_the_rest(gri
     labels = [found.label(one.setting) for one in found.wanted]
     assert len(set(labels)) == 8 and labels[1] == "lora, rank 4, target modules q_proj v_proj"
     assert found.common().startswith("smollm2-135m, math, optimizer adamw, batch size 4, steps 60")
+    assert "None" not in found.common()
     assert grid("lr: 1e-3").label(Setting()) == "lora"
 
 

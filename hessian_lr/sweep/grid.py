@@ -40,11 +40,13 @@ class Grid:
 
     def common(self) -> str:
         """What all settings share of that which decides a run, in words."""
+        first = self.wanted[0].setting
         names = [name for name in FIELDS if name not in (*self.varying, *_APART)]
+        names = [name for name in names if getattr(first, name) is not None]
         if any(one.setting.alpha != one.setting.rank for one in self.wanted):
-            return _words(self.wanted[0].setting, names)
+            return _words(first, names)
         names.remove("alpha")
-        return f"{_words(self.wanted[0].setting, names)}, alpha as rank"
+        return f"{_words(first, names)}, alpha as rank"
 
 
 def expand(request: Request) -> Grid:
