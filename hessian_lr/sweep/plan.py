@@ -20,9 +20,8 @@ LOWEST, HIGHEST = -28, 8
 MAX_POINTS = 12
 STRIDE = 2  # a search strides by 10^0.5 and fills the gaps only beside the best
 _FILL = 2  # points the filling needs: one on either side of the best
-FEWEST_POINTS = (
-    3 + _FILL
-)  # of a search whose first three points bracket the best, away from the grid's limits
+# Of a search whose first three points bracket the best, away from the grid's limits.
+FEWEST_POINTS = 3 + _FILL
 
 K = TypeVar("K", int, float)  # a grid point, or the learning rate itself
 
