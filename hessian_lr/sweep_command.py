@@ -95,10 +95,8 @@ def sweep(
     if not output.quiet:
         # Of a setting whose runs are not all there, no best learning rate does not mean that none learned.
         told = [row for row in rows if row["best_lr"] is not None or row["status"] == "complete"]
-        if told:
-            terminal.say(
-                terminal.advice([row | {"method": row["label"], "factor_error": None} for row in told])
-            )
+        for line in _advice(told, grid.varying):
+            terminal.say(line)
         for line in _some_gaps(rows):
             terminal.say(line)
     failed = [row for row in rows if row["status"] == "failed"]
@@ -248,6 +246,19 @@ def _range(ends: tuple[int, int], what: str) -> str:
     low, high = ends
     number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"{number} {what}{'' if high == 1 else 's'}"
+
+
+def _advice(rows: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
+    """A line on what to do, for each model and data: losses of one do not compare with another's."""
+    from . import terminal
+
+    names = [name for name in ("model", "data", "fields", "max_length") if name in varying]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        where = ", ".join(f"{name.replace('_', ' ')} {row['setting'][name]}" for name in names)
+        groups.setdefault(where, []).append(row | {"method": row["label"], "factor_error": None})
+    found = {where: terminal.advice(group) for where, group in groups.items()}
+    return [f"{where}: {line}" if where else line for where, line in found.items()]
 
 
 def _common(grid: Grid) -> str:

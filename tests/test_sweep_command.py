@@ -185,6 +185,17 @@ def test_a_finished_sweep_trains_nothing_and_says_what_its_runs_cost(capsys, fol
     assert "Cost from 6 finished runs of the same kind." in said
 
 
+def test_losses_on_different_data_are_not_compared(capsys, folder, tmp_path):
+    names = [str(folder / "rows.jsonl"), str(tmp_path / "other.jsonl")]
+    write_rows(Path(names[1]), sums(5))
+    (tmp_path / "two.yaml").write_text(text(folder, method="lora", data=names, lr=[1e-1], steps=1))
+    assert main(["sweep", str(tmp_path / "two.yaml"), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    for name in names:
+        (line,) = (line for line in said if line.startswith(f"data {name}: "))
+        assert "held-out loss" in line
+
+
 def test_runs_that_are_no_longer_asked_for_are_told_as_that(capsys, folder, tmp_path):
     for name, lrs, seeds in (("more", [1e-2, 1e-1], [0, 1]), ("less", [1e-1], [0])):
         (tmp_path / f"{name}.yaml").write_text(text(folder, method="lora", lr=lrs, seed=seeds, steps=1))
