@@ -195,7 +195,8 @@ def test_bad_rows_are_left_out_and_named(tmp_path):
     ]
     loaded = data.load(write_lines(tmp_path / "rows.jsonl", rows), tiny.byte_tokenizer())
     assert len(loaded.train) + len(loaded.heldout) == 9
-    (note,) = loaded.notes
+    note, few = loaded.notes
+    assert few.startswith("of 9 distinct rows only one is held out")
     assert note == (
         "5 of 14 rows left out: 1 with invalid JSON (row 3); 2 with an empty response (rows 4, 7); "
         "1 with something that is not an object (row 6); 1 with a response that is not text (null) (row 8)"

@@ -172,6 +172,11 @@ def _from_source(
         raise RequestError(
             f"the rows of {name} are all the same within {encoder.max_length} tokens; raise max_length"
         )
+    if count == 1:
+        notes.append(
+            f"of {len(groups)} distinct rows only one is held out, and every loss is of that one: more rows "
+            "would tell more"
+        )
     return train, heldout
 
 
