@@ -122,6 +122,8 @@ def test_folders_of_one_name_are_told_apart_by_no_more_of_their_paths_than_it_ta
         written(folder / "validate.json", first_light())
     (part,) = write_report(folders, tmp_path / "report.html")
     names = ["one/o", "two/o", "other"]
+    assert part.advice.sentence.striptags().startswith("Train lora (one/o) at ")
+    assert "lora (two/o) at " in str(part.advice.reasons)
     (rates,) = section(part, "Learning rates").tables
     assert rates.columns[1] == "from" and {row[1] for row in rates.rows} == set(names)
     (versions,) = section(part, "Versions").tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from ..score import BAND_REGRET
 from ..setting import SGD
 from .documents import Entry
 from .numbers import factor, measured, share
+from .sections import Sourced, labels
 from .view import Advice
 
 Row = dict[str, Any]
@@ -22,15 +24,23 @@ SPAN = Markup("{} to {}")
 CHOICE = Markup('<strong class="choice">{}</strong>')
 
 
-def advice(entries: Sequence[Entry]) -> Advice:
+def advice(rows: Sequence[Sourced]) -> Advice:
     """What these results on one setting recommend: a sweep's best before a prediction."""
-    swept = [entry.row for entry in entries if entry.panel is not None]
+    swept = _named([one for one in rows if one[1].panel is not None])
     if swept:
-        return _from_sweeps(swept)
-    predicted = [entry for entry in entries if entry.predicted[0] is not None]
+        return _from_sweeps([entry.row for entry in swept])
+    predicted = _named([one for one in rows if one[1].predicted[0] is not None])
     if predicted:
         return _from_predictions(predicted)
-    return _from_nothing(entries)
+    return _from_nothing(_named(rows))
+
+
+def _named(rows: Sequence[Sourced]) -> list[Entry]:
+    """The rows as a sentence calls them: by their method, and their file where the method comes again."""
+    return [
+        replace(entry, row=entry.row | {"method": label})
+        for label, (_, entry) in zip(labels(rows), rows, strict=True)
+    ]
 
 
 def _from_sweeps(rows: Sequence[Row]) -> Advice:

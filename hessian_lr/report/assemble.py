@@ -112,7 +112,7 @@ def _part(title: str, subtitle: str, documents: Sequence[Document], prefix: str)
     if lacking:
         lead = "Name the file or folder that the command writes when you make the report again."
         shown.append(Section("Not in these results", lead, lines=lacking))
-    return Part(title, subtitle, advice([entry for _, entry in rows]), shown)
+    return Part(title, subtitle, advice(rows), shown)
 
 
 def _sourced(documents: Sequence[Document]) -> list[Sourced]:
