@@ -49,8 +49,18 @@ def start(out, programs):
 
 def assert_ended_well(ranks):
     """Of what ``start`` gives for one program; what the ranks wrote to standard error is told whole."""
-    told = [f"rank {rank} ended with {status}:\n{errors}" for rank, (status, _, errors) in enumerate(ranks)]
-    assert all(status == 0 for status, _, _ in ranks), "\n".join(told)
+    assert all(status == 0 for status, _, _ in ranks), told_whole(ranks)
+
+
+def crashed(ranks):
+    """Whether a rank died in compiled code, of which this package has none: its mistakes end otherwise."""
+    return any(status in (-signal.SIGSEGV, -signal.SIGABRT) for status, _, _ in ranks)
+
+
+def told_whole(ranks):
+    """How each rank ended, with what it wrote to standard error: after a crash, where each thread stood."""
+    ends = [f"rank {rank} ended with {status}:\n{errors}" for rank, (status, _, errors) in enumerate(ranks)]
+    return "\n".join(ends)
 
 
 def launch(out):

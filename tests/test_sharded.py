@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import ranks
@@ -15,13 +16,20 @@ import hessian_lr as hlr
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each of two and of three ranks found."""
-    out = tmp_path_factory.mktemp("pieces")
-    programs = {}
-    for size in (2, 3):
-        (out / str(size)).mkdir()
-        programs[str(size)] = (size, {}, "measure_in_pieces", [str(out / str(size))])
-    ended = ranks.start(out, programs)
+    """What each of two and of three ranks found.
+
+    Seldom torch crashes in this, on FSDP2 over gloo: once more then, and not in silence.
+    """
+    for _ in range(2):
+        out = tmp_path_factory.mktemp("pieces")
+        programs = {}
+        for size in (2, 3):
+            (out / str(size)).mkdir()
+            programs[str(size)] = (size, {}, "measure_in_pieces", [str(out / str(size))])
+        ended = ranks.start(out, programs)
+        if not (crashes := list(filter(ranks.crashed, ended.values()))):
+            break
+        warnings.warn(ranks.told_whole(crashes[0]), stacklevel=1)
     for program in ended.values():
         ranks.assert_ended_well(program)
     return {
