@@ -198,7 +198,7 @@ def test_losses_on_different_data_are_not_compared(capsys, folder, tmp_path):
 
 def test_runs_that_are_no_longer_asked_for_are_told_as_that(capsys, folder, tmp_path):
     for name, lrs, seeds in (("more", [1e-2, 1e-1], [0, 1]), ("less", [1e-1], [0])):
-        (tmp_path / f"{name}.yaml").write_text(text(folder, method="lora", lr=lrs, seed=seeds, steps=1))
+        (tmp_path / f"{name}.yaml").write_text(text(folder, method="lora", lr=lrs, seed=seeds, steps=2))
         assert main(["sweep", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().err
     assert (
