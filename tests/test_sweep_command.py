@@ -188,7 +188,7 @@ def test_a_finished_sweep_trains_nothing_and_says_what_its_runs_cost(capsys, fol
 def test_losses_on_different_data_are_not_compared(capsys, folder, tmp_path):
     names = [str(folder / "rows.jsonl"), str(tmp_path / "other.jsonl")]
     write_rows(Path(names[1]), sums(5))
-    (tmp_path / "two.yaml").write_text(text(folder, method="lora", data=names, lr=[1e-1], steps=1))
+    (tmp_path / "two.yaml").write_text(text(folder, method="lora", data=names, lr=[1e-1], steps=2))
     assert main(["sweep", str(tmp_path / "two.yaml"), "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().err.splitlines()
     for name in names:
