@@ -5,7 +5,8 @@ SmolLM2-135M on tasks that no constant had seen it on, by ``2026.11-e`` (they ar
 after it), and methods with optimizers of their own, which are in none. In ``after``: what those constants,
 ``2026.11-f``, have not seen either; they were predicted by ``2026.11-e``, and ``compared`` says what both
 make of the same measurements. In ``probed``: runs long enough for short ones, predicted with these by the
-constants that each document names, which had not seen it. In ``thousand``: runs of 1,000 steps, likewise.
+constants that each document names, which had not seen it. In ``thousand``: runs of 1,000 steps, likewise;
+in ``real_long``: runs of 300 of the real model.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hessian_lr.records import read_json
 from .curves import curves
 from .evaluate import scored
 from .prospective import NEXT, judged
-from .table import HERE, PROBED, THOUSAND, UNSEEN, from_documents, read
+from .table import HERE, PROBED, REAL_LONG, THOUSAND, UNSEEN, from_documents, read
 
 LATER = HERE / "later"
 
@@ -99,9 +100,9 @@ def main() -> None:
         own = [row for row in rows if (row["method"] in ("lora+", "loft")) is not alike]
         if own:
             print(table(own), end="\n\n")
-    for folder in (UNSEEN, PROBED, THOUSAND):
+    for folder in (UNSEEN, PROBED, THOUSAND, REAL_LONG):
         print(table(found(folder)), end="\n\n")
-    for folder in (PROBED, THOUSAND):
+    for folder in (PROBED, THOUSAND, REAL_LONG):
         print(each_predictor(found(folder)), end="\n\n")
     for row in compared():
         print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))

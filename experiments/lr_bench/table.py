@@ -39,6 +39,8 @@ VALIDATED = ("validated", "later")
 PROBED = HERE / "probed"
 # Of runs of 1,000 steps, in no fit.
 THOUSAND = HERE / "thousand"
+# Of runs of 300 steps of the real model, in no fit.
+REAL_LONG = HERE / "real_long"
 # What came after, and is in no fit.
 UNSEEN = HERE / "after"
 # The second seed of those that were validated, as ``second_seed`` ran it.
