@@ -93,9 +93,7 @@ def sweep(
         print(_common(grid))
     _notes(document["notes"], output)
     if not output.quiet:
-        # Of a setting whose runs are not all there, no best learning rate does not mean that none learned.
-        told = [row for row in rows if row["best_lr"] is not None or row["status"] == "complete"]
-        for line in _advice(told, grid.varying):
+        for line in _advice([row for row in rows if terminal.decided(row)], grid.varying):
             terminal.say(line)
         for line in _some_gaps(rows):
             terminal.say(line)

@@ -196,13 +196,11 @@ def sweep_table(rows: Sequence[Row]) -> None:
     for row in rows:
         done, missing = len(row["runs"]), len(row["missing"])
         planned = f"{done + missing}{'+' if missing and row['lrs'] == 'auto' else ''}"
-        # Of a setting whose runs are not all there, no best learning rate does not mean that none learned.
-        told = row["best_lr"] is not None or row["status"] == "complete"
         lines.append(
             (
                 textwrap.fill(row["label"], _LABEL),
                 f"{done}/{planned}",
-                _best(row) if told else "–",
+                _best(row) if decided(row) else "–",
                 "–" if row["best_loss"] is None else f"{row['best_loss']:.3f}",
                 row["status"],
             )
@@ -278,6 +276,11 @@ def _with_error(row: Row) -> str:
     error = "" if row["sampling_error"] is None else f" ±{number(row['sampling_error'], 2)}"
     upper = "" if row["lambda_upper"] is None else f"\n≤ {number(row['lambda_upper'])}"
     return number(row["lambda_max"]) + error + upper
+
+
+def decided(row: Row) -> bool:
+    """Whether a sweep tells a best learning rate, or that none learned, which missing runs might have."""
+    return row["best_lr"] is not None or row["status"] == "complete"
 
 
 def _predicted(row: Row) -> str:
