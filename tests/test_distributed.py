@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import rank_programs
 import ranks
 import torch
 from tiny_models import adapted, dense_hessian
@@ -46,14 +47,14 @@ def found(ended):
     together = [json.loads((out / f"{rank}.json").read_text()) for rank in range(3)]
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as the ranks have
-    alone = json.loads(json.dumps(ranks.answers()))
+    alone = json.loads(json.dumps(rank_programs.answers()))
     torch.set_num_threads(before)
     return [one | {"1": alone} for one in together]
 
 
 @pytest.fixture(scope="module")
 def truth():
-    return dense_hessian(adapted(), ranks.sample())
+    return dense_hessian(adapted(), rank_programs.sample())
 
 
 @pytest.fixture(scope="module")

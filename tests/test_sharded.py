@@ -6,6 +6,7 @@ import json
 import warnings
 
 import pytest
+import rank_programs
 import ranks
 import torch
 from tiny_models import adapted, counting_batch, dense_hessian, learned
@@ -43,11 +44,11 @@ def alone():
     """The same differences of a model that is whole."""
     return hlr.sharpness(
         adapted("llama"),
-        ranks.sample(),
+        rank_programs.sample(),
         rtol=1e-3,
         dtype=torch.float64,
         operator="central-differences",
-        held_out=ranks.sample(),
+        held_out=rank_programs.sample(),
     )
 
 
@@ -60,7 +61,7 @@ def test_lambda_is_that_of_the_whole_model(size, how, found, alone):
         assert one[name] == pytest.approx(getattr(alone, name), rel=SAME_LAMBDA), name
     assert one["matvecs"] == alone.matvecs
     assert "FSDP2" in one["notes"][0]
-    exact = float(torch.linalg.eigvalsh(dense_hessian(adapted("llama"), ranks.sample()))[-1])
+    exact = float(torch.linalg.eigvalsh(dense_hessian(adapted("llama"), rank_programs.sample()))[-1])
     assert one["lambda_max"] == pytest.approx(exact, rel=one["difference_error"])
 
 
@@ -110,7 +111,9 @@ def test_a_group_that_holds_only_some_of_the_pieces_is_refused_rather_than_waite
 
 
 def test_a_base_in_bfloat16_is_rough_in_pieces_as_it_is_whole_and_says_so(found):
-    whole = hlr.sharpness(ranks.with_narrow_base(), ranks.sample(), operator="central-differences")
+    whole = hlr.sharpness(
+        rank_programs.with_narrow_base(), rank_programs.sample(), operator="central-differences"
+    )
     status, largest, error = found[2][0]["narrow base"]
     assert status == whole.status == "budget"
     assert largest == pytest.approx(whole.lambda_max, rel=SAME_LAMBDA)
