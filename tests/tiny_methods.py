@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from peft import PeftModel
-from transformers import (
-    GemmaConfig,
-    GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedModel
 
 from hessian_lr import methods
 from hessian_lr.setting import Setting
@@ -33,22 +24,28 @@ DETERMINISTIC = {"pissa", "milora", "olora"}
 
 def llama() -> PreTrainedModel:
     torch.manual_seed(1)
-    return LlamaForCausalLM(LlamaConfig(**SMALL, **BLOCKS, **HEADS)).eval()
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, **BLOCKS, **HEADS)).eval()
 
 
 def qwen2() -> PreTrainedModel:
     torch.manual_seed(2)
-    return Qwen2ForCausalLM(Qwen2Config(**SMALL, **BLOCKS, **HEADS, tie_word_embeddings=True)).eval()
+    return transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**SMALL, **BLOCKS, **HEADS, tie_word_embeddings=True)
+    ).eval()
 
 
 def gpt2() -> PreTrainedModel:
     torch.manual_seed(3)
-    return GPT2LMHeadModel(GPT2Config(**SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    ).eval()
 
 
 def gemma() -> PreTrainedModel:
     torch.manual_seed(4)
-    return GemmaForCausalLM(GemmaConfig(**SMALL, **BLOCKS, **HEADS, head_dim=8)).eval()
+    return transformers.GemmaForCausalLM(
+        transformers.GemmaConfig(**SMALL, **BLOCKS, **HEADS, head_dim=8)
+    ).eval()
 
 
 FAMILIES = {"llama": llama, "qwen2": qwen2, "gpt2": gpt2, "gemma": gemma}
