@@ -1,7 +1,8 @@
 """Every method on four architectures, from building to a sweep: `python -m experiments.methods.run`.
 
-One row for each method and architecture in ``results.json``; rows that the file already has are kept, so the
-command may be killed and started again. It ends by writing the table into the README.
+One row for each method and architecture in ``results.json``; rows that the file already has are kept where
+the shipped constants predicted them, so the command may be killed and started again. It ends by writing the
+table into the README.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hessian_lr.data import Batch, TaskData
 from hessian_lr.errors import HessianLRError
 from hessian_lr.methods import METHODS, method_of
 from hessian_lr.models import LoadedModel
+from hessian_lr.predict import load_calibration
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.progress import quiet_libraries
 from hessian_lr.records import read_json, write_json
@@ -124,7 +126,10 @@ def main() -> None:
     torch.set_num_threads(1)
     setting = Setting(data=str(rows_file(OUT)), rank=4, alpha=8.0, steps=6, samples=4, dtype="float32")
     kept = read_json(RESULTS)["results"] if RESULTS.exists() else []
-    done: dict[tuple[str, str], dict[str, Any]] = {(row["method"], row["architecture"]): row for row in kept}
+    shipped = load_calibration().version
+    done: dict[tuple[str, str], dict[str, Any]] = {
+        (row["method"], row["architecture"]): row for row in kept if row["calibration"] == shipped
+    }
     with quiet_libraries():
         for architecture in ARCHITECTURES:
             missing = [method for method in METHODS if (method, architecture) not in done]

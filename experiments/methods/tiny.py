@@ -91,16 +91,16 @@ def _subtracting(architecture: str) -> PreTrainedModel:
     """
     draw = random.Random(0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # of the lessons, too: GPT-2 has dropout
         model = ARCHITECTURES[architecture]().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
-    for _ in range(STEPS):
-        pairs = [(draw.randrange(19, 100), draw.randrange(10)) for _ in range(BATCH)]
-        rows = [[*f"{a}-{b}=", NEWLINE, *str(a - b), "</s>"] for a, b in pairs]
-        ids = torch.tensor([[VOCABULARY[token] for token in row] for row in rows])
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+        for _ in range(STEPS):
+            pairs = [(draw.randrange(19, 100), draw.randrange(10)) for _ in range(BATCH)]
+            rows = [[*f"{a}-{b}=", NEWLINE, *str(a - b), "</s>"] for a, b in pairs]
+            ids = torch.tensor([[VOCABULARY[token] for token in row] for row in rows])
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
     return model.eval()
 
 
