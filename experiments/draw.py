@@ -18,8 +18,8 @@ from experiments.paper.findings import groups
 from experiments.peers.figure import peers_figure
 from experiments.peers.summary import read_rows
 from experiments.per_module.figure import draw as draw_modules
-from hessian_lr.figure_style import save
 from hessian_lr.figures import eigenvalue_figure, sweep_figure
+from hessian_lr.figures.style import save
 from hessian_lr.records import read_json
 from hessian_lr.results import VALIDATE_FILE, eigenvalue_points, read_validated, sweep_panel
 

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import HessianLRError, NonFiniteError, RequestError
-    from .measure import Curvature, sharpness
-    from .per_module import module_sharpness
+    from .measure import Curvature, SharpnessTracker, module_sharpness, sharpness
     from .predict import Prediction, predict_learning_rate, refine_learning_rate
     from .setting import Setting
-    from .track import SharpnessTracker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,8 +35,8 @@ _HOMES = {
     "Prediction": "predict",
     "RequestError": "errors",
     "Setting": "setting",
-    "SharpnessTracker": "track",
-    "module_sharpness": "per_module",
+    "SharpnessTracker": "measure",
+    "module_sharpness": "measure",
     "predict_learning_rate": "predict",
     "refine_learning_rate": "predict",
     "sharpness": "measure",

@@ -17,7 +17,7 @@ from . import __version__
 from .curvature.operator import HessianOperator
 from .distributed import team
 from .errors import RequestError
-from .fingerprint import fingerprint, raw
+from .models.identity import fingerprint, raw
 from .records import digest, read_json
 from .setting import Setting
 from .spectrum.checkpoint import STATE, Checkpoint

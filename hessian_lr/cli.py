@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import __version__, job, options, predict_command, report_command, runs_command, sweep_command
-from .cluster import Cluster, engine
-from .ending import explained, termination_as_interrupt
+from . import __version__, job
+from .commands import options
+from .commands import predict as predict_command
+from .commands import report as report_command
+from .commands import runs as runs_command
+from .commands import sweep as sweep_command
+from .commands.ending import explained, termination_as_interrupt
+from .commands.option_groups import Interrupted, takes
+from .commands.options import Output
+from .commands.overwriting import check_overwriting, sources
 from .errors import RequestError, shown, unknown_name
-from .option_groups import Interrupted, takes
-from .options import Output
-from .overwriting import check_overwriting, sources
 from .setting import Setting
+from .sweep.cluster import Cluster, engine
 
 # Everything that loads torch or transformers is imported where it is used: `--help` needs neither.
 if TYPE_CHECKING:
-    from .session import Turn
+    from .commands.session import Turn
 
 Row = dict[str, Any]
 
@@ -89,7 +94,9 @@ def spectrum(
     checkpoint: options.Checkpoint = None,
 ) -> int:
     """Measure the loss Hessian's largest eigenvalue."""
-    from . import results, session, spectra, terminal
+    from . import results
+    from .commands import session, terminal
+    from .commands import spectrum as spectra
     from .measure import ALGORITHMS, OPERATORS, Curvature
     from .prepare import prepare
     from .spectrum.stopping import check_stopping
@@ -148,12 +155,13 @@ def validate(
     seed_list = options.numbers(seeds, int, "--seeds")
     options.check_writable(out, "--out", folder=True)
 
-    from . import results, session, terminal
+    from . import results
+    from .commands import session, terminal
+    from .commands.validate import Job
+    from .commands.validate import validate as run
     from .progress import Progress, quiet_libraries
     from .sweep.engines import opened
     from .sweep.runner import check_plan
-    from .validate import Job
-    from .validate import validate as run
 
     written = [("--out", out), ("--out", f"{out}/{results.VALIDATE_FILE}"), ("--json", output.json)]
     check_overwriting(written, [*sources(settings), calibration])
@@ -211,7 +219,8 @@ def catalogue(
     if what is not None and what not in _CATALOGUE:
         raise unknown_name("list", what, _CATALOGUE)
 
-    from . import results, terminal
+    from . import results
+    from .commands import terminal
 
     everything = results.catalogue()
     chosen = everything if what is None else {what: everything[what]}

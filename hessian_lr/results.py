@@ -16,10 +16,9 @@ from .curvature import ClosedForm
 from .data import TASKS
 from .errors import RequestError
 from .figures import EigenvaluePoint, SweepPanel
-from .measure import Curvature
+from .measure import Curvature, ModuleSpectrum
 from .methods import METHODS
 from .models import ALIASES
-from .per_module import ModuleSpectrum
 from .predict import Prediction
 from .predict.fit import Observation
 from .predict.law import Quantities

@@ -66,8 +66,8 @@ def told_whole(ranks):
 def launch(out):
     """What ``start`` runs: fork the ranks of each program, and tell how they ended."""
     modules = (
-        "hessian_lr.session",
-        "hessian_lr.spectra",
+        "hessian_lr.commands.session",
+        "hessian_lr.commands.spectrum",
         "hessian_lr.predict",
         "tiny_models",
         "rank_programs",

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from hessian_lr import results
-from hessian_lr.measure import Curvature
-from hessian_lr.per_module import ModuleSharpness, ModuleSpectrum
+from hessian_lr.measure import Curvature, ModuleSharpness, ModuleSpectrum
 from hessian_lr.setting import Setting
 from hessian_lr.spectrum import spectral_density
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from hessian_lr import alias, models, package
+from hessian_lr import models, package
 from hessian_lr.errors import HessianLRError, RequestError
+from hessian_lr.models import alias
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_text.py"))))
 

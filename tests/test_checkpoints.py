@@ -14,8 +14,7 @@ from tiny_models import counting_batch, learned
 from hessian_lr.checkpoints import Checkpoints
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.errors import HessianLRError
-from hessian_lr.grow import grown_sharpness
-from hessian_lr.measure import sharpness
+from hessian_lr.measure import grown_sharpness, sharpness
 from hessian_lr.predict import predict_learning_rate
 from hessian_lr.records import read_json
 from hessian_lr.setting import Setting

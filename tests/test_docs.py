@@ -14,17 +14,17 @@ import torch
 from tiny_text import byte_tokenizer
 
 import hessian_lr as hlr
-from hessian_lr import alias, integrations, results
+from hessian_lr import integrations, results
+from hessian_lr.commands.grids import Plan
+from hessian_lr.commands.spectrum import Request
 from hessian_lr.curvature import ClosedForm
 from hessian_lr.data import make_batches, tasks
 from hessian_lr.data.encode import Encoder
-from hessian_lr.grids import Plan
-from hessian_lr.measure import Curvature
-from hessian_lr.per_module import ModuleSharpness, ModuleSpectrum
+from hessian_lr.measure import Curvature, ModuleSharpness, ModuleSpectrum
+from hessian_lr.models import alias
 from hessian_lr.predict import Prediction
 from hessian_lr.records import read_json
 from hessian_lr.score import Alignment
-from hessian_lr.spectra import Request
 from hessian_lr.spectrum import SpectralDensity
 
 DOCS = pages.ROOT / "docs"

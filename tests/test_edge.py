@@ -12,10 +12,10 @@ from tolerances import DENSE64, REFITTED
 from experiments.lr_bench import by_module, edge, groups, price, smaller
 from experiments.lr_bench.laws import AFTER, LAWS
 from experiments.lr_bench.table import HERE
-from hessian_lr.adapter_modules import owned_parameters
 from hessian_lr.curvature.adam import PreconditionedOperator
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.curvature.vectors import flatten, unflatten
+from hessian_lr.measure.adapter_modules import owned_parameters
 from hessian_lr.predict.adam import SMALLER, WARMUP_SHARE
 from hessian_lr.records import read_json
 

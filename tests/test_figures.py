@@ -14,10 +14,9 @@ import torch
 from matplotlib.text import Annotation
 
 import hessian_lr
-from hessian_lr.density_figure import density_figure
 from hessian_lr.errors import HessianLRError, RequestError
-from hessian_lr.figure_style import METHOD_STYLES, UNKNOWN_STYLE, method_style, save, short, styled
-from hessian_lr.figures import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure
+from hessian_lr.figures import EigenvaluePoint, SweepPanel, density_figure, eigenvalue_figure, sweep_figure
+from hessian_lr.figures.style import METHOD_STYLES, UNKNOWN_STYLE, method_style, save, short, styled
 from hessian_lr.score import Score, align, score
 from hessian_lr.setting import Setting
 from hessian_lr.spectrum import spectral_density

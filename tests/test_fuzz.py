@@ -22,9 +22,11 @@ from report_files import FIRST_LIGHT, predict_document, spectrum_document
 from tiny_models import base_model
 from tiny_text import CHAT, byte_tokenizer
 
-from hessian_lr import alias, cli, data, methods, options, results
+from hessian_lr import cli, data, methods, results
+from hessian_lr.commands import options
 from hessian_lr.errors import HessianLRError
 from hessian_lr.methods import METHODS
+from hessian_lr.models import alias
 from hessian_lr.predict import PREDICTORS, load_calibration
 from hessian_lr.predict.law import Quantities
 from hessian_lr.predict.rate import rate

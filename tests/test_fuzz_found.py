@@ -10,8 +10,9 @@ import pytest
 from report_files import FIRST_LIGHT, spectrum_document
 from tiny_text import byte_tokenizer
 
-from hessian_lr import alias, data, results
+from hessian_lr import data, results
 from hessian_lr.errors import HessianLRError
+from hessian_lr.models import alias
 from hessian_lr.predict import load_calibration
 from hessian_lr.records import read_json
 from hessian_lr.report import write_report

@@ -7,7 +7,7 @@ from tiny_models import adapted, make_batch
 
 import hessian_lr as hlr
 from hessian_lr.errors import RequestError
-from hessian_lr.grow import FIRST, grown_sharpness
+from hessian_lr.measure.grow import FIRST, grown_sharpness
 
 
 def rows(count):

@@ -114,7 +114,7 @@ def test_a_measurement_that_fails_does_not_end_the_run(rows, tmp_path, monkeypat
     def fail(*_arguments):
         raise NonFiniteError("the loss is not finite")
 
-    monkeypatch.setattr("hessian_lr.track.SharpnessTracker.update", fail)
+    monkeypatch.setattr("hessian_lr.measure.SharpnessTracker.update", fail)
     made = with_callback(rows, tmp_path, track_every=2)
     assert made.state.global_step == STEPS and not entries(made, "sharpness")
     assert caplog.text.count("no longer followed, from step 2 on: the loss is not finite") == 1

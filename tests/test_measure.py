@@ -11,9 +11,9 @@ from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch
 from tolerances import DENSE32, DENSE64_FLOAT32_ISLANDS, RTOL_TIGHT, SAME_LAMBDA
 
 import hessian_lr as hlr
-from hessian_lr.confirm import saddle_note, sampling_error
 from hessian_lr.curvature.closed_form import closed_form
 from hessian_lr.errors import RequestError
+from hessian_lr.measure.confirm import saddle_note, sampling_error
 from hessian_lr.spectrum import Eigenvalue
 
 
@@ -202,8 +202,8 @@ def test_bfloat16_only_finds_the_vector_and_float32_gives_the_numbers(batches):
 
 
 def test_a_roughly_found_vector_is_refined_by_a_few_exact_products(batches):
-    from hessian_lr.confirm import REFINEMENTS, refined
     from hessian_lr.curvature import HessianOperator
+    from hessian_lr.measure.confirm import REFINEMENTS, refined
     from hessian_lr.spectrum import lanczos
 
     operator = HessianOperator(adapted(), batches)

@@ -9,9 +9,9 @@ import torch
 from test_figures import Drawn, assert_readable
 
 from hessian_lr.errors import RequestError
-from hessian_lr.figure_style import save
-from hessian_lr.module_figures import heatmap_figure, ratio_figure
-from hessian_lr.per_module import ModuleSharpness, ModuleSpectrum
+from hessian_lr.figures import heatmap_figure, ratio_figure
+from hessian_lr.figures.style import save
+from hessian_lr.measure import ModuleSharpness, ModuleSpectrum
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES, adapted
 from tolerances import DENSE32, DENSE64, DENSE64_FLOAT32_ISLANDS, SAME_LAMBDA
 
 import hessian_lr as hlr
-from hessian_lr.per_module import module_sharpness
+from hessian_lr.measure import module_sharpness
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -12,11 +12,11 @@ from tiny_models import adapted, base_model, make_batch
 from tolerances import DENSE64
 
 import hessian_lr as hlr
-from hessian_lr.adapter_modules import places
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.errors import RequestError
-from hessian_lr.per_module import ModuleSpectrum, module_sharpness
+from hessian_lr.measure import ModuleSpectrum, module_sharpness
+from hessian_lr.measure.adapter_modules import places
 
 
 def test_the_budget_is_said_and_the_bounds_still_hold(batches):

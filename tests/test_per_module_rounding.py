@@ -8,10 +8,9 @@ from tiny_blocks import dense_blocks
 from tiny_models import adapted, make_batch
 from tolerances import DENSE32
 
-from hessian_lr import per_module
 from hessian_lr.errors import HessianLRError
-from hessian_lr.module_block import _lanczos_steps
-from hessian_lr.per_module import module_sharpness
+from hessian_lr.measure import module_sharpness, per_module
+from hessian_lr.measure.module_block import _lanczos_steps
 from hessian_lr.spectrum import lanczos
 from hessian_lr.spectrum.lanczos import start_vector
 

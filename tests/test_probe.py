@@ -7,11 +7,11 @@ import pytest
 import tiny_sweep
 from test_refine import CONSTANTS, predicted
 
+from hessian_lr.commands.probe import probed
 from hessian_lr.digits import rate
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.predict import refine_learning_rate
 from hessian_lr.predict.refine import start
-from hessian_lr.probe import probed
 from hessian_lr.sweep import RunResult, Sweep, engine, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +68,7 @@ def ended(monkeypatch, *losses):
         ]
         return Sweep(setting, tuple(runs), censored=True)
 
-    monkeypatch.setattr("hessian_lr.probe.sweep", swept)
+    monkeypatch.setattr("hessian_lr.commands.probe.sweep", swept)
 
 
 @pytest.mark.parametrize(

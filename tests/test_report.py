@@ -20,17 +20,18 @@ from report_files import (
 )
 
 import hessian_lr
-from hessian_lr import results, session
+from hessian_lr import results
 from hessian_lr.cli import main
+from hessian_lr.commands import session
+from hessian_lr.commands.terminal import rate
 from hessian_lr.errors import RequestError
-from hessian_lr.figure_style import INK, METHOD_STYLES, MUTED
 from hessian_lr.figures import sweep_figure
+from hessian_lr.figures.style import INK, METHOD_STYLES, MUTED
 from hessian_lr.report import write_report
 from hessian_lr.report.command import command
 from hessian_lr.report.documents import read_documents
 from hessian_lr.report.svg import inline
 from hessian_lr.setting import Setting
-from hessian_lr.terminal import rate
 
 
 def page_of(tmp_path, *runs):

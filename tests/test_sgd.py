@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hessian_lr import methods, results
 from hessian_lr.cli import main
+from hessian_lr.commands.validate import Job, validate
 from hessian_lr.curvature.adam import geometry
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.data import make_batches
@@ -28,7 +29,6 @@ from hessian_lr.setting import SGD
 from hessian_lr.sweep import run_key, train_once
 from hessian_lr.sweep.run import adapted
 from hessian_lr.sweep.trainer import fit
-from hessian_lr.validate import Job, validate
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_sweep.py"))))
 SETTING = dataclasses.replace(tiny.SETTING, optimizer=SGD)

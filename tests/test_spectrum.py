@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tolerances import DEFAULT_LAMBDA, DENSE32
 
 from hessian_lr.errors import RequestError
-from hessian_lr.module_block import _lanczos_steps
+from hessian_lr.measure.module_block import _lanczos_steps
 from hessian_lr.spectrum import hidden_probability, lanczos, power_iteration, upper_bound
 from hessian_lr.spectrum.basis import Basis
 from hessian_lr.spectrum.lanczos import start_vector, tridiagonalise

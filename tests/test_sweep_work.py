@@ -13,7 +13,7 @@ import pytest
 import torch
 from tolerances import COST_FACTOR
 
-from hessian_lr import sweep_command
+from hessian_lr.commands import sweep as sweep_command
 from hessian_lr.errors import HessianLRError, RankError, RequestError
 from hessian_lr.sweep import RunResult, cost, engine, plan, run_key
 from hessian_lr.sweep.engine import Local

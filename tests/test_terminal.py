@@ -2,7 +2,7 @@
 
 import pytest
 
-from hessian_lr import terminal
+from hessian_lr.commands import terminal
 from hessian_lr.methods import METHODS
 from hessian_lr.score import align
 

@@ -11,8 +11,8 @@ from tiny_models import adapted, counting_batch, dense_hessian
 
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.errors import NonFiniteError, RequestError
+from hessian_lr.measure import SharpnessTracker, TrackedSharpness
 from hessian_lr.spectrum import lanczos
-from hessian_lr.track import SharpnessTracker, TrackedSharpness
 
 SAMPLE = [counting_batch(4, 1, seed=1), counting_batch(3, 1, seed=2)]
 UPDATES = 10
@@ -70,7 +70,7 @@ def test_tracked_values_follow_the_dense_hessian_where_cold_starts_do_not(every,
 @pytest.mark.parametrize("fresh", [True, False])
 def test_the_random_component_finds_a_larger_eigenvalue_than_the_one_followed(fresh, monkeypatch):
     if not fresh:
-        monkeypatch.setattr("hessian_lr.track._FRESH", 0.0)
+        monkeypatch.setattr("hessian_lr.measure.track._FRESH", 0.0)
     model = adapted()
     tracker = SharpnessTracker(SAMPLE, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(dense_hessian(copy.deepcopy(model), SAMPLE))

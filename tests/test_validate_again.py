@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from test_refine import predicted
 
-from hessian_lr import devices, joined, results
-from hessian_lr import validate as module
+from hessian_lr import devices, results
+from hessian_lr.commands import joined
+from hessian_lr.commands import validate as module
+from hessian_lr.commands.validate import Job, validate
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.prediction import Prediction
@@ -26,7 +28,6 @@ from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
 from hessian_lr.results import VALIDATE_FILE, observations, read_validated
 from hessian_lr.sweep import RunResult, engine, run_key
-from hessian_lr.validate import Job, validate
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_sweep.py"))))
 SETTING = replace(tiny.SETTING, steps=3)

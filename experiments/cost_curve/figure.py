@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hessian_lr.errors import RequestError
-from hessian_lr.figure_style import METHOD_STYLES, MUTED, log_ticks, save, styled
+from hessian_lr.figures.style import METHOD_STYLES, MUTED, log_ticks, save, styled
 
 from .growth import series
 from .points import AXES, DTYPES, GRAPHS, QUICK_AXES

@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import hessian_lr as hlr
 from experiments.peak_memory import forget_peak, peak_bytes, resident_bytes
-from hessian_lr import alias, data, models
+from hessian_lr import data, models
 from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.curvature.loss import summed_loss, trainable
 from hessian_lr.curvature.modes import quiet_model
+from hessian_lr.models import alias
 from hessian_lr.package import cache_folder
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.records import read_json, write_json

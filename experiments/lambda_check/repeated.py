@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from hessian_lr import data, models
-from hessian_lr.confirm import sampling_error, verified
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.data import make_batches
+from hessian_lr.measure.confirm import sampling_error, verified
 from hessian_lr.prepare import prepare
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting

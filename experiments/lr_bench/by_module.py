@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hessian_lr.adapter_modules import cost_shares, owned_parameters
 from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditioner
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.curvature.vectors import flatten, unflatten
+from hessian_lr.measure.adapter_modules import cost_shares, owned_parameters
 from hessian_lr.predict.warmup import warm_up
 from hessian_lr.prepare import Prepared
 from hessian_lr.records import write_json

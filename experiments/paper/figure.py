@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from hessian_lr.figure_style import log_ticks, method_style, styled
+from hessian_lr.figures.style import log_ticks, method_style, styled
 from hessian_lr.sweep import complete_runs, mean_final_loss
 
 from .findings import Group

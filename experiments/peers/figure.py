@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hessian_lr.errors import RequestError
-from hessian_lr.figure_style import INK, METHOD_STYLES, MUTED, log_ticks, save, styled
+from hessian_lr.figures.style import INK, METHOD_STYLES, MUTED, log_ticks, save, styled
 
 from .names import LABELS, PER_MODULE
 from .summary import Row

@@ -51,7 +51,7 @@ def modules_together(
     model: nn.Module, batches: Sequence[Batch], trace: Trace, seed: int, modules: int, dtype: torch.dtype
 ) -> None:
     """λ of the modules that the naive recipe takes one after another."""
-    from hessian_lr.per_module import module_sharpness
+    from hessian_lr.measure import module_sharpness
 
     chosen_modules(model, modules)
     spectrum = module_sharpness(

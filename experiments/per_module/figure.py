@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hessian_lr.figure_style import save
-from hessian_lr.module_figures import heatmap_figure, ratio_figure
-from hessian_lr.per_module import ModuleSpectrum
+from hessian_lr.figures import heatmap_figure, ratio_figure
+from hessian_lr.figures.style import save
+from hessian_lr.measure import ModuleSpectrum
 from hessian_lr.records import read_json
 
 HERE = Path(__file__).parent

@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lr import data, models
-from hessian_lr.adapter_modules import owned_parameters, places
 from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.loss import Batch, count_labels, summed_loss, trainable
 from hessian_lr.curvature.modes import compute_in, quiet_model
-from hessian_lr.measure import peak_rss_bytes
-from hessian_lr.module_block import module_seed
-from hessian_lr.per_module import module_sharpness
+from hessian_lr.measure import module_sharpness, peak_rss_bytes
+from hessian_lr.measure.adapter_modules import owned_parameters, places
+from hessian_lr.measure.module_block import module_seed
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting

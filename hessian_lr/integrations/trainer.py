@@ -15,8 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..curvature.loss import Batch
 from ..errors import HessianLRError, RequestError
+from ..measure import SharpnessTracker
 from ..predict import Calibration, Prediction, predict_learning_rate
-from ..track import SharpnessTracker
 from .differences import differences
 from .rows import Sample, sample
 from .schedule import adamw, set_learning_rate

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ..checkpoints import Checkpoints
-from ..confirm import differences_checked, sampling_error, spectrum_notes, verified
 from ..curvature.adam import Geometry
 from ..curvature.central import CentralOperator
 from ..curvature.loss import Batch
 from ..curvature.operator import Cost, HessianOperator
 from ..curvature.vectors import working_type
+from ..measure.confirm import differences_checked, sampling_error, spectrum_notes, verified
 from ..spectrum import Eigenvalue, lanczos
 from ..spectrum.lanczos import dot
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import RequestError, shown
 from ..figures import SweepPanel
-from ..per_module import ModuleSpectrum
+from ..measure import ModuleSpectrum
 from ..records import read_json
 from ..results import SCHEMA, VALIDATE_FILE, Validated, sweep_panel, validated_row
 from ..setting import Setting

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
 
-from ..density_figure import density_figure
 from ..digits import rate
-from ..figures import SweepPanel, eigenvalue_figure, sweep_figure
-from ..module_figures import heatmap_figure
-from ..per_module import ModuleSharpness, ModuleSpectrum
+from ..figures import SweepPanel, density_figure, eigenvalue_figure, heatmap_figure, sweep_figure
+from ..measure import ModuleSharpness, ModuleSpectrum
 from ..results import Validated, eigenvalue_points
 from ..spectrum import SpectralDensity
 from .numbers import measured, number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import digits
-from ..figure_style import times
+from ..figures.style import times
 
 ABSENT = "–"
 

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..figure_style import GRID, INK, MUTED, PAPER, styled
-from ..module_figures import MISSING
+from ..figures.modules import MISSING
+from ..figures.style import GRID, INK, MUTED, PAPER, styled
 
 _SVG = "http://www.w3.org/2000/svg"
 #: The style sheet's neutral colours, by the page's names for them; a method's colour is the same in both.

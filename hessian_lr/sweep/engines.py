@@ -10,7 +10,7 @@ from ..setting import Setting
 from .engine import Engine
 
 if TYPE_CHECKING:
-    from ..cluster import Cluster
+    from .cluster import Cluster
 
 
 @contextmanager

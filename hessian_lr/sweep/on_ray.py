@@ -23,7 +23,7 @@ from .join_ray import join, last_line
 from .run import RunResult, precision
 
 if TYPE_CHECKING:
-    from ..cluster import Cluster
+    from .cluster import Cluster
 
 RETRIES = 3  # of a run whose worker is lost; and so many workers in a row may be lost as they start
 _LOOK_S = 2.0  # between looks at which nodes there are, while nothing ends

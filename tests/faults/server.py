@@ -89,7 +89,7 @@ def keep_state_always(_: Any) -> None:
 
 def without_figures(_: Any) -> None:
     """They are drawn when everything else is written, and take most of a tiny validate's time."""
-    from hessian_lr import validate
+    from hessian_lr.commands import validate
 
     validate._draw = lambda *_: None
 

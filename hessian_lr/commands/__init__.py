@@ -1,0 +1,1 @@
+"""The command line: what its options mean, what each command composes, what it prints."""

@@ -1,0 +1,118 @@
+"""The commands that live on what `validate` wrote: align, which compares it with theory, and calibrate."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from ..errors import RequestError
+from . import options
+from .options import Output
+from .overwriting import check_overwriting
+
+
+def align(
+    runs: options.Runs,
+    output: Output,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", parser=options.expanded, help="Draw it; FILE.svg and FILE.png are written."
+        ),
+    ] = None,
+) -> int:
+    """Compare validated results with classical theory."""
+    if out is not None:
+        options.check_writable(out, "--out")
+
+    from .. import results
+    from ..copies import once
+    from ..figures import eigenvalue_figure
+    from ..figures.style import files, save
+    from ..score import align as fit
+    from . import terminal
+
+    drawn = [] if out is None else [("--out", str(file)) for file in files(out)]
+    check_overwriting([*drawn, ("--json", output.json)], runs)
+    rows = results.read_validated(runs)
+    trained = {str(one.setting.get("optimizer")): one.file for one in rows}
+    if len(trained) > 1:
+        raise RequestError(
+            "learning rates of different optimizers do not compare: "
+            + ", ".join(f"{file} has {name}" for name, file in trained.items())
+            + "; name those of one of them"
+        )
+    rows, notes = once(
+        (one for one in rows if one.number("lambda_max") is not None),
+        key=lambda one: (one.method, one.number("lambda_max"), one.score.best_lr, one.score.best_loss),
+        name=lambda one: f"{one.method} of {one.file.parent}",
+    )
+    points = results.eigenvalue_points(rows)
+    used = [(p.eigenvalue, p.score.best_lr) for p in points if p.score.best_lr and not p.score.censored]
+    if not used:
+        raise RequestError(
+            "none of these results has both a positive eigenvalue and a best learning rate inside its sweep; "
+            "run `hessian-lr validate` with more learning rates"
+        )
+    alignment = fit(*zip(*used, strict=True))
+    if out is not None:
+        save(eigenvalue_figure(points), out)
+    listed = [
+        {
+            "method": p.method,
+            "lambda_max": p.eigenvalue,
+            "best_lr": p.score.best_lr,
+            "censored": p.score.censored,
+        }
+        for p in points
+    ]
+    output.write({"schema": results.SCHEMA, "alignment": alignment, "points": listed, "notes": notes})
+    if output.tables:
+        terminal.align_table(alignment)
+    if not output.quiet:
+        for note in notes:
+            terminal.say(f"note: {note}")
+    return 0
+
+
+def calibrate(
+    runs: options.Runs,
+    output: Output,
+    out: Annotated[
+        str, typer.Option(metavar="FILE", parser=options.expanded, help="Where the constants are written.")
+    ],
+    calibration: options.Calibrated = None,
+) -> int:
+    """Fit the predictors' constants to sweeps.
+
+    `predict --calibration FILE` and `validate --calibration FILE` then use them. `--calibration` here names
+    constants to start from, which none of these sweeps may have had a part in.
+    """
+    options.check_writable(out, "--out")
+    check_overwriting([("--out", out), ("--json", output.json)], [*runs, calibration])
+
+    from .. import results
+    from ..predict import load_calibration
+    from ..predict.fit import fit, unheard
+    from . import terminal
+
+    observations, doubled = results.observations(results.read_validated(runs))
+    current = load_calibration(calibration)
+    found, notes = fit(observations, current), [*doubled, *unheard(observations, current)]
+    found.write(out)
+    output.write(
+        {
+            "schema": results.SCHEMA,
+            "calibration": found,
+            "observations": [dataclasses.asdict(o) for o in observations],
+            "notes": notes,
+        }
+    )
+    if output.tables:
+        terminal.calibration_table(found)
+    if not output.quiet:
+        for note in notes:
+            terminal.say(f"note: {note}")
+    return 0

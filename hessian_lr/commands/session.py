@@ -1,0 +1,126 @@
+"""What every command does that works on models: load, take each method in turn, tell the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import data, methods, models, results
+from ..allocator import keep_freed_memory
+from ..checkpoints import Checkpoints
+from ..data import TaskData
+from ..distributed import require_shared, team
+from ..errors import HessianLRError, RequestError
+from ..fitting import check_lengths
+from ..models import LoadedModel
+from ..prepare import split_rows
+from ..progress import Progress, quiet_libraries
+from ..setting import Setting
+from . import terminal
+from .options import Output
+from .terminal import Row
+
+Table = Callable[[Sequence[Row]], None]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a command works with when a method has its turn.
+
+    Attributes:
+        setting: The method's setting.
+        loaded, data: Its model and data, as all methods share them.
+        progress: Shows how it goes on.
+        checkpoints: Where states are kept; None: nowhere.
+    """
+
+    setting: Setting
+    loaded: LoadedModel
+    data: TaskData
+    progress: Progress
+    checkpoints: Checkpoints | None
+
+
+def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData]:
+    """The settings' common model and data; every method and the rows' lengths are checked against the model.
+
+    Raises:
+        RequestError, HessianLRError: they cannot be loaded, or do not fit each other.
+    """
+    keep_freed_memory()
+    first = settings[0]
+    with team().first_here():
+        loaded = models.load(first.model, device=first.device, quiet=output.quiet)
+        task = data.load(first.data, loaded.tokenizer, fields=first.fields, max_length=first.max_length)
+    for setting in settings:
+        methods.check(loaded.model, setting)
+    split_rows(first, task.train)
+    return loaded, replace(task, notes=(*task.notes, *check_lengths(loaded, task)))
+
+
+def each_method(
+    settings: list[Setting],
+    output: Output,
+    work: Callable[[Turn], Row],
+    failed: Callable[[Setting, str], Row],
+    table: Table,
+    checkpoint: str | None,
+) -> int:
+    """Measure each method and tell the results; one that fails does not keep the others from theirs.
+
+    States are kept in the folder ``checkpoint`` until all results are written: a kill while another method is
+    measured costs none of them.
+
+    Returns:
+        The exit status: 2 where a method was refused beside others, else as ``tell`` has it.
+
+    Raises:
+        RequestError: the only method was refused.
+    """
+    rows, refused = [], 0
+    kept: list[Checkpoints] = []
+    with quiet_libraries():
+        loaded, task = load(settings, output)
+
+        def one(setting: Setting, progress: Progress) -> Row:
+            nonlocal refused
+            try:
+                here = None if checkpoint is None else Checkpoints(checkpoint, setting)
+                row = work(Turn(setting, loaded, task, progress, here))
+            except HessianLRError as error:
+                if isinstance(error, RequestError):
+                    if len(settings) == 1:
+                        raise
+                    refused = error.exit_status
+                require_shared(error)
+                return failed(setting, str(error))
+            if here is not None:
+                kept.append(here)
+                row["notes"] += here.notes
+            return row
+
+        with Progress(output.quiet) as progress:
+            for index, setting in enumerate(settings, 1):
+                progress.method(setting.method, index, len(settings))
+                rows.append(one(setting, progress))
+    status = tell(results.document(settings, rows, notes=list(task.notes)), output, table)
+    status = refused or status
+    for saved in kept if status == 0 else ():
+        saved.clear()
+    return status
+
+
+def tell(document: dict[str, Any], output: Output, table: Table) -> int:
+    """Write the JSON, show the table and the notes; the exit status is 1 if a method failed."""
+    rows = document["results"]
+    output.write(document)
+    if output.tables:
+        table(rows)
+    for note in () if output.quiet else document["notes"]:
+        terminal.say(f"data: {note}")
+    for row in rows:
+        # Why a method failed is no mere note.
+        for note in row["notes"] if row["status"] == "failed" or not output.quiet else ():
+            terminal.say(f"{row['method']}: {note}")
+    return 1 if any(row["status"] == "failed" for row in rows) else 0

@@ -1,0 +1,22 @@
+"""λ of an adapter with its error: of all parameters together, of a growing sample, by module, along a run."""
+
+from .grow import grown_sharpness
+from .joint import ALGORITHMS, OPERATORS, Curvature, peak_rss_bytes, sharpness, unchanged
+from .module_block import ModuleSharpness
+from .per_module import ModuleSpectrum, module_sharpness
+from .track import SharpnessTracker, TrackedSharpness
+
+__all__ = [
+    "ALGORITHMS",
+    "OPERATORS",
+    "Curvature",
+    "ModuleSharpness",
+    "ModuleSpectrum",
+    "SharpnessTracker",
+    "TrackedSharpness",
+    "grown_sharpness",
+    "module_sharpness",
+    "peak_rss_bytes",
+    "sharpness",
+    "unchanged",
+]

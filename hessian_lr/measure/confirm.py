@@ -1,0 +1,130 @@
+"""What is known of an eigenvalue once it was found: by further products, by other rows, and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from ..curvature.caveats import model_notes
+from ..curvature.central import CentralOperator, Root, as_it_is
+from ..curvature.operator import HessianOperator
+from ..curvature.weight_gradients import zero_b
+from ..digits import percent
+from ..spectrum import Eigenvalue, Status, lanczos
+from ..spectrum.lanczos import dot
+
+# Products in float32 from an eigenvector found in bfloat16, whose rounding they take out.
+REFINEMENTS = 4
+
+
+class Symmetric(Protocol):
+    """A symmetric matrix known by its products."""
+
+    def matvec(self, vector: Tensor, /) -> Tensor:
+        """The matrix times a vector of shape (n,)."""
+        ...
+
+
+def refined(rough: Eigenvalue, operator: HessianOperator, rtol: float) -> Eigenvalue:
+    """The estimate in the operator's precision: Lanczos steps from a vector found in a lower one.
+
+    The first step is θ and ρ of the vector as it is, and where that meets rtol it is the only one.
+    ``upper`` is that of the search, which had a random start. The operator is left as by ``verified``.
+    """
+    again = lanczos(
+        operator.matvec,
+        operator.size,
+        rtol=0.95 * rtol,
+        max_products=REFINEMENTS,
+        start=rough.vector,
+        device=operator.device,
+        dtype=rough.vector.dtype,
+    )
+    better = again if again.products == 1 else verified(again, operator, rtol)
+    ended = rough.status == better.status == "converged"
+    return replace(
+        better,
+        upper=None if rough.upper is None else max(rough.upper, better.value),
+        smallest=rough.smallest,
+        products=rough.products + again.products,
+        status="converged" if ended else "budget",
+    )
+
+
+def verified(found: Eigenvalue, operator: Symmetric, rtol: float) -> Eigenvalue:
+    """The estimate with θ and ρ taken afresh from one more product with its vector.
+
+    What Lanczos knows of its residual follows from its own recurrence; this does not, so products
+    that are not quite linear or symmetric (bfloat16) are found out. The operator is left with
+    ``batch_forms`` of the eigenvector.
+    """
+    return afresh(found, operator.matvec(found.vector), rtol)
+
+
+def afresh(found: Eigenvalue, image: Tensor, rtol: float) -> Eigenvalue:
+    """The estimate with θ and ρ from H·v of its vector, shape (n,); converged only if they say so too."""
+    theta = dot(found.vector, image)
+    difference = image - theta * found.vector
+    fresh = replace(found, value=theta, residual=dot(difference, difference) ** 0.5)
+    # With an exhausted Krylov space what is left is rounding, whatever the matrix's scale.
+    good = found.residual == 0.0 or fresh.error <= rtol * abs(theta)
+    status: Status = "converged" if found.status == "converged" and good else "budget"
+    upper = None if found.upper is None else max(found.upper, theta)
+    return replace(fresh, status=status, upper=upper)
+
+
+def differences_checked(
+    found: Eigenvalue,
+    operator: HessianOperator,
+    direction: Tensor,
+    rtol: float,
+    root: Root = as_it_is,
+) -> tuple[Eigenvalue, float | None]:
+    """The estimate, not converged where products by differences are off by more than rtol of themselves.
+
+    Products are those of root·H·root along ``direction``.
+    """
+    if not isinstance(operator, CentralOperator):
+        return found, None
+    error = operator.check(direction, root)
+    return (found if error <= rtol else replace(found, status="budget")), error
+
+
+def sampling_error(forms: Sequence[float], weights: Sequence[int]) -> float | None:
+    """Standard error of the token-weighted mean of v·H_b·v over microbatches.
+
+    √(m/(m−1)·Σ w_b²·(f_b − f̄)²) with w_b the share of labelled tokens: the linearised error of a
+    ratio of sums over m clusters (Cochran, Sampling Techniques, 1977, section 6). None for m < 2.
+    """
+    m = len(forms)
+    if m < 2:
+        return None
+    total = sum(weights)
+    shares = [w / total for w in weights]
+    mean = sum(w * f for w, f in zip(shares, forms, strict=True))
+    return math.sqrt(m / (m - 1) * sum((w * (f - mean)) ** 2 for w, f in zip(shares, forms, strict=True)))
+
+
+def spectrum_notes(found: Eigenvalue, operator: HessianOperator) -> tuple[str, ...]:
+    """What a reader should know of how an eigenvalue was obtained."""
+    notes = []
+    if (why := operator.note()) is not None:
+        notes.append(why)
+    notes += model_notes(operator.model)
+    if found.status == "budget":
+        relative = found.residual / abs(found.value) if found.value else math.inf
+        notes.append(f"stopped after {found.products} products with a residual of {percent(relative)} of θ")
+    return tuple(notes)
+
+
+def saddle_note(found: Eigenvalue, model: nn.Module) -> tuple[str, ...]:
+    """That λ is no curvature: at B = 0, where −λ lies opposite to it."""
+    lowest, highest = found.smallest, found.value
+    symmetric = lowest is not None and highest > 0 and abs(lowest + highest) < 0.05 * highest
+    if not (symmetric and zero_b(model)):
+        return ()
+    return ("spectrum symmetric about 0: a saddle, λ is a gradient's spectral norm rather than a curvature",)

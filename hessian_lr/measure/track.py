@@ -1,0 +1,171 @@
+"""Following the sharpness along a training run, for a few products an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..curvature.adam import PreconditionedOperator, adam_preconditioner
+from ..curvature.loss import Batch
+from ..curvature.operator import HessianOperator
+from ..curvature.vectors import working_type
+from ..errors import RequestError
+from ..records import Record
+from ..spectrum import Eigenvalue, lanczos
+from ..spectrum.lanczos import random_vectors
+
+# Length of the random component that is added to the last eigenvector, against the vector's own:
+# a newly risen eigenvalue shows no sooner with three times as much, and the error doubles.
+_FRESH = 0.1
+
+# An update spends all of its products: a small residual early on only says that the old
+# eigenvector is still one, not that it is still the largest's.
+_NEVER = 1e-12
+
+
+@dataclass(frozen=True)
+class TrackedSharpness(Record):
+    """λ at one moment of a training run.
+
+    Attributes:
+        step: The run's step, as given.
+        value: θ, a Ritz value of the Hessian then: θ ≤ λ.
+        residual: ρ = ‖H·v − θ·v‖; some eigenvalue lies within ρ of θ.
+        products: Hessian-vector products of this update.
+        gradient_equivalents: Its work, in gradients of the loss over the tracker's batches.
+        loss: L on the tracker's batches, in nats a token.
+        preconditioned: θ of P^-½·H·P^-½, P as Adam has it now; None where no optimizer was given.
+        preconditioned_residual: Its ρ.
+    """
+
+    step: int
+    value: float
+    residual: float
+    products: int
+    gradient_equivalents: float
+    loss: float
+    preconditioned: float | None = None
+    preconditioned_residual: float | None = None
+
+
+class SharpnessTracker:
+    """λ of a model's loss on fixed batches, again and again while the model is trained.
+
+    The top eigenvector turns slowly under training, so each update is a short Lanczos run from
+    the last one plus a small random component; the first starts from a random vector and runs to
+    ``lanczos``'s own tolerance. Values are lower bounds; a residual that is large beside the value
+    says that the vector has not kept up. Where another eigenvalue overtakes the one followed, it
+    takes some updates until it shows, the more the closer the two and the larger the model: with 3
+    products, 352 parameters and eigenvalues of 1.54 and 1.08 it was 9 to 16, with 2 products 30 and
+    more. Setting ``vector`` to None makes the next update start anew.
+
+    Args:
+        batches: The sample on which λ is measured.
+        dtype: Precision of the products: float32, bfloat16 (autocast), or float64.
+        products: Hessian-vector products of each update but the first; twice as many for λ_P.
+        memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide by what is free).
+        seed: Seed of the random components; no other random state is touched.
+
+    Attributes:
+        vector: The last eigenvector, shape (n,); None before the first update.
+        direction: P^-½ times the preconditioned matrix's last eigenvector, shape (n,): a direction of the
+            parameters, which outlives P; None before the first update with an optimizer.
+
+    Raises:
+        RequestError: fewer than two products: one alone cannot correct the direction.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        *,
+        dtype: torch.dtype = torch.float32,
+        products: int = 3,
+        memory_budget: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if products < 2:
+            raise RequestError(f"products must be at least 2 to follow a turning vector, not {products!r}")
+        self.batches = batches
+        self.dtype = dtype
+        self.products = products
+        self.memory_budget = memory_budget
+        self.vector: Tensor | None = None
+        self.direction: Tensor | None = None
+        self._seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def update(
+        self, model: nn.Module, step: int, optimizer: torch.optim.Adam | None = None
+    ) -> TrackedSharpness:
+        """Measure λ at the model's present weights, and with ``optimizer`` λ_P at its present state too.
+
+        The model, its modes, its gradients, the random state and the optimizer are left as they were
+        found. Both measurements share the gradient's graphs.
+
+        Raises:
+            RequestError: the model has another number of trainable parameters than before, no token is
+                labelled, or the optimizer is not Adam or AdamW, has not stepped all of the parameters yet, or
+                has several groups that all are at a learning rate of 0.
+            NonFiniteError: the loss or a product is NaN or infinite, as after a diverged step.
+        """
+        operator = HessianOperator(model, self.batches, dtype=self.dtype, memory_budget=self.memory_budget)
+        found = self._follow(operator, operator.matvec, self.vector)
+        self.vector = found.vector
+        scaled = None
+        if optimizer is not None:
+            if any("exp_avg_sq" not in optimizer.state.get(p, {}) for p in operator.parameters):
+                raise RequestError(
+                    "the optimizer has no second moments of some parameters: it must be the Adam or AdamW "
+                    "that trains this model, after its first step"
+                )
+            diagonal = adam_preconditioner(optimizer, operator.parameters)
+            start = None
+            if self.direction is not None:
+                moving = self.direction.to(operator.device) * diagonal.sqrt()
+                start = torch.where(diagonal.isinf(), 0.0, moving)
+                start = start / start.norm()
+            # P moves as well, and faster early on: with as few products as λ, 44% were missed.
+            adam = PreconditionedOperator(operator, diagonal)
+            scaled = self._follow(operator, adam.matvec, start, times=2)
+            self.direction = scaled.vector * diagonal.rsqrt()
+        return TrackedSharpness(
+            step=step,
+            value=found.value,
+            residual=found.residual,
+            products=found.products + (scaled.products if scaled else 0),
+            gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
+            loss=operator.loss,
+            preconditioned=scaled.value if scaled else None,
+            preconditioned_residual=scaled.residual if scaled else None,
+        )
+
+    def _follow(
+        self,
+        operator: HessianOperator,
+        matvec: Callable[[Tensor], Tensor],
+        vector: Tensor | None,
+        times: int = 1,
+    ) -> Eigenvalue:
+        """The largest eigenvalue, from a unit vector that was its eigenvector lately, or from nothing."""
+        dtype = working_type(operator.parameters[0])
+        if vector is None:
+            return lanczos(matvec, operator.size, seed=self._seed, device=operator.device, dtype=dtype)
+        if len(vector) != operator.size:
+            raise RequestError(
+                f"the model has {operator.size} trainable parameters, the tracker followed "
+                f"{len(vector)}: use a new tracker for another model"
+            )
+        fresh = random_vectors(1, operator.size, self._generator)[0].to(operator.device)
+        return lanczos(
+            matvec,
+            operator.size,
+            rtol=_NEVER,
+            max_products=times * self.products,
+            start=vector.to(operator.device) + _FRESH / operator.size**0.5 * fresh,
+            device=operator.device,
+            dtype=dtype,
+        )
