@@ -83,9 +83,9 @@ def test_rows_are_drawn_once_each_and_with_the_steps_own_size(rows):
 def test_the_log_says_what_was_set(rows, tmp_path, caplog):
     made = with_callback(rows, tmp_path, {"max_steps": 1, "warmup_steps": 0})
     (told,) = entries(made, "predicted_learning_rate")
-    (line,) = [
+    line = [  # after the notes
         r.getMessage() for r in caplog.records if r.name == module.__name__ and r.levelno > logging.INFO
-    ]
+    ][-1]
     assert f"learning rate {told['predicted_learning_rate']:.2e} (range " in line
     assert "it replaces 5.00e-05" in line and "gradients" in line
     assert [log for log in made.reporter.logs if "predicted_learning_rate" in log]

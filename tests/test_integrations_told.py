@@ -32,6 +32,22 @@ def test_what_a_prediction_knows_nothing_of_is_said(rows, tmp_path, caplog):
     assert len(said) == 2 and "label_smoothing_factor=0.4" in said[0] and "betas 0.8, 0.999" in said[1]
 
 
+def test_what_a_prediction_notes_is_said_beside_it(rows, tmp_path, caplog):
+    with_callback(rows, tmp_path, {"max_steps": 2})
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("steps 2 (tried on 15" in line for line in said)
+
+
+def test_a_search_that_draws_the_learning_rate_itself_is_refused(rows, tmp_path, monkeypatch):
+    made = trainer(rows, tmp_path)
+    callback = PredictedLearningRate(made)
+    monkeypatch.setattr(callback, "_drawn", lambda *_: pytest.fail("rows were drawn"))
+    made.state.is_hyper_param_search, made.state.trial_params = True, {"learning_rate": 1e-4}
+    optimizer = torch.optim.AdamW(made.model.parameters())
+    with pytest.raises(RequestError, match=r"in the range that .*suggest_learning_rate gives"):
+        callback.on_train_begin(made.args, made.state, made.control, optimizer=optimizer)
+
+
 def test_a_loss_of_a_subclass_is_said_unless_it_is_trls(rows, tmp_path):
     class Weighted(Watched):
         def compute_loss(self, *arguments, **options):

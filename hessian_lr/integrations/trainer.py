@@ -105,6 +105,12 @@ class PredictedLearningRate(TrainerCallback):
             if self.track_every is not None:
                 self._follow(args, self._drawn(args, kwargs["train_dataloader"]))
             return
+        if state.is_hyper_param_search and "learning_rate" in (state.trial_params or {}):
+            raise RequestError(
+                "hyperparameter_search() draws learning_rate, and this callback would put its own in the "
+                "place of every trial's: search without the callback, in the range that "
+                "hessian_lr.integrations.suggest_learning_rate gives, or leave the rate out of the search"
+            )
         for difference in differences(args, self.trainer):
             logger.warning("the prediction knows nothing of %s", difference)
         if told is None or self.track_every is not None:
@@ -196,7 +202,7 @@ class PredictedLearningRate(TrainerCallback):
                 "train at args.learning_rate"
             )
         for note in (*found.notes, *prediction.notes):
-            logger.info("%s", note)
+            logger.warning("%s", note)  # beside the rate, which says nothing of them
         return prediction
 
     def _log(self, told: dict[str, float], control: TrainerControl) -> None:
