@@ -57,7 +57,22 @@ def _disabled():
     return model
 
 
+def _classifier():
+    config = base_model("llama").config
+    model = transformers.LlamaForTokenClassification(config)
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="TOKEN_CLS"))
+
+
+def _masked():
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    model = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=VOCABULARY, **shape))
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["query"]))
+
+
 MODELS = {
+    "a class a token": (_classifier, "LlamaForTokenClassification does not predict the next token"),
+    "masked tokens": (_masked, "BertForMaskedLM does not predict the next token"),
+    "a name": (lambda: "gpt2", "must be a torch module with an adapter, not str"),
     "encoder and decoder": (_t5, "an encoder and a decoder"),
     "prompt tuning": (_prompt, "PROMPT_TUNING puts tokens of its own before each row"),
     "disabled adapter": (_disabled, "is the adapter disabled"),
@@ -88,6 +103,10 @@ WRONG = {
     "one batch": (BATCHES[0], r"write \[batch\]"),
     "a loader": (iter(BATCHES), r"write list\(loader\)"),
     "none": ([], "there are no batches"),
+    "tuples": (
+        [tuple(BATCHES[0].values())],
+        r"must be a dictionary of tensors .* not a tuple",
+    ),
     "no labels": ([{"input_ids": BATCHES[0]["input_ids"]}], "a batch has no 'labels'; it has input_ids"),
     "a number": ([BATCHES[0] | {"num_items_in_batch": 36}], "'num_items_in_batch' of a batch is a int"),
     "a label a row": (

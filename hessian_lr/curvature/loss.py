@@ -23,6 +23,11 @@ from .modes import base_model, compute_in, quiet_model, reshard
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100
+# As transformers names its classes; their labels are not shifted, or none of a token's.
+_OTHER_HEADS = (
+    *("ForTokenClassification", "ForSequenceClassification", "ForQuestionAnswering"),
+    *("ForMultipleChoice", "ForMaskedLM"),
+)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -50,6 +55,10 @@ def require_batches(batches: Sequence[Batch]) -> None:
             else "there are no batches"
         )
     for batch in batches:
+        if not isinstance(batch, Mapping):
+            raise RequestError(
+                f"a batch must be a dictionary of tensors such as input_ids, not a {type(batch).__name__}"
+            )
         if missing := [name for name in ("input_ids", "labels") if name not in batch]:
             raise RequestError(f"a batch has no {missing[0]!r}; it has {', '.join(batch) or 'nothing'}")
         if odd := [name for name, value in batch.items() if not isinstance(value, Tensor)]:
@@ -158,8 +167,15 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
             model is sharded and not measured by all that hold it (see ``distributed.across_ranks``), or it is
             no causal language model.
     """
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"the model must be a torch module with an adapter, not {type(model).__name__}")
     if torch.is_inference_mode_enabled():
         raise RequestError("curvature needs gradients: call it outside torch.inference_mode()")
+    if (kind := type(base_model(model)).__name__).endswith(_OTHER_HEADS):
+        raise RequestError(
+            f"{kind} does not predict the next token, and curvature is that of a causal language model's "
+            "loss: load it with AutoModelForCausalLM"
+        )
     if getattr(getattr(base_model(model), "config", None), "is_encoder_decoder", False):
         raise RequestError(
             "this model has an encoder and a decoder, whose labels are not shifted; curvature is that of a "
