@@ -68,3 +68,12 @@ def test_where_there_is_no_predictor_no_prediction_failed(capsys, predictor, sho
     terminal.validate_table([WIDEST | {"predicted_lr": None, "predictor": predictor}])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "3.84e4" in line)
     assert line.split("3.84e4")[1].split()[0] == shown
+
+
+def test_the_lowest_loss_is_told_at_a_learning_rate_that_was_run():
+    """The best learning rate may lie between two runs, where nothing was seen."""
+    ends = {1e-3: (1.4, 1.2), 2e-3: (1.1, 1.3), 4e-3: (None, 1.0)}
+    runs = [{"lr": lr, "final_loss": loss} for lr, losses in ends.items() for loss in losses]
+    row = {"method": "lora", "best_lr": 1.7e-3, "best_loss": 1.2, "censored": False, "factor_error": 1.5}
+    told = terminal.advice([row | {"runs": runs}])
+    assert told.startswith("Lowest held-out loss 1.200: lora, run at 2.0e-3. Predictions within 2×")

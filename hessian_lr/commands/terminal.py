@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -178,7 +179,7 @@ def advice(rows: Sequence[Row]) -> str:
     if not learned:
         return "No learning rate lowered the held-out loss: check the data, or run more steps."
     best = min(learned, key=lambda row: row["best_loss"])
-    found = f"Lowest held-out loss {best['best_loss']:.3f}: {best['method']} at {rate(best['best_lr'])}"
+    found = f"Lowest held-out loss {best['best_loss']:.3f}: {best['method']}, run at {rate(_lowest(best))}"
     if best["censored"]:
         return f"{found}, the edge of its sweep: run more learning rates."
     factors = [
@@ -188,6 +189,15 @@ def advice(rows: Sequence[Row]) -> str:
         return f"{found}."
     within = sum(factor <= 2 for factor in factors)
     return f"{found}. Predictions within 2× of the best learning rate: {within} of {len(factors)}."
+
+
+def _lowest(row: Row) -> float:
+    """The learning rate whose runs ended lowest; ``best_lr`` may lie between two."""
+    ends: dict[float, list[float]] = {}
+    for run in row["runs"]:
+        if run["final_loss"] is not None:
+            ends.setdefault(run["lr"], []).append(run["final_loss"])
+    return min(ends, key=lambda lr: abs(statistics.mean(ends[lr]) - row["best_loss"]))
 
 
 def sweep_table(rows: Sequence[Row]) -> None:
