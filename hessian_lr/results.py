@@ -62,7 +62,7 @@ def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
     """A row of ``predict``.
 
     ``residual`` and ``sampling_error`` belong to λ at initialization (``lambda_max``), or where that was
-    not measured to ``lambda_preconditioned``.
+    not measured to ``lambda_preconditioned``, whose own stand beside it in any case.
     """
     curvature, adam = prediction.curvature, prediction.adam
     measured = curvature or adam
@@ -74,6 +74,8 @@ def prediction_row(method: str, prediction: Prediction) -> dict[str, Any]:
         "sampling_error": getattr(measured, "sampling_error", None),
         **{name: getattr(prediction, name) for name in COSTS},
         "lambda_preconditioned": getattr(adam, "lambda_preconditioned", None),
+        "residual_preconditioned": getattr(adam, "residual", None),
+        "sampling_error_preconditioned": getattr(adam, "sampling_error", None),
         "lr_stability": getattr(adam, "lr_stability", None),
         "lr_eigenvalue": curvature and lr_eigenvalue(curvature),
         "lr_sharpness": curvature and lr_sharpness(curvature),

@@ -44,6 +44,7 @@ FALLBACK_LR = 3e-4
 # Of a prediction's row, what `calibrate`, `align` and the report read beside λ and the costs.
 _KNOWN = (
     *("sampling_error", "lambda_preconditioned", "lr_stability"),
+    *("residual_preconditioned", "sampling_error_preconditioned"),
     *("lr_eigenvalue", "lr_sharpness"),
     *("lr_directional", "lr_critical", "lr_critical_start"),
     *("lr_probe", "probe"),
