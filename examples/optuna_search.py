@@ -15,7 +15,13 @@ loaded = models.load(setting.model)
 task = data.load(setting.data, loaded.tokenizer, max_length=256)
 task = dataclasses.replace(task, heldout=task.heldout[:16])
 ready = prepare(setting, loaded, task)
-prediction = hlr.predict_learning_rate(ready.model, ready.batches, warmup_batches=ready.warmup_batches)
+prediction = hlr.predict_learning_rate(
+    ready.model,
+    ready.batches,
+    warmup_batches=ready.warmup_batches,
+    steps=setting.steps,
+    batch_size=setting.batch_size,
+)
 
 
 def held_out_loss(trial: optuna.Trial) -> float:
@@ -29,4 +35,5 @@ study = optuna.create_study(study_name="learning rate")
 hlr.integrations.enqueue_prediction(study, prediction)
 study.optimize(held_out_loss, n_trials=3)
 for trial in study.trials:
-    print(f"learning rate {trial.params['learning_rate']:.1e}: held-out loss {trial.value:.3f}")
+    loss = "diverged" if trial.value is None else f"held-out loss {trial.value:.3f}"
+    print(f"learning rate {trial.params['learning_rate']:.1e}: {loss}")
