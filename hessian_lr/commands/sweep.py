@@ -28,7 +28,8 @@ _WIDTH = 80
 _SHOWN = 4
 
 _File = Annotated[
-    str, typer.Argument(metavar="FILE.yaml", parser=options.expanded, help="What to run; see the README.")
+    str,
+    typer.Argument(metavar="FILE.yaml", parser=options.expanded, help="What to run: examples/sweep.yaml."),
 ]
 _Out = Annotated[
     str,
