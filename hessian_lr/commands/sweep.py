@@ -29,7 +29,9 @@ _SHOWN = 4
 
 _File = Annotated[
     str,
-    typer.Argument(metavar="FILE.yaml", parser=options.expanded, help="What to run: examples/sweep.yaml."),
+    typer.Argument(
+        metavar="FILE.yaml", parser=options.expanded, help="What to run, as in examples/sweep.yaml."
+    ),
 ]
 _Out = Annotated[
     str,
