@@ -190,6 +190,8 @@ REFUSED = {
     "no rank": (lambda f: written(f, r=None), "must give r as a number, not None"),
     "targets": (lambda f: written(f, target_modules=3), "must give target_modules as text or a list"),
     "typo": (lambda f: written(f, lora_droput=0.1), "Did you mean 'lora_dropout'?"),
+    "odd rank": (lambda f: written(f, init_lora_weights="orthogonal", r=3), "needs an even rank, and "),
+    "no number": (lambda f: written(f, init_lora_weights="pissa_niter_x"), "needs a number of iterations"),
     "start from data": (lambda f: written(f, init_lora_weights="eva"), "init_lora_weights 'eva' starts from"),
     "start from a file": (lambda f: written(f, corda_config={"cache_file": "x"}), "corda_config is not supp"),
     "task": (lambda f: written(f, task_type="SEQ_CLS"), "is for the task SEQ_CLS; expected CAUSAL_LM"),

@@ -92,6 +92,13 @@ def _check_start(source: PeftSource, start: bool | str, adapted: PeftModel) -> N
             f"{source.config}: init_lora_weights {start!r} needs linear modules, and some targets hold a "
             "mixture's experts or their router in one parameter; set it to true, or name linear modules"
         )
+    if start == "orthogonal":
+        for name, layer in adapted.get_base_model().named_modules():
+            if isinstance(layer, LoraLayer) and any(rank % 2 for rank in layer.r.values()):
+                raise RequestError(
+                    f"{source.config}: init_lora_weights 'orthogonal' needs an even rank, and {name} has "
+                    f"{', '.join(map(str, layer.r.values()))}"
+                )
     if start == "olora":
         for name, layer in adapted.get_base_model().named_modules():
             # PEFT factorizes the stored weight: on a square one it goes through, and the model is another.
@@ -172,7 +179,10 @@ def _config(source: PeftSource) -> LoraConfig:
         if name in usual and value != usual[name] and value not in (None, False, {}, []):
             raise RequestError(f"{source.config}: {name} is not supported; take it out, or set it to null")
     start = values.get("init_lora_weights", True)
-    if start not in _STARTS and not (isinstance(start, str) and start.startswith(_DRAWN)):
+    drawn = isinstance(start, str) and start.startswith(_DRAWN)
+    if drawn and not start.removeprefix(_DRAWN).isdecimal():
+        raise RequestError(f"{source.config}: {start!r} needs a number of iterations, such as {_DRAWN}4")
+    if start not in _STARTS and not drawn:
         raise RequestError(
             f"{source.config}: init_lora_weights {start!r} starts from data or other files, which are not "
             f"read; expected one of {', '.join(map(str, _STARTS))}"
