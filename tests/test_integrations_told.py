@@ -93,6 +93,22 @@ def test_other_optimizers_are_refused_by_name(rows, tmp_path):
         adamw(torch.optim.AdamW(two))
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """One of torch's that knows its length, and still gives no row by number."""
+
+    def __iter__(self):
+        return iter(counted())
+
+    def __len__(self):
+        return 64
+
+
+def test_batches_of_a_loader_are_refused_in_words(rows, tmp_path):
+    loader = torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=collate)
+    with pytest.raises(RequestError, match=r"write list\(loader\)"):
+        with_callback(rows, tmp_path, {"max_steps": 1}, batches=loader)
+
+
 def test_rows_that_cannot_be_measured_are_named(rows):
     def without(rows):
         return collate(rows) | {"labels": torch.full((len(rows), 10), -100)}
@@ -110,6 +126,8 @@ def test_rows_that_cannot_be_measured_are_named(rows):
         sample(rows, packed, **options)
     with pytest.raises(RequestError, match=r"batches=\[...\]"):
         sample(rows.to_iterable_dataset(), collate, **options)
+    with pytest.raises(RequestError, match=r"batches=\[...\]"):
+        sample(Stream(), collate, **options)
     with pytest.raises(RequestError, match="the training set has 1 training rows, but at least 2 are needed"):
         sample(rows.select([0]), collate, **options)
 

@@ -53,7 +53,9 @@ def sample(
         RequestError: rows cannot be drawn by number, there are fewer than two, or their batches lack
             what the loss needs; the message names the rows and the field.
     """
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    by_number = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    # torch's has both names and raises.
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not by_number:
         raise RequestError(
             f"the training set ({type(dataset).__name__}) gives its rows in one order only, and reading "
             f"ahead would take them from the run: give the callback batches=[...] of {batch_size} rows to "

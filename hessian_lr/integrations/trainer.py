@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..curvature.loss import Batch
+from ..curvature.loss import Batch, require_batches
 from ..errors import HessianLRError, RequestError
 from ..measure import SharpnessTracker
 from ..predict import Calibration, Prediction, predict_learning_rate
@@ -162,6 +162,7 @@ class PredictedLearningRate(TrainerCallback):
 
     def _sample(self, args: TrainingArguments, dataloader: Any) -> Sample:
         if self.batches is not None:
+            require_batches(self.batches)
             if len(self.batches) < 2:
                 raise RequestError("batches must be at least two: some to warm up on, some to measure on")
             rows, size = len(self.batches[0]["input_ids"]), self.trainer.get_total_train_batch_size(args)
