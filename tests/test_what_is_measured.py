@@ -284,20 +284,25 @@ def test_checkpointing_layers_that_drop_by_themselves_drop_nothing():
     )
 
 
+def _mixture(**options):
+    shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {"vocab_size": VOCABULARY, "num_key_value_heads": 1, "num_local_experts": 4}
+    return transformers.MixtralForCausalLM(
+        MixtralConfig(experts_implementation="eager", **shape, **config, **options)
+    )
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_routers_own_loss_is_told(trained):
+    model = _with_adapter(_mixture(output_router_logits=trained), target_modules=["q_proj"])
+    told = [note for note in hlr.sharpness(model, BATCHES).notes if "router's own loss" in note]
+    assert len(told) == trained
+
+
 def test_weights_that_a_pass_cuts_from_a_parameter_are_not_kept():
     """As mixture-of-experts layers cut an expert's from the one of all."""
-    shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = transformers.MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=VOCABULARY,
-            num_key_value_heads=1,
-            num_local_experts=4,
-            experts_implementation="eager",
-            **shape,
-        )
-    )
     operator = HessianOperator(
-        _with_adapter(model, target_modules=["q_proj"]), BATCHES, dtype=torch.bfloat16, memory_budget=0
+        _with_adapter(_mixture(), target_modules=["q_proj"]), BATCHES, dtype=torch.bfloat16, memory_budget=0
     )
     kept = []
     for _ in range(2):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .modes import base_model
+
 
 def narrow_types(model: nn.Module) -> list[torch.dtype]:
     """The floating-point types narrower than float32 that parameters have."""
@@ -27,6 +29,10 @@ def model_notes(model: nn.Module) -> list[str]:
         notes.append(
             "PEFT's DoRA holds the weights' norm constant in its derivative: this is neither quite the "
             "loss's curvature nor that of what training follows (dora-exact differentiates the norm)"
+        )
+    if getattr(getattr(base_model(model), "config", None), "output_router_logits", False):
+        notes.append(
+            "the router's own loss (output_router_logits), which training adds, is not in what was measured"
         )
     return notes
 
