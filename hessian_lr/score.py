@@ -222,7 +222,8 @@ class Alignment(Record):
         slope_low: Lower end of the slope's 95% confidence interval (Student's t, points − 2
             degrees of freedom); None if all η* are equal, whose scatter tells nothing.
         slope_high: Upper end of it.
-        kendall_tau: Kendall's τ-b between 1/λ and η*; None if it is not determined.
+        kendall_tau: Kendall's τ-b between 1/λ and η*; None for fewer than three points, of which it
+            would be ±1 whatever they are, or if all λ or all η* are equal.
         spearman: Spearman's rank correlation between 1/λ and η*, likewise.
         r_squared: Share of log10 η*'s variance that the line explains.
         points: Number of pairs.
@@ -256,10 +257,10 @@ def align(eigenvalues: Sequence[float], best_lrs: Sequence[float]) -> Alignment:
     points = len(eigenvalues)
     x, y = np.log10(eigenvalues), np.log10(best_lrs)
     tau = rho = slope = low = high = r_squared = None
-    varied = points > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+    varied = points >= _LEAST_POINTS and np.ptp(x) > 0 and np.ptp(y) > 0
     if varied:  # a rank correlation with a constant is not defined
         tau = float(scipy.stats.kendalltau(-x, y).statistic)
-        rho = float(scipy.stats.spearmanr(-x, y).statistic)
+        rho = float(np.clip(scipy.stats.spearmanr(-x, y).statistic, -1, 1))
     if points >= _LEAST_POINTS and np.ptp(x) > 0:
         line = scipy.stats.linregress(x, y)
         slope = float(line.slope)

@@ -115,4 +115,5 @@ def calibrate(
     if not output.quiet:
         for note in notes:
             terminal.say(f"note: {note}")
+        terminal.say(f"written to {out}; `predict` and `validate` take it as --calibration {out}")
     return 0

@@ -63,7 +63,7 @@ def _from_sweeps(rows: Sequence[Row]) -> Advice:
         ).format(best["method"], CHOICE.format(rate(best["best_lr"])), side)
         return Advice(sentence, reasons)
     return Advice(
-        Markup("Train {} at a learning rate of {}: in {}, {}.").format(
+        Markup("Train {} at a learning rate of {}: by interpolation between {}, {}.").format(
             best["method"], CHOICE.format(rate(best["best_lr"])), _confidence(best), _band(best)
         ),
         reasons,
@@ -147,7 +147,7 @@ def _from_predictions(entries: Sequence[Entry]) -> Advice:
         parts.append(Markup("{} at {} ({})").format(entry.method, CHOICE.format(lr), SPAN.format(low, high)))
     more = f" and {len(rows) - _MOST} more as listed below" if len(rows) > _MOST else ""
     sentence = Markup(
-        "Start {}{}, with {} confidence that the best learning rate lies in that range."
+        "Start {}{}: the best learning rate lay in such a range for about {} of the settings behind the constants."
     ).format(Markup(", ").join(parts), more, f"{COVERAGE:.0%}")
     versions = sorted({str(row.get("calibration")) for row in rows})
     reasons = [

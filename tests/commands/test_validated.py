@@ -205,7 +205,10 @@ def test_calibrate_hits_the_geometric_mean_and_predict_uses_it(capsys, folder, o
     constants, start = tmp_path / "calibration.json", tmp_path / "start.json"
     law = PowerLaw(1.0, {"lr_stability": 1.0}, {}, 0.3, 5, {})
     replace(load_calibration(), combined=law, adam=law).write(start)
-    status, found = run_json(capsys, "calibrate", tmp_path, "--calibration", start, "--out", constants)
+    asked = ("calibrate", tmp_path, "--calibration", start, "--out", constants)
+    assert main([*map(str, asked)]) == 0
+    assert f"written to {constants}; `predict` and `validate` take it" in capsys.readouterr().err
+    status, found = run_json(capsys, *asked)
     assert status == 0 and found["calibration"] == json.loads(constants.read_text())
     law = found["calibration"]["adam"]
     assert law["scale"] == pytest.approx(0.4) and law["settings"] == 2, "a censored best does not count"
