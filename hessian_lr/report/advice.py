@@ -147,7 +147,8 @@ def _from_predictions(entries: Sequence[Entry]) -> Advice:
         parts.append(Markup("{} at {} ({})").format(entry.method, CHOICE.format(lr), SPAN.format(low, high)))
     more = f" and {len(rows) - _MOST} more as listed below" if len(rows) > _MOST else ""
     sentence = Markup(
-        "Start {}{}: the best learning rate lay in such a range for about {} of the settings behind the constants."
+        "Start {}{}: the best learning rate lay in such a range for about {} of the settings behind the "
+        "constants."
     ).format(Markup(", ").join(parts), more, f"{COVERAGE:.0%}")
     versions = sorted({str(row.get("calibration")) for row in rows})
     reasons = [
