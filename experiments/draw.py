@@ -21,7 +21,8 @@ from experiments.per_module.figure import draw as draw_modules
 from hessian_lr.figures import eigenvalue_figure, sweep_figure
 from hessian_lr.figures.style import save
 from hessian_lr.records import read_json
-from hessian_lr.results import VALIDATE_FILE, eigenvalue_points, read_validated, sweep_panel
+from hessian_lr.results import VALIDATE_FILE
+from hessian_lr.validated import eigenvalue_points, read_validated, sweep_panel
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "figures"

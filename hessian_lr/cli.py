@@ -157,6 +157,7 @@ def validate(
 
     from . import results
     from .commands import session, terminal
+    from .commands.measured import Predicting
     from .commands.validate import Job
     from .commands.validate import validate as run
     from .progress import Progress, quiet_libraries
@@ -169,8 +170,8 @@ def validate(
     constants = predict_command.constants_for(predictor, calibration)
     with quiet_libraries(), opened(cluster, settings) as engine:
         loaded, data = session.load(settings, output)
-        asked = (Path(out), seed_list, rates, predictor, constants, engine, calibration)
-        job = Job(settings, loaded, data, *asked)
+        predicting = Predicting(predictor, constants, calibration)
+        job = Job(settings, loaded, data, Path(out), seed_list, rates, predicting, engine)
         try:
             with Progress(output.quiet) as progress:
                 document = run(job, progress)

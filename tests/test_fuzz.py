@@ -22,7 +22,7 @@ from report_files import FIRST_LIGHT, predict_document, spectrum_document
 from tiny_models import base_model
 from tiny_text import CHAT, byte_tokenizer
 
-from hessian_lr import cli, data, methods, results
+from hessian_lr import cli, data, methods, validated
 from hessian_lr.commands import options
 from hessian_lr.errors import HessianLRError
 from hessian_lr.methods import METHODS
@@ -257,11 +257,11 @@ def test_rows_of_any_type_in_parquet(folder, rows):
 @given(content=json_files(VALIDATED))
 def test_results_of_validate(folder, content):
     def work(path):
-        rows = results.read_validated([path])
+        rows = validated.read_validated([path])
         return (
-            [results.observation(one) for one in rows],
-            results.eigenvalue_points(rows),
-            (results.best_learning_rates(rows)),
+            [validated.observation(one) for one in rows],
+            validated.eigenvalue_points(rows),
+            (validated.best_learning_rates(rows)),
         )
 
     assert_answered(folder / "validate.json", content, work)

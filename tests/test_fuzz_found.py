@@ -10,7 +10,7 @@ import pytest
 from report_files import FIRST_LIGHT, spectrum_document
 from tiny_text import byte_tokenizer
 
-from hessian_lr import data, results
+from hessian_lr import data
 from hessian_lr.errors import HessianLRError
 from hessian_lr.models import alias
 from hessian_lr.predict import load_calibration
@@ -18,6 +18,7 @@ from hessian_lr.records import read_json
 from hessian_lr.report import write_report
 from hessian_lr.setting import Setting
 from hessian_lr.sweep.request import read as read_request
+from hessian_lr.validated import eigenvalue_points, read_validated
 
 VALIDATED = read_json(FIRST_LIGHT / "validate.json")
 DIGITS = "1" * 400
@@ -53,7 +54,7 @@ def report(path):
 
 
 def eigenvalues(path):
-    return results.eigenvalue_points(results.read_validated([path]))
+    return eigenvalue_points(read_validated([path]))
 
 
 FOUND = {

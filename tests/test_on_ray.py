@@ -92,6 +92,7 @@ def document(out):
     """What the sweep tells, without times and notes."""
     told = json.loads((out / "sweep.json").read_text())
     for row in told["results"]:
+        del row["sweep_seconds"]
         for run in row["runs"]:
             del run["seconds"]
     return told["varying"], told["results"]

@@ -32,6 +32,7 @@ from hessian_lr.report.command import command
 from hessian_lr.report.documents import read_documents
 from hessian_lr.report.svg import inline
 from hessian_lr.setting import Setting
+from hessian_lr.validated import read_validated, sweep_panel
 
 
 def page_of(tmp_path, *runs):
@@ -110,7 +111,7 @@ def test_no_id_is_there_twice_and_none_is_missed(whole):
 
 
 def test_figures_follow_the_page_and_keep_the_methods_colours():
-    panels = [results.sweep_panel(one) for one in results.read_validated([FIRST_LIGHT])]
+    panels = [sweep_panel(one) for one in read_validated([FIRST_LIGHT])]
     svg = str(inline(sweep_figure(panels), "a", "words"))
     for neutral in (INK, MUTED, "#FFFFFF"):
         assert neutral.lower() not in svg.lower()

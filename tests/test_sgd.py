@@ -14,8 +14,9 @@ import torch
 from tolerances import SAME_STEPS
 from torch import Tensor, nn
 
-from hessian_lr import methods, results
+from hessian_lr import methods, results, validated
 from hessian_lr.cli import main
+from hessian_lr.commands.measured import Predicting
 from hessian_lr.commands.validate import Job, validate
 from hessian_lr.curvature.adam import geometry
 from hessian_lr.curvature.loss import trainable
@@ -180,7 +181,9 @@ def test_no_number_of_adamws_is_told_for_it(capsys) -> None:
 
 def test_a_sweep_starts_at_the_classical_bound_and_claims_no_prediction(tmp_path: Path) -> None:
     rates, data = (0.1, 0.3, 1.0, 3.0), tiny.tiny_data()
-    job = Job([SETTING], tiny.tiny_model(), data, tmp_path, (0,), rates, "combined", load_calibration())
+    job = Job(
+        [SETTING], tiny.tiny_model(), data, tmp_path, (0,), rates, Predicting("combined", load_calibration())
+    )
     (row,) = validate(job, Progress(quiet=True))["results"]
     assert (row["status"], row["predictor"]) == ("converged", None)
     assert row["predicted_lr"] is None and row["lambda_preconditioned"] is None
@@ -194,13 +197,13 @@ def test_a_sweep_starts_at_the_classical_bound_and_claims_no_prediction(tmp_path
     assert any(lr == pytest.approx(start) for lr in tried)
 
     # Its best learning rate is none to fit AdamW's constants to, nor does it compare with AdamW's.
-    (one,) = results.read_validated([searched.out])
+    (one,) = validated.read_validated([searched.out])
     assert one.score.best_lr is not None and not one.score.censored
-    assert results.observation(one) is None
+    assert validated.observation(one) is None
     other = read_json(searched.out / results.VALIDATE_FILE)
     other["setting"]["optimizer"] = "adamw"
     (tmp_path / "adam").mkdir()
     write_sealed(tmp_path / "adam" / results.VALIDATE_FILE, other)
-    (two,) = results.read_validated([tmp_path / "adam"])
-    assert results.observation(two) is not None
+    (two,) = validated.read_validated([tmp_path / "adam"])
+    assert validated.observation(two) is not None
     assert main(["align", str(searched.out), str(tmp_path / "adam")]) == 2

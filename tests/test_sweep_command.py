@@ -22,6 +22,7 @@ from hessian_lr.errors import HessianLRError
 from hessian_lr.sweep import engine
 from hessian_lr.sweep.grid import expand
 from hessian_lr.sweep.request import read
+from hessian_lr.validated import read_validated
 
 ROOT = Path(cli.__file__).parents[1]
 CHILD = """
@@ -127,6 +128,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(folder, whole, tmp
     assert runs(out) == runs(whole) and len(runs(out)) == total
     ours, theirs = (json.loads((one / "sweep.json").read_text()) for one in (out, whole))
     for row in (*ours["results"], *theirs["results"]):
+        del row["sweep_seconds"]
         for run in row["runs"]:
             del run["seconds"]
     assert ours == theirs
@@ -260,7 +262,7 @@ def test_validate_finds_the_runs_of_a_sweep(capsys, folder, whole, no_training):
     swept = json.loads((whole / "sweep.json").read_text())["results"][0]
     assert [run["final_loss"] for run in validated["runs"]] == [run["final_loss"] for run in swept["runs"]]
     assert validated["best_lr"] == swept["best_lr"]
-    (row,) = results.read_validated([whole])
+    (row,) = read_validated([whole / "validate.json"])
     assert row.score.best_lr == swept["best_lr"] and row.number("lambda_max") is not None
 
 

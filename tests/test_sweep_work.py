@@ -13,7 +13,7 @@ import pytest
 import torch
 from tolerances import COST_FACTOR
 
-from hessian_lr.commands import sweep as sweep_command
+from hessian_lr.commands import sweep_words
 from hessian_lr.errors import HessianLRError, RankError, RequestError
 from hessian_lr.sweep import RunResult, cost, engine, plan, run_key
 from hessian_lr.sweep.engine import Local
@@ -272,7 +272,7 @@ def test_a_shape_that_cannot_be_timed_is_told_and_does_not_end_the_plan(tmp_path
     ],
 )
 def test_durations_are_told_in_two_units(seconds, told):
-    assert sweep_command.duration(seconds) == told
+    assert sweep_words.duration(seconds) == told
 
 
 def test_damaged_runs_are_made_again_and_named(tmp_path, instant):

@@ -19,15 +19,18 @@ from test_refine import predicted
 
 from hessian_lr import devices, results
 from hessian_lr.commands import joined
+from hessian_lr.commands import measured as measuring
 from hessian_lr.commands import validate as module
+from hessian_lr.commands.measured import Predicting
 from hessian_lr.commands.validate import Job, validate
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.prediction import Prediction
 from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
-from hessian_lr.results import VALIDATE_FILE, observations, read_validated
+from hessian_lr.results import VALIDATE_FILE
 from hessian_lr.sweep import RunResult, engine, run_key
+from hessian_lr.validated import observations, read_validated
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_sweep.py"))))
 SETTING = replace(tiny.SETTING, steps=3)
@@ -46,7 +49,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         key = run_key(setting, lr, data.digest, loaded.fingerprint)
         return RunResult(key, setting, lr, 2.0, 1.0 + (lr != 0.1), 3, False, 1.0, 10)
 
-    monkeypatch.setattr(module, "predict_learning_rate", predict)
+    monkeypatch.setattr(measuring, "predict_learning_rate", predict)
     monkeypatch.setattr(engine, "train_once", train)
     return precisions
 
@@ -55,7 +58,7 @@ def run(out: Path, *methods: str, **changed: Any) -> dict[str, Any]:
     job = {
         "settings": [replace(SETTING, method=method) for method in methods],
         **{"loaded": tiny.tiny_model(), "data": tiny.tiny_data(), "out": out, "seeds": (0,)},
-        **{"lrs": (0.03, 0.1, 0.3), "predictor": "combined", "constants": load_calibration()},
+        **{"lrs": (0.03, 0.1, 0.3), "predicting": Predicting("combined", load_calibration())},
     }
     return validate(Job(**job | changed), Progress(quiet=True))
 
@@ -70,7 +73,8 @@ def test_rows_of_other_methods_stay_in_their_order(tmp_path: Path) -> None:
     run(tmp_path, "lora", "pissa")
     before = read_json(tmp_path / VALIDATE_FILE)
     (tmp_path / "sweep.svg").unlink()
-    assert methods(run(tmp_path, "olora", calibration_file="mine.json")) == ["olora"], "of the job alone"
+    mine = Predicting("combined", load_calibration(), "mine.json")
+    assert methods(run(tmp_path, "olora", predicting=mine)) == ["olora"], "of the job alone"
     after = read_json(tmp_path / VALIDATE_FILE)
     assert methods(after) == ["lora", "pissa", "olora"]
     assert after["results"][:2] == before["results"]
@@ -128,18 +132,18 @@ def test_an_interrupted_second_call_shortens_nothing(
 ) -> None:
     run(tmp_path, "lora", "pissa")
     before = (tmp_path / VALIDATE_FILE).read_bytes()
-    measure = module._measure
+    measure = module.measure
 
-    def interrupted(job: Any, setting: Any, progress: Any) -> Any:
+    def interrupted(setting: Any, *given: Any, **named: Any) -> Any:
         if setting.method == "pissa":
             raise KeyboardInterrupt
-        return measure(job, setting, progress)
+        return measure(setting, *given, **named)
 
-    monkeypatch.setattr(module, "_measure", interrupted)
+    monkeypatch.setattr(module, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "lora", "pissa", lrs=lrs)
     assert (tmp_path / VALIDATE_FILE).read_bytes() == before
-    monkeypatch.setattr(module, "_measure", measure)
+    monkeypatch.setattr(module, "measure", measure)
     run(tmp_path, "pissa", "lora", lrs=lrs)
     after = read_json(tmp_path / VALIDATE_FILE)
     assert methods(after) == ["lora", "pissa"] and after["lrs"] == list(lrs)
@@ -206,7 +210,7 @@ def test_results_of_something_else_are_not_written_over(
 ) -> None:
     run(tmp_path, "lora")
     before = (tmp_path / VALIDATE_FILE).read_bytes()
-    monkeypatch.setattr(module, "_measure", None)
+    monkeypatch.setattr(module, "measure", None)
     with pytest.raises(RequestError, match="another folder with --out") as caught:
         run(tmp_path, "pissa", **OTHER[told])
     assert f"({told}" in str(caught.value) and (tmp_path / VALIDATE_FILE).read_bytes() == before
@@ -263,7 +267,7 @@ def test_a_whole_file_that_cannot_be_read_is_not_written_over(
     path = tmp_path / VALIDATE_FILE
     UNREADABLE[told](path, monkeypatch)
     before = path.read_bytes()
-    monkeypatch.setattr(module, "_measure", None)
+    monkeypatch.setattr(module, "measure", None)
     with pytest.raises(RequestError, match=f"would be lost: .*{told}.* another folder with --out"):
         run(tmp_path, "pissa")
     assert path.read_bytes() == before
@@ -294,14 +298,14 @@ def test_a_row_tells_the_rows_it_was_measured_on_and_not_those_asked_for(tmp_pat
 def test_a_law_that_gives_nothing_is_noted_and_the_sweep_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predictor: str
 ) -> None:
-    monkeypatch.setattr(module, "predict_learning_rate", lambda *_, **__: predicted())
+    monkeypatch.setattr(measuring, "predict_learning_rate", lambda *_, **__: predicted())
     known = load_calibration()
     broken = replace(
         known,
         combined=replace(known.combined, exponents={"lr_stability": 1.0}),
         adam=replace(known.adam, log_half_width=1e4),
     )
-    run(tmp_path, "lora", constants=broken, predictor=predictor)
+    run(tmp_path, "lora", predicting=Predicting(predictor, broken))
     (row,) = read_json(tmp_path / VALIDATE_FILE)["results"]
     assert row["best_lr"] and len(row["runs"]) == 3
     assert set(row["predictions"]["adam"].values()) == {None} and row["predictions"]["combined"]["lr"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .. import results
 from ..digits import rate
+from ..errors import HessianLRError
 from ..progress import Progress
-from ..records import Record, write_bytes, write_json
+from ..records import Record, read_json, write_bytes, write_json
 from ..score import Score, score
 from ..setting import Setting
 from ..sweep import RunResult, Sweep, complete_runs
@@ -22,14 +23,19 @@ from ..sweep.finished import writable
 from ..sweep.grid import Grid, share
 from ..sweep.merge import merge
 from ..sweep.runner import censored
-from ..sweep.schedule import Work, make
+from ..sweep.schedule import Work, by_model, make
 from ..sweep.wanted import Wanted
 from ..sweep.work import Source, assign, strangers
+from .measured import NOTHING, Ends, Measured, Predicting, has_failed, measure, measured_row
 
-TABLE, DOCUMENT = "sweep.csv", "sweep.json"
-BEST = ("best_lr", "best_loss", "band_low", "band_high", "censored")
+TABLE = "sweep.csv"
+# Of a setting's row, what stands beside each of its runs in the table.
+_BESIDE = (
+    *("best_lr", "best_loss", "band_low", "band_high", "censored"),
+    *("lambda_max", "lambda_preconditioned", "predicted_lr", "predicted_low", "predicted_high"),
+    *("factor_error", "regret", "inside_band"),
+)
 _SETTING = tuple(field.name for field in fields(Setting) if field.name != "seed")
-_UNSCORED = Score(None, None, None, None, True, None, None, None, None, None, None)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Plan(Record):
 
     Attributes:
         settings: Number of settings.
+        predictions: Number of those that are measured and predicted this time.
         runs: The fewest and the most runs of them all; they differ where a search decides as it goes.
         done: Runs that are there.
         shard: Which share is made, such as ``"2/4"``; None: all.
@@ -49,6 +56,7 @@ class Plan(Record):
     """
 
     settings: int
+    predictions: int
     runs: tuple[int, int]
     done: int
     shard: str | None
@@ -71,6 +79,7 @@ class Job:
         *,
         shard: tuple[int, int] | None = None,
         limit: int | None = None,
+        predicting: Predicting | None = None,
     ) -> None:
         """Find what is there.
 
@@ -81,13 +90,14 @@ class Job:
             progress: Shows how it goes on.
             shard: (i, N): make only the i-th of N shares.
             limit: Make at most so many runs.
+            predicting: How settings are predicted, each on the first of its seeds; None: not at all.
 
         Raises:
             RequestError: a setting does not fit its model or data.
             HessianLRError: a model or data cannot be loaded.
         """
         self._grid, self._out, self._source, self._progress = grid, out, source, progress
-        self._shard, self._limit = shard, limit
+        self._shard, self._limit, self._predicting = shard, limit, predicting
         self._works, self._notes = assign(grid.wanted, source, out / "runs")
         self._mine = self._share(shard)
 
@@ -105,6 +115,7 @@ class Job:
         done = sum(len(now.runs) for now in standing)
         return Plan(
             settings=len(self._works),
+            predictions=len(self._to_predict()),
             runs=(done + sum(low for low, _ in ends), done + sum(high for _, high in ends)),
             done=done,
             shard=None if self._shard is None else "{}/{}".format(*self._shard),
@@ -116,9 +127,9 @@ class Job:
         )
 
     def run(self, plan: Plan, engine: Engine) -> dict[str, Any]:
-        """Have ``engine`` make the runs, then ``write`` all that is there.
+        """Have ``engine`` make the runs, measure what is to be predicted, then ``write`` all that is there.
 
-        A shard tells of the whole grid too, so whichever ends last leaves the whole table.
+        A shard tells of the whole grid's runs too, so whichever ends last leaves the whole table of them.
 
         Returns:
             What stands in ``sweep.json``.
@@ -128,6 +139,7 @@ class Job:
         """
         folder = writable(self._out / "runs")
         failed = make(self._mine, engine, limit=self._limit, report=self._report)
+        measured = self._measured(engine)
         copies, others = strangers(self._works, folder)
         notes = [*plan.notes, *self._damage(), *copies, *engine.notes]
         if others:
@@ -135,7 +147,7 @@ class Job:
                 f"{others} more in {folder}: runs of settings, learning rates or seeds that are not asked "
                 "for; they were left alone"
             )
-        return self.write(notes, failed)
+        return self.write(notes, failed, measured)
 
     def merge(self, folders: Sequence[Path]) -> dict[str, Any]:
         """Bring the runs of other folders into this one, then ``write`` all that is there.
@@ -148,27 +160,36 @@ class Job:
             HessianLRError: the folder cannot be written.
         """
         notes = merge(self._works, folders, writable(self._out / "runs"))
-        return self.write([*self._grid.notes, *self._notes, *notes], {})
+        return self.write([*self._grid.notes, *self._notes, *notes], {}, {})
 
-    def write(self, notes: Sequence[str], failed: Mapping[Setting, Exception]) -> dict[str, Any]:
+    def write(
+        self, notes: Sequence[str], failed: Mapping[Setting, Exception], measured: Mapping[Setting, Measured]
+    ) -> dict[str, Any]:
         """Write ``sweep.json`` and ``sweep.csv`` of all that is there.
 
         Args:
             notes: What a reader should know.
             failed: Why settings have runs missing.
+            measured: What is known of settings beside their runs.
 
         Returns:
             What stands in ``sweep.json``.
         """
-        rows = [self._row(work, failed.get(work.wanted.setting)) for work in self._works]
+        settings = [work.wanted.setting for work in self._works]
+        rows = [
+            self._row(work, failed.get(setting), measured.get(setting))
+            for work, setting in zip(self._works, settings, strict=True)
+        ]
+        path = self._out / results.SWEEP_FILE
         document = {
             "schema": results.SCHEMA,
+            "file": self._grid.path,
             "varying": list(self._grid.varying),
             "results": rows,
             "versions": results.versions(),
-            "notes": list(dict.fromkeys(notes)),
+            "notes": list(dict.fromkeys([*notes, *self._unasked(path)])),
         }
-        write_json(self._out / DOCUMENT, document)
+        write_json(path, document)
         write_bytes(self._out / TABLE, _csv(rows).encode())
         return document
 
@@ -178,6 +199,45 @@ class Job:
         of = {work.wanted.setting: work.finished for work in self._works}
         return tuple(Work(one, of[one.setting]) for one in share(self._grid.wanted, *shard))
 
+    def _unasked(self, path: Path) -> list[str]:
+        """A note where the file that is written over has predictions, and none are asked for."""
+        try:
+            rows = read_json(path)["results"] if self._predicting is None and path.exists() else []
+            found = {row["predictor"] for row in rows} - {None}
+        except (HessianLRError, KeyError, TypeError):
+            return []
+        return [
+            f"{path} had predictions, which were not asked for: --predictor {name} has them there again, and "
+            "measures nothing twice"
+            for name in sorted(found)
+        ]
+
+    def _to_predict(self) -> tuple[Work, ...]:
+        if self._predicting is None:
+            return ()
+        first, step = (0, 1) if self._shard is None else (self._shard[0] - 1, self._shard[1])
+        return self._works[first::step]
+
+    def _measured(self, engine: Engine) -> dict[Setting, Measured]:
+        """What is known of the settings that are to be predicted, model by model."""
+        if self._predicting is None:
+            return {}
+        works, found = self._to_predict(), {}
+        for index, place in enumerate(by_model(work.wanted.setting for work in works), 1):
+            wanted = works[place].wanted
+            self._progress.method(self._grid.label(wanted.setting), index, len(works))
+            setting = replace(wanted.setting, seed=min(wanted.seeds))
+            found[wanted.setting] = measure(
+                setting,
+                self._source.model(setting),
+                self._source.data(setting),
+                self._predicting,
+                out=self._out,
+                progress=self._progress,
+                engine=engine,
+            )
+        return found
+
     def _damage(self) -> list[str]:
         return list(dict.fromkeys(note for work in self._works for note in work.finished.notes))
 
@@ -185,29 +245,40 @@ class Job:
         loss = "" if last is None else f", last loss {last:.3f}"
         self._progress.report("runs", done, planned, f"{self._grid.label(setting)} at {rate(lr)}{loss}")
 
-    def _row(self, work: Work, error: Exception | None) -> dict[str, Any]:
-        now, wanted = work.standing(), work.wanted
+    def _row(self, work: Work, error: Exception | None, measured: Measured | None) -> dict[str, Any]:
+        now, wanted, asked = work.standing(), work.wanted, self._predicting
         failure = None if error is None else str(error) or type(error).__name__
         status = "failed" if failure else "partial" if now.missing else "complete"
-        found = _scored(wanted, now.runs)
+        notes, predicted = [failure] if failure else [], None
+        if measured is not None and asked is not None:
+            predicted = "failed" if has_failed(measured, asked) else measured.prediction.status
+            notes += [*measured.notes, *measured.prediction.notes, *measured.failures]
+        data_digest, model_fingerprint = work.finished.identity
         return {
             "label": self._grid.label(wanted.setting),
             "setting": {name: value for name, value in wanted.setting.to_dict().items() if name != "seed"},
             "seeds": list(wanted.seeds),
             "lrs": "auto" if wanted.lrs is None else list(wanted.lrs),
             "status": status if now.runs or failure else "missing",
-            **{name: getattr(found, name) for name in BEST},
+            "prediction_status": predicted,
+            **_scored(wanted, now.runs, measured.rates[asked.predictor] if measured and asked else NOTHING),
+            **measured_row(wanted.setting, measured, asked),
+            "sweep_seconds": sum(run.seconds for run in now.runs) if now.runs else None,
             "runs": [_run_row(run) for run in now.runs],
             "missing": [{"lr": lr, "seed": one.seed} for one, lr in now.missing],
-            "notes": [failure] if failure else [],
+            "data_digest": data_digest,
+            "model_fingerprint": model_fingerprint,
+            "notes": list(dict.fromkeys(notes)),
         }
 
 
-def _scored(wanted: Wanted, runs: Sequence[RunResult]) -> Score:
-    """The best learning rate of those that were run with every seed."""
-    if {run.setting.seed for run in runs} != set(wanted.seeds) or not complete_runs(runs):
-        return _UNSCORED
-    return score(Sweep(wanted.setting, tuple(runs), censored(runs)), None, None, None)
+def _scored(wanted: Wanted, runs: Sequence[RunResult], predicted: Ends) -> dict[str, Any]:
+    """The best learning rate of those that were run with every seed, and the prediction beside it."""
+    if {run.setting.seed for run in runs} == set(wanted.seeds) and complete_runs(runs):
+        found = score(Sweep(wanted.setting, tuple(runs), censored(runs)), *predicted)
+    else:
+        found = Score(None, None, None, None, True, *predicted, None, None, None)
+    return found.to_dict()
 
 
 def _run_row(run: RunResult) -> dict[str, Any]:
@@ -224,13 +295,13 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line a run, with its setting and what was found for that beside it."""
     columns = ("lr", "seed", "initial_loss", "final_loss", "steps_done", "diverged", "seconds")
     text = io.StringIO()
-    names = [*_SETTING, *columns, "train_tokens", "key", *BEST, "status"]
+    names = [*_SETTING, *columns, "train_tokens", "key", *_BESIDE, "status"]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         setting = {name: _cell(value) for name, value in row["setting"].items()}
-        best = {name: row[name] for name in (*BEST, "status")}
+        beside = {name: row[name] for name in (*_BESIDE, "status")}
         for run in row["runs"]:
             # "steps" is the setting's number; the run's own is less where it diverged early.
-            writer.writerow({**run, "steps_done": run["steps"], **setting, **best})
+            writer.writerow({**run, "steps_done": run["steps"], **setting, **beside})
     return text.getvalue()

@@ -204,7 +204,7 @@ PREDICTOR = typer.Option(
 Runs = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUNS...", parser=expanded, help="Folders that `validate` wrote, or their validate.json."
+        metavar="RUNS...", parser=expanded, help="Folders that `validate` or `sweep` wrote, or their JSON."
     ),
 ]
 

@@ -57,7 +57,7 @@ def predict(
     written = [("--checkpoint", checkpoint), ("--json", output.json)]
     check_overwriting(written, [*sources(settings), calibration, *(source or ())])
 
-    from .. import results
+    from .. import results, validated
     from ..fitting import check_batch_size
     from ..methods import method_of
     from ..predict import Prediction, predict_learning_rate
@@ -70,7 +70,7 @@ def predict(
     constants = constants_for(predictor, calibration)
     asked = {"fast": fast, "from": source or None, "calibration_file": calibration}
     if source:
-        measured = results.best_learning_rates(results.read_validated(source))
+        measured = validated.best_learning_rates(validated.read_validated(source))
         rows = [
             results.prediction_row(
                 setting.method,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from ..errors import RequestError
 from . import options
 from .options import Output
 from .overwriting import check_overwriting
+
+if TYPE_CHECKING:
+    from ..validated import Validated
 
 
 def align(
@@ -27,7 +30,7 @@ def align(
     if out is not None:
         options.check_writable(out, "--out")
 
-    from .. import results
+    from .. import results, validated
     from ..copies import once
     from ..figures import eigenvalue_figure
     from ..figures.style import files, save
@@ -36,7 +39,7 @@ def align(
 
     drawn = [] if out is None else [("--out", str(file)) for file in files(out)]
     check_overwriting([*drawn, ("--json", output.json)], runs)
-    rows = results.read_validated(runs)
+    rows = _measured(runs)
     trained = {str(one.setting.get("optimizer")): one.file for one in rows}
     if len(trained) > 1:
         raise RequestError(
@@ -49,7 +52,7 @@ def align(
         key=lambda one: (one.method, one.number("lambda_max"), one.score.best_lr, one.score.best_loss),
         name=lambda one: f"{one.method} of {one.file.parent}",
     )
-    points = results.eigenvalue_points(rows)
+    points = validated.eigenvalue_points(rows)
     used = [(p.eigenvalue, p.score.best_lr) for p in points if p.score.best_lr and not p.score.censored]
     if not used:
         raise RequestError(
@@ -93,12 +96,12 @@ def calibrate(
     options.check_writable(out, "--out")
     check_overwriting([("--out", out), ("--json", output.json)], [*runs, calibration])
 
-    from .. import results
+    from .. import results, validated
     from ..predict import load_calibration
     from ..predict.fit import fit, unheard
     from . import terminal
 
-    observations, doubled = results.observations(results.read_validated(runs))
+    observations, doubled = validated.observations(_measured(runs))
     current = load_calibration(calibration)
     found, notes = fit(observations, current), [*doubled, *unheard(observations, current)]
     found.write(out)
@@ -117,3 +120,16 @@ def calibrate(
             terminal.say(f"note: {note}")
         terminal.say(f"written to {out}; `predict` and `validate` take it as --calibration {out}")
     return 0
+
+
+def _measured(runs: list[str]) -> list[Validated]:
+    """The rows of some files, once it is known that any has a curvature."""
+    from ..validated import read_validated
+
+    rows = read_validated(runs)
+    if all(one.number("lambda_max") is None and one.number("lr_stability") is None for one in rows):
+        raise RequestError(
+            "none of these results has a curvature; a sweep's folder gets it, and trains nothing again, from "
+            "`hessian-lr sweep FILE.yaml --out DIR --limit 0 --predictor combined`"
+        )
+    return rows

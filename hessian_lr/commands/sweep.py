@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,16 +16,23 @@ from . import options
 from .option_groups import Interrupted
 from .options import Output
 from .overwriting import check_overwriting, sources
+from .predict import check_predictor, constants_for
 
 if TYPE_CHECKING:
     from ..progress import Progress
     from ..sweep.grid import Grid
     from ..sweep.work import Source
-    from .grids import Job, Plan
+    from .grids import Job
+    from .measured import Predicting
 
-_WIDTH = 80
-_SHOWN = 4
-
+_Predictor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="combined|adam|eigenvalue|probe",
+        help="Measure λ and λ_P of each setting as well, and score what this predictor makes of them.",
+        show_default="runs alone",
+    ),
+]
 _File = Annotated[
     str,
     typer.Argument(
@@ -57,54 +63,61 @@ def sweep(
         str | None,
         typer.Option(metavar="I/N", help="Make only the I-th of N equal shares.", show_default="all"),
     ] = None,
+    predictor: _Predictor = None,
+    calibration: options.Calibrated = None,
 ) -> int:
     """Run every setting of a file.
 
-    Learning rate × batch size × rank × method × … from one YAML file, counted and costed first.
+    Learning rate × batch size × rank × method × … from one YAML file, counted and costed first. With
+    --predictor, `align`, `calibrate` and `report` read the folder, too.
     """
     part = None if shard is None else _shard(shard)
     if limit is not None and limit < 0:
         raise RequestError(f"--limit takes a whole number of at least 0, not {limit}")
     options.check_writable(out, "--out", folder=True)
     grid = _grid(file)
-    _check_overwriting(file, grid, out, output)
+    _check_overwriting([file, calibration], grid, out, output)
+    predicting = _predicting(predictor, calibration, grid)
 
     from .. import results
     from ..sweep.engine import Local
     from ..sweep.engines import opened
-    from . import terminal
+    from . import sweep_words, terminal
 
     with (
         opened(None if dry_run else cluster, [one.setting for one in grid.wanted]) as remote,
-        _job(grid, out, output, shard=part, limit=limit) as (job, source, progress),
+        _job(grid, out, output, shard=part, limit=limit, predicting=predicting) as (job, source, progress),
     ):
         plan = job.plan()
         if not dry_run:
             engine = remote or Local(source)
             if not output.quiet:
-                progress.say(_told(plan, engine.width))
+                progress.say(sweep_words.told(plan, engine.width))
             document = job.run(plan, engine)
     if dry_run:
         output.write({"schema": results.SCHEMA, "plan": plan})
         if output.tables:
-            print(_told(plan, 1))
+            print(sweep_words.told(plan, 1))
         _notes(plan.notes, output)
         return 0
     output.write(document)
     rows = document["results"]
     if output.tables:
         terminal.sweep_table(rows)
-        print(_common(grid))
-    _notes(document["notes"], output)
+        print(sweep_words.common(grid))
+    _notes([*document["notes"], *sweep_words.shared(rows)], output)
     if not output.quiet:
-        for line in _advice([row for row in rows if terminal.decided(row)], grid.varying):
+        for line in sweep_words.advice([row for row in rows if terminal.decided(row)], grid.varying):
             terminal.say(line)
-        for line in _some_gaps(rows):
+        for line in sweep_words.some_gaps(rows):
             terminal.say(line)
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
         terminal.say(f"{row['label']}: failed: {row['notes'][0]}")
-    return 1 if failed else 0
+    unpredicted = [row for row in rows if row["prediction_status"] == "failed"]
+    for row in unpredicted:
+        terminal.say(f"{row['label']}: no prediction: {row['notes'][-1]}")
+    return 1 if failed or unpredicted else 0
 
 
 def merge(
@@ -127,9 +140,9 @@ def merge(
     for folder in folders:
         runs_folder(Path(folder))
     grid = _grid(file)
-    _check_overwriting(file, grid, out, output)
+    _check_overwriting([file], grid, out, output)
 
-    from . import terminal
+    from . import sweep_words, terminal
 
     with _job(grid, out, output) as (job, _, _):
         document = job.merge([Path(folder) for folder in folders])
@@ -138,12 +151,14 @@ def merge(
     if output.tables:
         terminal.sweep_table(rows)
     _notes(document["notes"], output)
-    gaps = _gaps(rows)
+    gaps = sweep_words.gaps(rows)
     for gap in gaps:
         terminal.say(f"missing: {gap}")
     missing = sum(len(row["missing"]) for row in rows)
     if gaps:
-        terminal.say(f"{_missing(rows)} missing; `hessian-lr sweep {file} --out {out}` makes the rest.")
+        terminal.say(
+            f"{sweep_words.missing(rows)} missing; `hessian-lr sweep {file} --out {out}` makes the rest."
+        )
     return 1 if missing else 0
 
 
@@ -169,12 +184,30 @@ def _grid(file: str) -> Grid:
     return grid
 
 
-def _check_overwriting(file: str, grid: Grid, out: str, output: Output) -> None:
-    from .grids import DOCUMENT, TABLE
+def _check_overwriting(files: Sequence[str | None], grid: Grid, out: str, output: Output) -> None:
+    from ..results import SWEEP_FILE
+    from .grids import TABLE
 
-    written = [("--out", place) for place in (out, f"{out}/{DOCUMENT}", f"{out}/{TABLE}")]
-    read = [file, *sources(one.setting for one in grid.wanted)]
+    written = [("--out", place) for place in (out, f"{out}/{SWEEP_FILE}", f"{out}/{TABLE}")]
+    read = [*files, *sources(one.setting for one in grid.wanted)]
     check_overwriting([*written, ("--json", output.json)], read)
+
+
+def _predicting(predictor: str | None, calibration: str | None, grid: Grid) -> Predicting | None:
+    """How the settings are to be predicted, once it is known that all can be.
+
+    Raises:
+        RequestError: one cannot, or the constants are none.
+    """
+    if predictor is None:
+        if calibration is not None:
+            raise RequestError("--calibration is for what is predicted: name a --predictor, or leave it out")
+        return None
+    from .measured import Predicting
+
+    for one in grid.wanted:
+        check_predictor(predictor, [one.setting])
+    return Predicting(predictor, constants_for(predictor, calibration), calibration)
 
 
 @contextmanager
@@ -198,20 +231,6 @@ def _job(grid: Grid, out: str, output: Output, **what: Any) -> Iterator[tuple[Jo
             ) from None
 
 
-def duration(seconds: float) -> str:
-    """A time in its two largest units: 3 h 10 min."""
-    left = round(seconds)
-    if left < 60:
-        return f"{left} s"
-    minutes = round(seconds / 60)
-    if minutes < 10:
-        return f"{left // 60} min {left % 60} s"
-    hours, minutes = divmod(minutes, 60)
-    if not hours:
-        return f"{minutes} min"
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 def _shard(text: str) -> tuple[int, int]:
     numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
     if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
@@ -219,86 +238,6 @@ def _shard(text: str) -> tuple[int, int]:
             f"--shard takes a share and their number, counted from 1, such as 2/4, not {text!r}"
         )
     return int(numbers[1]), int(numbers[2])
-
-
-def _told(plan: Plan, at_a_time: int) -> str:
-    """The plan in a few lines."""
-    runs, settings = _range(plan.runs, "run"), _range((plan.settings, plan.settings), "setting")
-    said = f"{runs} ({settings})"
-    if plan.done:
-        said += f", {plan.done:,} of them there already"
-    if plan.shard:
-        said += f"; share {plan.shard}"
-    low, high = (duration(seconds) for seconds in plan.seconds)
-    took = low if low == high else f"{low} to {high}"
-    said += f"; {_range(plan.to_go, 'run')} to make" + (f", about {took} here" if plan.to_go[1] else "")
-    if at_a_time > 1:
-        said += f" one after the other; {at_a_time} at a time on the cluster"
-    sources = []
-    if plan.timed:
-        sources.append(f"steps timed just now for {_range((plan.timed, plan.timed), 'shape')}")
-    if plan.finished:
-        sources.append(f"{_range((plan.finished, plan.finished), 'finished run')} of the same kind")
-    if sources:
-        said += f". Cost from {' and '.join(sources)}."
-    return textwrap.fill(said, _WIDTH - 1)
-
-
-def _range(ends: tuple[int, int], what: str) -> str:
-    low, high = ends
-    number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    return f"{number} {what}{'' if high == 1 else 's'}"
-
-
-def _advice(rows: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
-    """A line on what to do, for each model and data: losses of one do not compare with another's."""
-    from . import terminal
-
-    names = [name for name in ("model", "data", "fields", "max_length") if name in varying]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        where = ", ".join(f"{name.replace('_', ' ')} {row['setting'][name]}" for name in names)
-        groups.setdefault(where, []).append(row | {"method": row["label"], "factor_error": None})
-    found = {where: terminal.advice(group) for where, group in groups.items()}
-    return [f"{where}: {line}" if where else line for where, line in found.items()]
-
-
-def _common(grid: Grid) -> str:
-    return textwrap.fill(f"In common: {grid.common()}.", _WIDTH - 1)
-
-
-def _gaps(rows: list[dict[str, Any]]) -> list[str]:
-    """Which runs are missing, a learning rate of a setting each."""
-    from .terminal import rate
-
-    gaps = []
-    for row in rows:
-        rates: dict[float, list[str]] = {}
-        for one in row["missing"]:
-            rates.setdefault(one["lr"], []).append(str(one["seed"]))
-        gaps += [
-            f"{row['label']} at {rate(lr)} (seed {', '.join(seeds)})" for lr, seeds in sorted(rates.items())
-        ]
-    return gaps
-
-
-def _missing(rows: list[dict[str, Any]]) -> str:
-    """How many runs are missing."""
-    missing = sum(len(row["missing"]) for row in rows)
-    searching = any(row["missing"] and row["lrs"] == "auto" for row in rows)
-    return f"{'At least ' if searching else ''}{_range((missing, missing), 'run')}"
-
-
-def _some_gaps(rows: list[dict[str, Any]]) -> list[str]:
-    """Which runs are missing, in a line."""
-    gaps = _gaps(rows)
-    if not gaps:
-        return []
-    more = f"; and at {len(gaps) - _SHOWN} more learning rates" if len(gaps) > _SHOWN else ""
-    return [
-        f"{_missing(rows)} missing: "
-        f"{'; '.join(gaps[:_SHOWN])}{more}. The same command without --limit and --shard makes them."
-    ]
 
 
 def _notes(notes: Any, output: Output) -> None:

@@ -202,6 +202,7 @@ def _lowest(row: Row) -> float:
 
 def sweep_table(rows: Sequence[Row]) -> None:
     """What a sweep found, a line a setting."""
+    predicted = any(row["prediction_status"] for row in rows)
     lines = []
     for row in rows:
         done, missing = len(row["runs"]), len(row["missing"])
@@ -212,10 +213,20 @@ def sweep_table(rows: Sequence[Row]) -> None:
                 f"{done}/{planned}",
                 _best(row) if decided(row) else "–",
                 "–" if row["best_loss"] is None else f"{row['best_loss']:.3f}",
+                *(_beside(row) if predicted else ()),
                 row["status"],
             )
         )
-    table(("setting", "runs", "best", "loss", "status"), lines)
+    columns = ("λ", "predicted", "factor") if predicted else ()
+    table(("setting", "runs", "best", "loss", *columns, "status"), lines)
+
+
+def _beside(row: Row) -> tuple[str, str, str]:
+    """λ, prediction and factor of a setting of a sweep."""
+    if row["prediction_status"] is None:
+        return "–", "–", "–"
+    factor = "–" if row["censored"] else _scored(row)[0]
+    return number(row["lambda_max"]), _predicted(row), factor
 
 
 def align_table(alignment: Alignment) -> None:

@@ -12,6 +12,8 @@ from .documents import Document, Entry
 
 def commands(document: Document) -> list[str]:
     """A command line for each request: the methods of a folder may have been added call by call."""
+    if "varying" in document.whole:
+        return [_sweep(document)]
     requests: dict[str, list[Entry]] = {}
     for entry in document.entries:
         requests.setdefault(_own(document, entry.row), []).append(entry)
@@ -47,6 +49,14 @@ def command(document: Document) -> str:
     ]
     lines.append(_own(document, row))
     return " \\\n    ".join([f"hessian-lr {document.command}", *(line for line in lines if line)])
+
+
+def _sweep(document: Document) -> str:
+    """The command of a sweep's whole file."""
+    row, file = document.entries[0].row, str(document.whole["file"])
+    own = {"out": _from_here(document.file.parent), "predictor": row["predictor"]}
+    own["calibration"] = row["calibration_file"] and _from_here(Path(row["calibration_file"]))
+    return f"hessian-lr sweep {shlex.quote(_from_here(Path(file)))} {_options(**own)}"
 
 
 def _own(document: Document, row: dict[str, Any]) -> str:

@@ -12,10 +12,11 @@ from ..errors import RequestError, shown
 from ..figures import SweepPanel
 from ..measure import ModuleSpectrum
 from ..records import read_json
-from ..results import SCHEMA, VALIDATE_FILE, Validated, sweep_panel, validated_row
+from ..results import SCHEMA, SWEEP_FILE, VALIDATE_FILE
 from ..setting import Setting
 from ..spectrum import SpectralDensity
 from ..sweep.plan import FEWEST_POINTS, MAX_POINTS
+from ..validated import Validated, documents, files_of, sweep_panel, validated_row
 
 # What tells the commands' rows apart, and numbers that rows of each must have (or null).
 _COSTS = ("gradient_equivalents", "seconds")
@@ -27,7 +28,7 @@ _NUMBERS = {
 }
 _MARKS = {"validate": {"runs", "best_lr"}, "predict": {"lr", "predictor"}, "spectrum": {"confidence"}}
 _DEEPEST = 30  # ours have 8 levels
-_MAYBE = ("held_out", "held_out_error", "confidence", "samples")
+_MAYBE = ("held_out", "held_out_error", "confidence", "samples", "sampling_error_preconditioned")
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Document:
-    """A file that a command wrote.
+    """A file that a command wrote; of a sweep's, the settings that differ in their method alone.
 
     Attributes:
         file: Where it is.
         name: What a reader knows it by.
-        command: ``"validate"``, ``"predict"`` or ``"spectrum"``.
+        command: ``"validate"``, ``"predict"`` or ``"spectrum"``, whose fields the rows have.
         whole: All that stands in it.
         entries: Its rows.
     """
@@ -85,26 +86,22 @@ class Document:
 
 
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
-    """The results in folders that ``validate`` wrote and in files of ``--json``; one named twice counts once.
+    """The results in folders of ``validate`` and ``sweep`` and in files of ``--json``; each counts once.
 
     Raises:
-        RequestError: a file is missing, or is not what one of the three commands writes.
+        RequestError: a file is missing, or is not what one of the four commands writes.
     """
-    files: dict[Path, None] = {}
-    for path in map(Path, paths):
-        file = path / VALIDATE_FILE if path.is_dir() else path
-        if not file.is_file():
-            raise RequestError(
-                f"there is no {file}; name a folder that `hessian-lr validate --out` wrote, or a file that "
-                "`predict --json` or `spectrum --json` wrote"
-            )
-        files[file.resolve()] = None
-    return [_document(file, name) for file, name in zip(files, _names(list(files)), strict=True)]
+    files = files_of(paths)
+    return [one for file, name in zip(files, _names(files), strict=True) for one in _documents(file, name)]
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """The folder of each ``validate.json``, else the file, and as much of its path as tells it apart."""
-    ways = [(file.parent if file.name == VALIDATE_FILE else file).parts for file in files]
+    """As much of each path as tells it apart; a folder's own results go by the name of the folder."""
+    whole = [file for file in files if file.name in (VALIDATE_FILE, SWEEP_FILE)]
+    folders = [file.parent for file in whole]
+    ways = [
+        (file.parent if file in whole and folders.count(file.parent) == 1 else file).parts for file in files
+    ]
 
     def alone(way: tuple[str, ...], length: int) -> bool:
         return [other[-length:] for other in ways].count(way[-length:]) == 1
@@ -113,11 +110,21 @@ def _names(files: Sequence[Path]) -> list[str]:
     return [shown(str(Path(*way[-length:]))) for way, length in zip(ways, lengths, strict=True)]
 
 
-def _document(file: Path, name: str) -> Document:
+def _documents(file: Path, name: str) -> list[Document]:
     whole = _presentable(read_json(file))
-    expected = f"{file} is not what `hessian-lr validate`, `predict` or `spectrum` writes"
+    expected = f"{file} is not what `hessian-lr validate`, `sweep`, `predict` or `spectrum` writes"
     if not isinstance(whole, dict) or whole.get("schema") != SCHEMA:
         raise RequestError(f"{expected}: it is not a JSON object of schema {SCHEMA}")
+    try:
+        found = documents(whole)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RequestError(f"{expected}: {type(error).__name__} {error}") from error
+    if not found:
+        raise RequestError(f"{file}: none of this sweep's runs has been made yet")
+    return [_document(file, name, one, expected) for one in found]
+
+
+def _document(file: Path, name: str, whole: dict[str, Any], expected: str) -> Document:
     rows, setting = whole.get("results"), whole.get("setting")
     if not isinstance(setting, dict) or not isinstance(rows, list) or not rows:
         raise RequestError(f"{expected}: it has no setting, or no results")

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from ..digits import rate
 from ..figures import SweepPanel, density_figure, eigenvalue_figure, heatmap_figure, sweep_figure
 from ..measure import ModuleSharpness, ModuleSpectrum
-from ..results import Validated, eigenvalue_points
 from ..spectrum import SpectralDensity
+from ..validated import Validated, eigenvalue_points
 from .numbers import measured, number
 from .sections import Sourced, labels
 from .svg import inline

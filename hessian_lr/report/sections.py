@@ -8,9 +8,9 @@ from typing import Any
 
 from ..digits import rate
 from ..predict.law import COVERAGE
-from ..results import Validated
 from ..score import BAND_REGRET
 from ..spectrum.certificate import CONFIDENCE
+from ..validated import Validated
 from .documents import Document, Entry
 from .numbers import ABSENT, count, duration, factor, interval, measured, number, share
 from .view import Section, Table
@@ -108,9 +108,10 @@ def sharpness(rows: Sequence[Sourced]) -> Section | None:
     for _, entry in shown:
         row = entry.row
         error = row["sampling_error"]
-        # A prediction's error belongs to the eigenvalue it measured.
+        # Earlier versions tell one error, of the eigenvalue that was measured.
         adam = row["lambda_max"] is None
-        at_p = measured(row.get("lambda_preconditioned"), error if adam else None)
+        error_at_p = row.get("sampling_error_preconditioned", error if adam else None)
+        at_p = measured(row.get("lambda_preconditioned"), error_at_p)
         cells = (
             measured(row["lambda_max"], None if adam else error),
             number(row["lambda_lower"]),

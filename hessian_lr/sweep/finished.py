@@ -18,17 +18,18 @@ class Finished:
     Attributes:
         folder: The folder; it need not exist.
         notes: What a reader should know of the files, such as which were damaged.
+        identity: The digest of the data, and the model's fingerprint.
     """
 
     def __init__(self, folder: Path, data_digest: str, model_fingerprint: str) -> None:
         self.folder = folder
         self.notes: list[str] = []
-        self._identity = (data_digest, model_fingerprint)
+        self.identity = (data_digest, model_fingerprint)
         self._read: dict[str, RunResult] = {}
 
     def path(self, setting: Setting, lr: float) -> Path:
         """The file of a run."""
-        return self.folder / f"{run_key(setting, lr, *self._identity)}.json"
+        return self.folder / f"{run_key(setting, lr, *self.identity)}.json"
 
     def find(self, setting: Setting, lr: float) -> RunResult | None:
         """The run, or None if its file is not there or is not what it should be."""

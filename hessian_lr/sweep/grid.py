@@ -25,11 +25,13 @@ class Grid:
     """All that a sweep is to run.
 
     Attributes:
+        path: The file.
         wanted: A setting each, no two of which train alike, in the order of the file's axes.
         varying: The fields of a setting that tell them apart, without the seed.
         notes: What a reader should know, such as settings that were merged.
     """
 
+    path: str
     wanted: tuple[Wanted, ...]
     varying: tuple[str, ...]
     notes: tuple[str, ...]
@@ -100,7 +102,7 @@ def expand(request: Request) -> Grid:
         raise RequestError(f"{request.path}: exclude leaves no setting to run")
     settings = [one.setting for one in found.values()]
     varying = _varying(settings)
-    return Grid(tuple(found.values()), varying, (*request.notes, *_merged(again, varying)))
+    return Grid(str(request.path), tuple(found.values()), varying, (*request.notes, *_merged(again, varying)))
 
 
 def share(wanted: Sequence[Wanted], index: int, count: int) -> tuple[Wanted, ...]:

@@ -1,0 +1,241 @@
+"""What ``validate`` and ``sweep`` wrote, read back: for figures, calibrations, transfer and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .copies import once
+from .errors import RequestError
+from .figures import EigenvaluePoint, SweepPanel
+from .methods import METHODS
+from .predict.fit import Observation
+from .predict.law import Quantities
+from .records import digest, read_json
+from .results import IDENTITIES, RUN, SCHEMA, SWEEP_FILE, VALIDATE_FILE
+from .score import Score
+from .setting import ADAMW, Setting
+from .sweep import RunResult, Sweep
+
+
+@dataclass(frozen=True)
+class Validated:
+    """One method's row of a ``validate.json``.
+
+    Attributes:
+        file: The file it was read from.
+        setting: The common setting.
+        row: The row itself.
+        score: Its scores.
+    """
+
+    file: Path
+    setting: dict[str, Any]
+    row: dict[str, Any]
+    score: Score
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.row["method"])
+
+    def number(self, name: str) -> float | None:
+        """A number of the row, or None where it has none.
+
+        Raises:
+            RequestError: something that is not a number stands there.
+        """
+        value = self.row.get(name)
+        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            return value
+        raise RequestError(f"{self.file}: {name} of {self.method} is {value!r}, not a number")
+
+
+def files_of(paths: Sequence[str | Path]) -> list[Path]:
+    """The files that paths name: of a folder its ``validate.json`` and its ``sweep.json``. Each comes once.
+
+    Raises:
+        RequestError: there is no such file.
+    """
+    files: dict[Path, None] = {}
+    for path in map(Path, paths):
+        inside = [path / name for name in (VALIDATE_FILE, SWEEP_FILE)] if path.is_dir() else [path]
+        found = [file for file in inside if file.is_file()]
+        if not found:
+            raise RequestError(
+                f"there is no {' or '.join(map(str, inside))}; name a file, or a folder that `hessian-lr "
+                "validate --out` or `sweep --out` wrote"
+            )
+        files.update((file.resolve(), None) for file in found)
+    return list(files)
+
+
+def documents(whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """A ``sweep.json`` as documents of ``validate``: one for settings that differ in their method alone.
+
+    Settings without any run are left out. What is no sweep's stays as it is.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is not what ``sweep`` writes.
+    """
+    if "varying" not in whole:
+        return [whole]
+    groups: dict[str, dict[str, Any]] = {}
+    for row in whole["results"]:
+        if not row["runs"]:
+            continue
+        setting = {**row["setting"], "seed": min(row["seeds"])}
+        method = setting.pop("method")
+        own = {"seeds": row["seeds"], "lrs": row["lrs"]} | {name: row[name] for name in IDENTITIES}
+        group = groups.setdefault(
+            digest([setting, own]), {**whole, **own, "setting": setting | {"methods": []}, "results": []}
+        )
+        group["setting"]["methods"].append(method)
+        group["results"].append(row | {"method": method, "status": row["prediction_status"] or row["status"]})
+    return list(groups.values())
+
+
+def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
+    """The rows of all methods in files of ``validate`` and ``sweep``, or in folders that hold some.
+
+    Settings of a sweep that have no runs yet are left out.
+
+    Raises:
+        RequestError: there is no such file, or it is not what these commands wrote.
+    """
+    files = files_of(paths)
+    rows: list[Validated] = []
+    for file in files:
+        found = read_json(file)
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise RequestError(f"{file} is not a {VALIDATE_FILE} or {SWEEP_FILE} of schema {SCHEMA}")
+        try:
+            for one in documents(found):
+                rows += [validated_row(file, one["setting"], row) for row in one["results"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RequestError(
+                f"{file} is not what `hessian-lr validate` or `sweep` writes: {type(error).__name__} {error}"
+            ) from error
+    return rows
+
+
+def sweep_panel(one: Validated) -> SweepPanel:
+    """A row's runs as a panel of the picture of sweeps; what a row does not keep of a run is left empty.
+
+    Raises:
+        RequestError: the setting or a run is not what ``validate`` writes.
+        KeyError: a run lacks a field.
+    """
+    own = {name: value for name, value in one.setting.items() if name != "methods"}
+    setting = Setting.from_dict({**own, "method": one.method})
+    runs = []
+    for run in one.row["runs"]:
+        seeded = {**setting.to_dict(), "seed": run["seed"]}
+        kept = {name: run[name] for name in RUN}
+        runs.append(RunResult.from_dict({**kept, "key": "", "setting": seeded, "train_tokens": 0}))
+        if not runs[-1].lr > 0:
+            raise RequestError(f"a learning rate of {one.method} is {runs[-1].lr}; it must be positive")
+    ordered = tuple(sorted(runs, key=lambda run: (run.lr, run.setting.seed)))
+    return SweepPanel(Sweep(setting, ordered, one.score.censored), one.score)
+
+
+def eigenvalue_points(rows: Sequence[Validated]) -> list[EigenvaluePoint]:
+    """The rows that have a place in the picture: a positive λ and a best learning rate.
+
+    Raises:
+        RequestError: λ or an end of its bar is not a number.
+    """
+    points = []
+    for one in rows:
+        value, *ends = map(one.number, ("lambda_max", "lambda_lower", "lambda_upper", "sampling_error"))
+        if value is not None and value > 0 and one.score.best_lr is not None:
+            points.append(EigenvaluePoint(one.method, value, *error_bar(value, *ends), one.score))
+    return points
+
+
+def error_bar(
+    value: float, lower: float | None, upper: float | None, sampling_error: float | None
+) -> tuple[float | None, float | None]:
+    """Ends of λ's bar: the bounds, and the sampling error where that reaches further."""
+    error = sampling_error or 0.0
+    low = min(value - error, value if lower is None else lower)
+    high = max(value + error, value if upper is None else upper)
+    return (low if low > 0 else None), high
+
+
+def observation(one: Validated) -> Observation | None:
+    """What a calibration can learn from a row: None if its best learning rate is unknown, or not AdamW's.
+
+    λ at initialization is left out where the method has an optimizer of its own: as for a prediction, no rate
+    is read from it.
+    """
+    if one.score.best_lr is None or one.score.censored or one.setting.get("optimizer", ADAMW) != ADAMW:
+        return None
+    names = ("model", "data", "rank", "alpha", "batch_size", "steps", "seed")
+    try:
+        source = ", ".join(f"{name} {one.setting[name]}" for name in names)
+        batch_size, steps = int(one.setting["batch_size"]), int(one.setting["steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{one.file}: its setting lacks what a calibration needs ({error})") from error
+    # The data may have had fewer rows than were asked for; earlier versions tell only these.
+    asked = one.setting.get("samples")
+    samples = one.number("samples") if "samples" in one.row else asked if isinstance(asked, int) else None
+    own = one.method in METHODS and METHODS[one.method].optimizer is not None
+    return Observation(
+        source=f"{one.file.parent.name}: {source}",
+        method=one.method,
+        best_lr=one.score.best_lr,
+        quantities=Quantities(
+            batch_size=batch_size,
+            steps=steps,
+            lr_stability=one.number("lr_stability"),
+            lr_critical_start=one.number("lr_critical_start"),
+            lr_eigenvalue=None if own else one.number("lr_eigenvalue"),
+            lr_sharpness=None if own else one.number("lr_sharpness"),
+            lr_probe=one.number("lr_probe"),
+            samples=None if samples is None else int(samples),
+        ),
+    )
+
+
+def observations(rows: Sequence[Validated]) -> tuple[list[Observation], list[str]]:
+    """What a calibration can learn from rows, each setting once, and a note on each that was found again.
+
+    Raises:
+        RequestError: a row lacks what a calibration needs.
+    """
+    return once(
+        filter(None, map(observation, rows)),
+        key=lambda one: (one.method, one.best_lr, one.quantities),
+        name=lambda one: f"{one.method} of {one.source}",
+    )
+
+
+def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]]:
+    """Each row's setting with its best learning rate, of those where it lies inside the sweep.
+
+    Raises:
+        RequestError: a row's setting is not one.
+    """
+    found = []
+    for one in rows:
+        if one.score.best_lr is not None and not one.score.censored:
+            values = {name: value for name, value in one.setting.items() if name != "methods"}
+            found.append((Setting.from_dict(values | {"method": one.method}), one.score.best_lr))
+    return found
+
+
+def validated_row(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> Validated:
+    """A row of ``file``, a ``validate.json``, with its scores.
+
+    Raises:
+        RequestError: a score is of the wrong kind.
+        KeyError: one is missing.
+    """
+    if not isinstance(setting, dict):
+        raise RequestError(f"the setting of {file} is not an object")
+    score = Score.from_dict({field.name: row[field.name] for field in dataclasses.fields(Score)})
+    return Validated(file, dict(setting), {"method": row["method"], **row}, score)
