@@ -138,6 +138,29 @@ def test_olora_is_refused_where_peft_would_make_another_model_of_it(tmp_path, mo
     )
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_a_start_that_is_taken_out_of_a_tied_head_is_refused(tmp_path, start):
+    fields = FIELDS | {"target_modules": ["lm_head"], "init_lora_weights": start}
+    model, ids = base_model("llama"), torch.arange(8)[None]
+    before = model(ids).logits
+    made = get_peft_model(model, LoraConfig(**fields, task_type="CAUSAL_LM"))
+    assert (made(ids).logits - before).abs().max() > 0.1  # what is refused
+    with pytest.raises(RequestError, match=rf"'{start}' would make another model: lm_head shares"):
+        methods.check(base_model("llama"), Setting(peft_config=written(tmp_path / "a", **fields)))
+    plain = written(tmp_path / "b", **fields | {"init_lora_weights": "gaussian"})
+    methods.check(base_model("llama"), Setting(peft_config=plain))
+    methods.check(base_model("qwen2"), Setting(peft_config=str(tmp_path / "a")))  # not tied
+
+
+def test_what_was_trained_from_such_a_start_is_taken(tmp_path):
+    fields = FIELDS | {"target_modules": ["lm_head"], "init_lora_weights": "pissa"}
+    made = get_peft_model(base_model("llama"), LoraConfig(**fields, task_type="CAUSAL_LM"))
+    made.save_pretrained(tmp_path)
+    setting = Setting(peft_config=str(tmp_path))
+    methods.check(base_model("llama"), setting)
+    assert same_parameters(methods.build(base_model("llama"), setting), made)
+
+
 def test_weights_beside_a_start_that_was_drawn_are_refused(tmp_path):
     config = LoraConfig(**FIELDS | {"init_lora_weights": "pissa_niter_4"}, task_type="CAUSAL_LM")
     adapter = get_peft_model(base_model("llama"), config)

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -20,7 +21,7 @@ from ..peft_config import METHOD, PeftSource
 from ..setting import Setting
 from .by_peft import has_fused
 from .method import Method
-from .targets import Target
+from .targets import UNTIE, Target, shared_weights
 
 # Starts that need no data and no other file (some of PEFT's read a pickle).
 _STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal")
@@ -73,13 +74,13 @@ def check_own(model: PreTrainedModel, setting: Setting) -> tuple[Target, ...]:
             f"PEFT cannot put the adapter of {source.path} on {model.config.name_or_path or 'this model'}: "
             f"{hub.first_line(error)}"
         ) from error
-    _check_start(source, start, adapted)
+    _check_start(source, start, adapted, model)
     if source.weights is not None:
         _check_weights(source, adapted)
     return ()
 
 
-def _check_start(source: PeftSource, start: bool | str, adapted: PeftModel) -> None:
+def _check_start(source: PeftSource, start: bool | str, adapted: PeftModel, model: PreTrainedModel) -> None:
     if source.weights is not None and isinstance(start, str) and start.startswith(_DRAWN):
         raise RequestError(
             f"{source.weights} were trained from init_lora_weights {start!r}, which takes out of the model "
@@ -92,22 +93,34 @@ def _check_start(source: PeftSource, start: bool | str, adapted: PeftModel) -> N
             f"{source.config}: init_lora_weights {start!r} needs linear modules, and some targets hold a "
             "mixture's experts or their router in one parameter; set it to true, or name linear modules"
         )
-    if start == "orthogonal":
-        for name, layer in adapted.get_base_model().named_modules():
-            if isinstance(layer, LoraLayer) and any(rank % 2 for rank in layer.r.values()):
-                raise RequestError(
-                    f"{source.config}: init_lora_weights 'orthogonal' needs an even rank, and {name} has "
-                    f"{', '.join(map(str, layer.r.values()))}"
-                )
-    if start == "olora":
-        for name, layer in adapted.get_base_model().named_modules():
-            # PEFT factorizes the stored weight: on a square one it goes through, and the model is another.
-            if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), Conv1D):
-                raise RequestError(
-                    f"{source.config}: init_lora_weights 'olora' cannot adapt {name}: PEFT's OLoRA needs "
-                    "nn.Linear modules, and this one is a Conv1D with its weight stored as (in, out); set it "
-                    "to true, or take 'pissa'"
-                )
+    named = adapted.get_base_model().named_modules()
+    layers = {name: layer for name, layer in named if isinstance(layer, LoraLayer)}
+    for name, layer in layers.items():
+        if start == "orthogonal" and any(rank % 2 for rank in layer.r.values()):
+            raise RequestError(
+                f"{source.config}: init_lora_weights 'orthogonal' needs an even rank, and {name} has "
+                f"{', '.join(map(str, layer.r.values()))}"
+            )
+        # PEFT factorizes the stored weight: on a square one it goes through, and the model is another.
+        if start == "olora" and isinstance(layer.get_base_layer(), Conv1D):
+            raise RequestError(
+                f"{source.config}: init_lora_weights 'olora' cannot adapt {name}: PEFT's OLoRA needs "
+                "nn.Linear modules, and this one is a Conv1D with its weight stored as (in, out); set it "
+                "to true, or take 'pissa'"
+            )
+    # Trained weights belong to the model that their start has made.
+    if source.weights is None and isinstance(start, str) and start.startswith(("pissa", "olora")):
+        linears = {
+            name: module
+            for name, module in model.named_modules()
+            if name in layers and isinstance(module, (nn.Linear, Conv1D))
+        }
+        # The start is taken out of the weight, and so out of the other module too.
+        for name, other in shared_weights(model, linears):
+            raise RequestError(
+                f"{source.config}: init_lora_weights {start!r} would make another model: {name} shares its "
+                f"weight with {other}. Set it to true; leave {name} out of the target modules; or {UNTIE}"
+            )
 
 
 _MEND = "the adapter belongs to another model: give the one it was trained on"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,6 +14,8 @@ from ..errors import RequestError
 from .by_peft import Adapted, adapted_by_peft
 
 ALL_LINEAR = "all-linear"
+# What helps where a weight is shared.
+UNTIE = "save the model with a copy of the weight there, and tie_word_embeddings false in its configuration"
 
 
 @dataclass(frozen=True)
@@ -169,17 +171,24 @@ def _no_such_module(suffix: str, linears: Iterable[str], why: str = "") -> Reque
     )
 
 
-def _refuse_shared_weights(model: PreTrainedModel, chosen: dict[str, nn.Linear | Conv1D]) -> None:
-    # An initialization that takes B·A out of a tied head's weight would change the embedding too, and
-    # an adapter on one of the two could not be merged.
+def shared_weights(
+    model: PreTrainedModel, chosen: Mapping[str, nn.Linear | Conv1D]
+) -> Iterator[tuple[str, str]]:
+    """Those of the modules whose weight is also another's, each with the other's name."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
     for name, module in chosen.items():
         others = [owner for owner in owners[id(module.weight)] if owner != name]
         if others:
-            raise RequestError(
-                f"{name} cannot be adapted: it shares its weight with {others[0]}. "
-                "Leave it out of the target modules; or save the model with a copy of the weight there, and "
-                "tie_word_embeddings false in its configuration."
-            )
+            yield name, others[0]
+
+
+def _refuse_shared_weights(model: PreTrainedModel, chosen: Mapping[str, nn.Linear | Conv1D]) -> None:
+    # An initialization that takes B·A out of a tied head's weight would change the embedding too, and
+    # an adapter on one of the two could not be merged.
+    for name, other in shared_weights(model, chosen):
+        raise RequestError(
+            f"{name} cannot be adapted: it shares its weight with {other}. "
+            f"Leave it out of the target modules; or {UNTIE}."
+        )
