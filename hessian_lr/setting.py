@@ -38,7 +38,7 @@ class Setting(Record):
         optimizer: The optimizer a run is trained with: ``"adamw"``, or ``"sgd"``, plain gradient descent
             (see ``sweep.recipe`` for both recipes).
         batch_size: Samples in an optimizer step.
-        steps: Optimizer steps of a run.
+        steps: Optimizer steps of a run, the first of them at the learning rate 0.
         seed: Seed of the adapter's initialization and of the order of the data.
         samples: Samples on which curvature is measured; ``"auto"``: as many as its error asks for.
         max_length: Tokens a sample is cut to.
@@ -72,12 +72,12 @@ class Setting(Record):
     def __post_init__(self) -> None:
         if isinstance(self.peft_config, str):
             self._take_from(self.peft_config)
-        for name, least in _LEAST.items():
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if name == "samples" and value == AUTO:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
+                raise no_count(name, value)
             if value > MOST:
                 raise RequestError(f"{name} must be at most {MOST:,}, not {reprlib.repr(value)}")
         alpha = self.rank if self.alpha is None else self.alpha
@@ -159,4 +159,11 @@ def _place(name: str) -> str:
     return os.path.realpath(name) if os.path.exists(name) else name
 
 
-_LEAST = {"rank": 1, "batch_size": 1, "steps": 1, "seed": 0, "samples": 1, "max_length": 2}
+# The first step of a run's warm-up has the learning rate 0: one step alone trains nothing.
+LEAST = {"rank": 1, "batch_size": 1, "steps": 2, "seed": 0, "samples": 1, "max_length": 2}
+
+
+def no_count(name: str, value: object) -> RequestError:
+    """What to say of a whole number that is none, or less than ``LEAST``."""
+    why = " (the first has the learning rate 0)" if name == "steps" else ""
+    return RequestError(f"{name} must be a whole number of at least {LEAST[name]}{why}, not {value!r}")

@@ -81,7 +81,7 @@ def test_rows_are_drawn_once_each_and_with_the_steps_own_size(rows):
 
 
 def test_the_log_says_what_was_set(rows, tmp_path, caplog):
-    made = with_callback(rows, tmp_path, {"max_steps": 1, "warmup_steps": 0})
+    made = with_callback(rows, tmp_path, {"max_steps": 2, "warmup_steps": 0})
     (told,) = entries(made, "predicted_learning_rate")
     line = [  # after the notes
         r.getMessage() for r in caplog.records if r.name == module.__name__ and r.levelno > logging.INFO
@@ -156,7 +156,7 @@ def test_without_the_schedules_state_the_prediction_still_holds(rows, tmp_path):
 
 def test_without_lambda_p_another_law_sets_the_rate_and_the_log_lacks_it(rows, tmp_path):
     """A model that was never trained: no step along the gradient's sign is too long."""
-    made = trainer(rows, tmp_path, model=adapted("llama", torch.float32, moved=False), max_steps=1)
+    made = trainer(rows, tmp_path, model=adapted("llama", torch.float32, moved=False), max_steps=2)
     made.add_callback(PredictedLearningRate(made))
     made.train()
     (told,) = entries(made, "predicted_learning_rate")

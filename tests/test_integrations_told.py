@@ -27,7 +27,7 @@ def rows():
 
 
 def test_what_a_prediction_knows_nothing_of_is_said(rows, tmp_path, caplog):
-    with_callback(rows, tmp_path, {"max_steps": 1, "label_smoothing_factor": 0.4, "adam_beta1": 0.8})
+    with_callback(rows, tmp_path, {"max_steps": 2, "label_smoothing_factor": 0.4, "adam_beta1": 0.8})
     said = [r.getMessage() for r in caplog.records if "knows nothing of" in r.getMessage()]
     assert len(said) == 2 and "label_smoothing_factor=0.4" in said[0] and "betas 0.8, 0.999" in said[1]
 
@@ -73,14 +73,14 @@ def test_the_batch_size_is_the_one_that_is_trained_with(rows, tmp_path, monkeypa
         return predict_learning_rate(*arguments, **options)
 
     monkeypatch.setattr(module, "predict_learning_rate", predict)
-    made = trainer(rows, tmp_path, max_steps=1, gradient_accumulation_steps=2)
+    made = trainer(rows, tmp_path, max_steps=2, gradient_accumulation_steps=2)
     callback = PredictedLearningRate(made)
     made.add_callback(callback)
     made._train_batch_size = 2
     found = callback._drawn(made.args, made.get_train_dataloader())
     assert [len(one["input_ids"]) for one in found.warmup][:-1] == [4] * (len(found.warmup) - 1)
     micro = [collate([rows[i], rows[i + 1]]) for i in range(0, 12, 2)]
-    with_callback(rows, tmp_path, {"max_steps": 1, "gradient_accumulation_steps": 2}, batches=micro)
+    with_callback(rows, tmp_path, {"max_steps": 2, "gradient_accumulation_steps": 2}, batches=micro)
     assert asked == [8] and "batches have 2 rows, a step of training 8" in caplog.text
 
 

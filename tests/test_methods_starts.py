@@ -260,7 +260,7 @@ def test_only_the_first_rows_of_the_training_data_are_looked_at() -> None:
 
 @pytest.mark.parametrize("name", ["init-ab", "lora-ga"])
 def test_a_measurement_and_a_run_start_at_one_adapter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = dataclasses.replace(tiny.SETTING, method=name, steps=1)
+    wanted = dataclasses.replace(tiny.SETTING, method=name, steps=2)
     loaded, data = tiny.tiny_model(), tiny.tiny_data()
     untouched = {key: value.clone() for key, value in loaded.model.state_dict().items()}
     started = []

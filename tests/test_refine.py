@@ -102,7 +102,7 @@ def test_short_runs_need_a_learning_rate(lr):
 @pytest.mark.parametrize("name", ["steps", "batch_size"])
 @pytest.mark.parametrize("count", [0, -60, 60.5, math.nan, None, "60", True])
 def test_short_runs_need_a_run_of_whole_steps_and_rows(name, count):
-    with pytest.raises(RequestError, match=f"{name} must be a whole number of at least 1, not {count!r}"):
+    with pytest.raises(RequestError, match=f"{name} must be a whole number of .*, not {count!r}"):
         refine_learning_rate(predicted(), 3e-3, **RUN | {name: count})
 
 

@@ -1,6 +1,5 @@
 """A sweep keeps what it has finished, whatever happens to it."""
 
-import dataclasses
 import json
 import math
 import os
@@ -178,12 +177,6 @@ def test_wrong_requests_are_refused(tmp_path, instant, changes, match):
     with pytest.raises(RequestError, match=match):
         tiny.tiny_sweep(tmp_path, **changes)
     assert instant == []
-
-
-def test_a_run_of_one_step_would_train_nothing_and_is_refused(tmp_path, instant):
-    one_step = dataclasses.replace(tiny.SETTING, steps=1)
-    with pytest.raises(RequestError, match="steps must be at least 2 for runs"):
-        runner.sweep(one_step, None, None, start_lr=0.1, lrs=tiny.LRS, seeds=(0,), out=tmp_path)
 
 
 def test_an_engine_that_had_no_room_is_told(tmp_path):

@@ -21,7 +21,7 @@ from hessian_lr.setting import Setting
         ({"rank": 2.0}, "rank must be a whole number of at least 1, not 2.0"),
         ({"rank": True}, "rank must be a whole number of at least 1, not True"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
-        ({"steps": -3}, "steps must be a whole number of at least 1, not -3"),
+        ({"steps": 1}, "steps must be a whole number of at least 2 .the first has .* rate 0., not 1"),
         ({"samples": 0}, "samples must be a whole number of at least 1"),
         ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         ({"max_length": 1}, "max_length must be a whole number of at least 2"),

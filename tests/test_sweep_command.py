@@ -326,7 +326,7 @@ WRONG = {
     "out": (["{small}", "--out", "{small}"], "is a file, not a folder"),
     "typo": (["{typo}"], "typo.yaml, line 3: unknown key 'lrs'. Did you mean 'lr'?"),
     "data": (["{data}"], "no_such.jsonl"),
-    "steps": (["{steps}"], "steps must be at least 2 for runs"),
+    "steps": (["{steps}"], "line 8, steps: steps must be a whole number of at least 2 (the first "),
     "rank": (
         ["{rank}"],
         "1 of 2 settings cannot be run, exclude them: lora at rank 500: rank 500 is larger",

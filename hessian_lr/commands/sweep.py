@@ -171,12 +171,10 @@ def _grid(file: str) -> Grid:
 
     from .. import data
     from ..methods import method_of
-    from ..sweep.recipe import check_steps
 
     for one in grid.wanted:
         try:
             method_of(one.setting)
-            check_steps(one.setting)
         except RequestError as error:
             raise RequestError(f"{file}: exclude {grid.label(one.setting)}: {error}") from error
     for name, fields in dict.fromkeys((one.setting.data, one.setting.fields) for one in grid.wanted):

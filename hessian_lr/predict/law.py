@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 from ..digits import number
 from ..errors import RequestError
 from ..records import Record
-from ..setting import ADAMW, Setting
+from ..setting import ADAMW, LEAST, Setting, no_count
 
 COVERAGE = 0.8
 # Beyond the settings a law was tried on, its exponents are a guess: their uncertainty, as a standard
@@ -190,8 +190,8 @@ def check_counts(**counts: object) -> None:
         RequestError: names the first.
     """
     for name, value in counts.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise RequestError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < LEAST[name]:
+            raise no_count(name, value)
 
 
 def refuse_unpredicted(setting: Setting) -> None:

@@ -59,7 +59,7 @@ def predict_learning_rate(
         warmup_batches: Training batches of the run's batch size that ``batches`` does not contain.
         predictor: ``"adam"``: 38/λ_P after a short warm-up and the critical learning rate before it.
             ``"eigenvalue"``: λ at initialization. ``"combined"``: all three.
-        steps: Optimizer steps of the run.
+        steps: Optimizer steps of the run, the first of them at the learning rate 0.
         batch_size: Samples a step of the run; None: as in the warm-up batches.
         dtype: Precision of the products: float32 or bfloat16 (autocast).
         calibration: Constants; None: those that come with the package.
@@ -78,9 +78,10 @@ def predict_learning_rate(
         A ``Prediction``; a failure of the work is one with status ``"failed"``, its reason in ``notes``.
 
     Raises:
-        RequestError: an unknown predictor, or one that needs more than a model; steps or a batch size that
-            is no whole number from 1 on; too few batches, nothing trainable or labelled; ``fast`` with
-            another predictor than ``eigenvalue``, or with an adapter without a closed form.
+        RequestError: an unknown predictor, or one that needs more than a model; steps that are no whole
+            number from 2 on, a batch size that is none from 1 on; too few batches, nothing trainable or
+            labelled; ``fast`` with another predictor than ``eigenvalue``, or with an adapter without a
+            closed form.
     """
     if predictor == PROBE:
         raise RequestError(

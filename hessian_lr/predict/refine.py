@@ -111,8 +111,9 @@ def refine_learning_rate(
         its notes but for those on the law before.
 
     Raises:
-        RequestError: ``lr_probe`` is not a positive number, ``steps`` or ``batch_size`` no whole number from
-            1 on, the prediction has no learning rate or no λ_P, or the constants have no law for this.
+        RequestError: ``lr_probe`` is not a positive number, ``steps`` no whole number from 2 on,
+            ``batch_size`` none from 1 on, the prediction has no learning rate or no λ_P, or the constants
+            have no law for this.
         HessianLRError: that law gives no learning rate here.
     """
     check_counts(steps=steps, batch_size=batch_size)

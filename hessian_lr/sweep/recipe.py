@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import RequestError
 from ..setting import SGD, Setting
 
 #: What a user of transformers' Trainer gets who asks for AdamW with a cosine schedule: gradients
@@ -28,22 +27,8 @@ SGD_RECIPE: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
 }
 WARMUP_FRACTION = 0.03
-LEAST_STEPS = 2
 
 
 def recipe(setting: Setting) -> dict[str, Any]:
     """What the Trainer is told of the setting's optimizer, beside its learning rate."""
     return dict(SGD_RECIPE if setting.optimizer == SGD else RECIPE)
-
-
-def check_steps(setting: Setting) -> None:
-    """Refuse what would be trained at learning rate 0: the first step of the Trainer's warm-up is.
-
-    Raises:
-        RequestError: there would be no other step.
-    """
-    if setting.steps < LEAST_STEPS:
-        raise RequestError(
-            f"a run of {setting.steps} step trains nothing, for the first step of a warm-up has the learning "
-            f"rate 0: steps must be at least {LEAST_STEPS} for runs"
-        )

@@ -15,7 +15,6 @@ from ..setting import Setting
 from . import plan
 from .engine import Engine, Local
 from .finished import Finished, writable
-from .recipe import check_steps
 from .run import RunResult
 from .schedule import Work, make
 from .wanted import Wanted, complete_runs, mean_final_loss
@@ -79,8 +78,8 @@ def sweep(
         engine: Trains the runs; None: this process.
 
     Raises:
-        RequestError: a learning rate, a seed or the number of steps is out of range, or the method does not
-            fit the model.
+        RequestError: a learning rate or a seed is out of range, or the method does not fit the
+            model.
         HessianLRError: ``out`` cannot be written (found before any training), or a run failed.
     """
     from .. import methods
@@ -163,9 +162,8 @@ def check_plan(
     """The setting with each seed, and the learning rates in order (None: to be searched).
 
     Raises:
-        RequestError: a learning rate or seed is out of range, or there is none; or there are too few steps.
+        RequestError: a learning rate or seed is out of range, or there is none.
     """
-    check_steps(setting)
     return _with_seeds(setting, seeds), None if lrs is None else _checked_rates(lrs)
 
 

@@ -21,6 +21,7 @@ WRONG = {
     "fields": (["--fields", "promt,response"], "no column 'promt'. Did you mean 'prompt'?"),
     "fields of a task": (["--data", "math", "--fields", "a,b"], "has none"),
     "rank 0": (["--rank", "0"], "rank must be a whole number of at least 1, not 0"),
+    "one step": (["--steps", "1"], "steps must be a whole number of at least 2 (the first has "),
     "rank not a number": (["--rank", "eight"], "'--rank'"),
     "rank too large": (["--rank", "4000"], "rank 4000 is larger than"),
     "empty data": (["--data", "{folder}/empty.jsonl"], "empty.jsonl has no rows"),
