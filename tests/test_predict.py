@@ -47,6 +47,17 @@ def test_a_prediction_has_a_range_and_a_cost_and_leaves_no_trace(predictor):
     assert not any("samples" in note for note in found.notes)
 
 
+def test_steps_that_nobody_gave_are_told():
+    asked = {"predictor": "eigenvalue", "fast": True}
+    found = hlr.predict_learning_rate(learned(), learnable(12), **asked)
+    given = hlr.predict_learning_rate(learned(), learnable(12), **asked, steps=60)
+    longer = hlr.predict_learning_rate(learned(), learnable(12), **asked, steps=300)
+    assert found.lr == given.lr > longer.lr
+    assert [note for note in found.notes if note not in given.notes] == [
+        "predicted for a run of 60 steps, as none were given: give those of yours, steps=…"
+    ]
+
+
 def test_a_prediction_from_two_rows_says_that_these_are_few():
     found = hlr.predict_learning_rate(
         learned(),

@@ -79,7 +79,8 @@ def test_notes_on_the_law_before_give_way_and_others_stay():
     known = Quantities(1, 100, lr_stability=2e-3, lr_critical_start=1e-2, samples=2)
     before = rate("combined", CONSTANTS, known)
     assert [note.partition(" ")[0] for note in before.notes] == ["predicted", "outside"]
-    found = refine_learning_rate(predicted(notes=(*before.notes, "of the data")), 3e-3, **RUN)
+    assumed = "predicted for a run of 60 steps, as none were given"
+    found = refine_learning_rate(predicted(notes=(*before.notes, "of the data", assumed)), 3e-3, **RUN)
     assert found.notes == ("of the data",)
     found = refine_learning_rate(predicted(notes=before.notes), 3e-3, steps=100, batch_size=1)
     (note,) = found.notes

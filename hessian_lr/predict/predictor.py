@@ -16,13 +16,14 @@ from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
 from ..measure import Curvature, peak_rss_bytes
+from ..setting import Setting
 from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
 from .law import Quantities, check_counts
 from .other_adapters import other_adapter
 from .prediction import Prediction
-from .rate import PROBE, rate
+from .rate import ASSUMED, PROBE, rate
 from .start import by_closed_form, by_lanczos, lr_eigenvalue, lr_sharpness
 from .warmup import MakeOptimizer, adamw
 
@@ -36,7 +37,7 @@ def predict_learning_rate(
     *,
     warmup_batches: Sequence[Batch] | None = None,
     predictor: str = "combined",
-    steps: int = 60,
+    steps: int | None = None,
     batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
     calibration: Calibration | None = None,
@@ -59,7 +60,8 @@ def predict_learning_rate(
         warmup_batches: Training batches of the run's batch size that ``batches`` does not contain.
         predictor: ``"adam"``: 38/λ_P after a short warm-up and the critical learning rate before it.
             ``"eigenvalue"``: λ at initialization. ``"combined"``: all three.
-        steps: Optimizer steps of the run, the first of them at the learning rate 0.
+        steps: Optimizer steps of the run, the first of them at the learning rate 0. The longer it is, the
+            lower the rate. None: 60, and a note says so.
         batch_size: Samples a step of the run; None: as in the warm-up batches.
         dtype: Precision of the products: float32 or bfloat16 (autocast).
         calibration: Constants; None: those that come with the package.
@@ -95,6 +97,8 @@ def predict_learning_rate(
             f"fast is for the predictor 'eigenvalue', which needs λ at B = 0, not for {predictor!r}, which "
             "measures after a warm-up, where B is no longer 0: leave fast out or ask for 'eigenvalue'"
         )
+    assumed = steps is None
+    steps = Setting.steps if steps is None else steps
     check_counts(steps=steps, **{} if batch_size is None else {"batch_size": batch_size})
     require_batches(batches)
     if warmup_batches is None:
@@ -131,6 +135,9 @@ def predict_learning_rate(
         require_shared(error)
         reason = str(error) or type(error).__name__
         prediction = Prediction.failed(predictor, constants.version, reason)
+    if assumed and prediction.lr is not None:
+        note = f"{ASSUMED}{steps} steps, as none were given: give those of yours, steps=…"
+        prediction = replace(prediction, notes=(*prediction.notes, note))
     return replace(prediction, seconds=round(time.perf_counter() - began, 3), peak_rss_bytes=peak_rss_bytes())
 
 

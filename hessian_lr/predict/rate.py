@@ -18,6 +18,8 @@ FALLBACKS = {
     PROBE: (PROBE, "adam"),
 }
 _FALLEN_BACK = "predicted by the law "
+# How the note begins on steps that nobody gave.
+ASSUMED = "predicted for a run of "
 
 
 def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate | None:
@@ -50,5 +52,5 @@ def rate(predictor: str, constants: Calibration, quantities: Quantities) -> Rate
 
 
 def of_no_law(notes: Iterable[str]) -> list[str]:
-    """A prediction's notes without those on the law that it was made by."""
-    return [note for note in notes if not note.startswith((_FALLEN_BACK, OUTSIDE))]
+    """A prediction's notes without those on the law and the run that it was made by."""
+    return [note for note in notes if not note.startswith((_FALLEN_BACK, OUTSIDE, ASSUMED))]
