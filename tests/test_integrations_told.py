@@ -157,6 +157,9 @@ def test_a_measurement_that_fails_does_not_end_the_run(rows, tmp_path, monkeypat
 def test_wrong_arguments_and_sharded_models_are_refused():
     with pytest.raises(RequestError, match="track_every must be at least 1 step, or None, not 0"):
         PredictedLearningRate(SimpleNamespace(), track_every=0)
+    for samples in (0, "auto"):
+        with pytest.raises(RequestError, match=f"samples must be a whole .* at least 1, not {samples!r}"):
+            PredictedLearningRate(SimpleNamespace(), samples=samples)
     sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
     with pytest.raises(RequestError, match=r"sharded \(FSDP or DeepSpeed\).*predict first, whole"):
         PredictedLearningRate(sharded).on_train_begin(None, None, None)

@@ -17,6 +17,7 @@ from ..curvature.loss import Batch, require_batches
 from ..errors import HessianLRError, RequestError
 from ..measure import SharpnessTracker
 from ..predict import Calibration, Prediction, predict_learning_rate
+from ..predict.law import check_counts
 from .differences import differences
 from .rows import Sample, sample
 from .schedule import adamw, set_learning_rate
@@ -60,7 +61,8 @@ class PredictedLearningRate(TrainerCallback):
         calibration: Constants; None: those that come with the package.
 
     Raises:
-        RequestError: ``track_every`` is less than one. When training begins: another optimizer than AdamW,
+        RequestError: ``samples`` is no whole number from 1 on (it does not grow: there is no ``"auto"``
+            here), or ``track_every`` is less than one. When training begins: another optimizer than AdamW,
             a schedule that may keep a learning rate of its own, a model that is sharded over devices, fewer
             than two batches, or batches without what the loss needs.
         HessianLRError: when training begins: no learning rate could be predicted.
@@ -77,6 +79,7 @@ class PredictedLearningRate(TrainerCallback):
     ) -> None:
         if track_every is not None and track_every < 1:
             raise RequestError(f"track_every must be at least 1 step, or None, not {track_every!r}")
+        check_counts(samples=samples)
         self.trainer = trainer
         self.samples = samples
         self.track_every = track_every
