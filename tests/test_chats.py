@@ -84,6 +84,15 @@ def test_what_the_template_leaves_out_is_told(tmp_path):
     )
 
 
+def test_turns_that_are_not_learned_are_told(tmp_path):
+    rows = [asked("Rome"), asked("Bonn")]
+    for row in rows:
+        row["messages"][1]["weight"] = 0
+    _, learned, notes = loaded(tmp_path / "rows.jsonl", rows)
+    assert learned == {"12.</s>"}
+    assert notes == ("2 rows have assistant's turns of weight 0, which are not learned",)
+
+
 def test_a_turn_of_nothing_but_what_the_template_leaves_out_is_empty():
     encoder = Encoder(tiny.byte_tokenizer(chat_template=tiny.CHAT), 500)
     with pytest.raises(BadRow, match="an empty assistant turn"):

@@ -94,6 +94,16 @@ def test_a_chat_learns_the_assistants_turns_only(template):
     assert learned(tokenizer, example) == "yes?</s>4</s>"
 
 
+@pytest.mark.parametrize("template", [tiny.CHAT, OWN_MASK], ids=["by prefixes", "by the template's mask"])
+@pytest.mark.parametrize("off", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+def test_turns_of_weight_0_are_read_and_not_learned(template, off):
+    tokenizer = tiny.byte_tokenizer(chat_template=template)
+    for first, last, expected in ((off, {"weight": 1}, "4</s>"), ({}, off, "yes?</s>")):
+        example = Encoder(tokenizer, 500).chat([TALK[0], TALK[1] | first, TALK[2], TALK[3] | last])
+        assert example.input_ids == Encoder(tokenizer, 500).chat(TALK).input_ids
+        assert learned(tokenizer, example) == expected
+
+
 def test_older_chat_sets_with_from_and_value_are_read():
     tokenizer = tiny.byte_tokenizer(chat_template=tiny.CHAT)
     old = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes?"}]
@@ -106,6 +116,8 @@ def test_older_chat_sets_with_from_and_value_are_read():
         (FORGETFUL, TALK, "cannot be told apart"),
         ("{{ raise_exception('roles must alternate') }}", TALK, "roles must alternate"),
         (tiny.CHAT, TALK[:1], "no assistant turn"),
+        (tiny.CHAT, [TALK[0], TALK[1] | {"weight": 0}], "no assistant turn of weight 1"),
+        (tiny.CHAT, [TALK[0], TALK[1] | {"weight": 0.5}], "a message whose weight is neither 0 nor 1"),
         (tiny.CHAT, [], "no messages"),
         (tiny.CHAT, "hi", "not a list"),
         (tiny.CHAT, ["hi"], "not an object"),

@@ -106,6 +106,8 @@ def load(
         notes.append(fixed_date.NOTE)
     for left_out, count in encoder.unspoken.items():
         notes.append(f"{count:,} rows have {left_out}, which this model's chat template leaves out")
+    if encoder.unlearned:
+        notes.append(f"{encoder.unlearned:,} rows have assistant's turns of weight 0, which are not learned")
     return TaskData(tuple(train), tuple(heldout), tuple(notes), digest_of(train, heldout))
 
 

@@ -11,6 +11,8 @@ from .bad_row import BadRow, kind
 
 # What a turn may say beside its content, by the names that templates read.
 SPOKEN = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+# Keys by which a turn of the assistant's is learned, 1 or true, or is not, 0 or false.
+LEARNED = ("weight", "train")
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -32,6 +34,14 @@ class Chat:
         """Which of ``tools`` and ``SPOKEN`` it has."""
         spoken = [name for name in SPOKEN if any(turn.get(name) for turn in self.turns)]
         return ["tools", *spoken] if self.tools else spoken
+
+    def replies(self, *, learned: bool) -> list[int]:
+        """The places of the assistant's turns that are to be learned, or of those that are not."""
+        return [
+            place
+            for place, turn in enumerate(self.turns)
+            if turn["role"] == "assistant" and all(turn.get(key, 1) for key in LEARNED) == learned
+        ]
 
     def without(self, name: str) -> Chat:
         """The same conversation without one of ``names``."""
@@ -55,19 +65,20 @@ def conversation(messages: Any, beside: Mapping[str, Any]) -> Chat:
             JSON text, and ``chat_template_kwargs``, as far as it has them.
 
     Raises:
-        BadRow: it is no conversation, or has no assistant turn.
+        BadRow: it is no conversation, or has no assistant turn to learn.
     """
     if not isinstance(messages, list) or not messages:
         raise BadRow("messages that are not a list of turns" if messages else "no messages")
     turns = [_turn(message) for message in messages]
     if (system := beside.get("system")) is not None:
         turns = _with_system(system, turns)
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise BadRow("no assistant turn")
     switches = beside.get("chat_template_kwargs", {})
     if not isinstance(switches, dict):
         raise BadRow(f"chat_template_kwargs that are not an object ({kind(switches)})")
-    return Chat(turns, _tools(beside.get("tools")), _without_nulls(switches))
+    chat = Chat(turns, _tools(beside.get("tools")), _without_nulls(switches))
+    if not chat.replies(learned=True):
+        raise BadRow(f"no assistant turn{' of weight 1' if chat.replies(learned=False) else ''}")
+    return chat
 
 
 def _turn(message: Any) -> dict[str, Any]:
@@ -79,6 +90,9 @@ def _turn(message: Any) -> dict[str, Any]:
         content = ""  # as a turn has that does nothing but call a tool
     if not isinstance(role, str) or not isinstance(content, str):
         raise BadRow("a message without a role and a content that are text")
+    for key in LEARNED:
+        if turn.get(key, 1) not in (0, 1):
+            raise BadRow(f"a message whose {key} is neither 0 nor 1")
     return {"role": _ROLES.get(role, role), "content": content, **turn}
 
 

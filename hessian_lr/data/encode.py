@@ -60,6 +60,8 @@ class Encoder:
         self.dated = False
         # How many chats had what the template leaves out, by its name.
         self.unspoken: Counter[str] = Counter()
+        # How many chats had assistant's turns that are not to be learned.
+        self.unlearned = 0
         own, bare = list(tokenizer("a")["input_ids"]), self._tokens("a")
         # Not every tokenizer calls a bos_token what it puts first.
         starts = (at for at in range(len(own)) if own[at : at + len(bare)] == bare)
@@ -88,9 +90,9 @@ class Encoder:
     def chat(self, messages: Any, beside: Mapping[str, Any] | None = None) -> Example:
         """A conversation in the tokenizer's own chat template; labels on the assistant's turns only.
 
-        The template's own mask is used where it has one. Elsewhere a turn is what the template adds
-        to the conversation before it, generation prompt included; that the shorter text's tokens
-        begin the longer's is checked.
+        And of these not on turns of weight 0. The template's own mask is used where it has one. Elsewhere
+        a turn is what the template adds to the conversation before it, generation prompt included; that
+        the shorter text's tokens begin the longer's is checked.
 
         Args:
             messages: The turns.
@@ -111,8 +113,11 @@ class Encoder:
             if _OWN_MASK.search(str(self.tokenizer.chat_template)):
                 own = self._template(chat, return_assistant_tokens_mask=True)
                 ids, mask = list(own["input_ids"]), [bool(flag) for flag in own["assistant_masks"]]
+                self._mark(chat, ids, mask, learned=False)
             else:
-                ids, mask = self._by_prefixes(chat)
+                ids = self._rendered(chat, len(chat.turns))
+                mask = [False] * len(ids)
+                self._mark(chat, ids, mask, learned=True)
         except BadRow:
             raise
         except Exception as error:  # templates are programs: they raise what they like
@@ -121,6 +126,7 @@ class Encoder:
             ids, [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
         )
         self.unspoken.update(unspoken)
+        self.unlearned += bool(chat.replies(learned=False))
         return example
 
     def _unspoken(self, chat: Chat) -> list[str]:
@@ -137,17 +143,13 @@ class Encoder:
                 raise BadRow("an empty assistant turn")
         return unspoken
 
-    def _by_prefixes(self, chat: Chat) -> tuple[list[int], list[bool]]:
-        ids = self._rendered(chat, len(chat.turns))
-        mask = [False] * len(ids)
-        for index, turn in enumerate(chat.turns):
-            if turn["role"] != "assistant":
-                continue
+    def _mark(self, chat: Chat, ids: list[int], mask: list[bool], *, learned: bool) -> None:
+        """Say in ``mask`` which of ``ids`` belong to the turns that are, or are not, to be learned."""
+        for index in chat.replies(learned=learned):
             before, upto = self._rendered(chat, index, prompt=True), self._rendered(chat, index + 1)
             if ids[: len(upto)] != upto or upto[: len(before)] != before:
                 raise BadRow("a chat whose assistant turns cannot be told apart in this template's tokens")
-            mask[len(before) : len(upto)] = [True] * (len(upto) - len(before))
-        return ids, mask
+            mask[len(before) : len(upto)] = [learned] * (len(upto) - len(before))
 
     def _rendered(self, chat: Chat, turns: int, *, prompt: bool = False) -> list[int]:
         return list(self._template(chat.begun(turns), add_generation_prompt=prompt)["input_ids"])
