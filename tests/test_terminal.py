@@ -12,6 +12,7 @@ WIDEST = {
     "sampling_error": 1_404.0,
     "lambda_upper": 1_573.0,
     "lambda_preconditioned": 38_400.0,
+    "sampling_error_preconditioned": 91_600.0,
     "predicted_lr": 1.8e-4,
     "predicted_low": 1.1e-4,
     "predicted_high": 3.1e-4,
@@ -34,8 +35,24 @@ def narrow(monkeypatch):
 def test_the_widest_line_of_a_validation_is_shown_whole(capsys):
     terminal.validate_table([WIDEST])
     shown = capsys.readouterr().out
-    assert "band" in shown and "927 ±1.4e3" in shown and "1.5e-4…3.7e-4" in shown and "12.34×" in shown
+    assert (
+        "band" in shown
+        and "927 ±1.4e3" in shown
+        and "±9.2e4" in shown
+        and "1.5e-4…3.7e-4" in shown
+        and "12.34×" in shown
+    )
     assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(("after", "told"), [(38_400.0, "±9.2e4"), (None, "±1.4e3")])
+def test_what_a_prediction_rests_on_is_shown_with_its_error(capsys, after, told):
+    cost = {"gradient_equivalents": 31.2, "seconds": 12_345.6, "status": "converged"}
+    rate = {"lr": 1.8e-4, "lr_low": 1.1e-4, "lr_high": 3.1e-4}
+    terminal.predict_table([WIDEST | cost | rate | {"lambda_preconditioned": after}])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == [told] for line in lines) and "1.1e-4…3.1e-4" in " ".join(lines)
+    assert all(len(line) <= 80 for line in lines)
 
 
 def test_where_no_table_fits_each_row_is_a_list_and_no_number_is_cut(capsys, monkeypatch):
@@ -44,6 +61,12 @@ def test_where_no_table_fits_each_row_is_a_list_and_no_number_is_cut(capsys, mon
     lines = capsys.readouterr().out.splitlines()
     assert "lora" in lines and "  predicted  1.8e-4 1.1e-4…3.1e-4" in lines
     assert all(len(line) <= 40 for line in lines)
+
+
+def test_a_row_of_an_earlier_version_lacks_the_error_of_lambda_p(capsys):
+    terminal.validate_table([{k: v for k, v in WIDEST.items() if k != "sampling_error_preconditioned"}])
+    shown = capsys.readouterr().out
+    assert "3.84e4" in shown and shown.count("±") == 1
 
 
 def test_a_sweep_whose_best_is_at_its_edge_is_not_scored(capsys):

@@ -68,14 +68,18 @@ def _lists(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def predict_table(rows: Sequence[Row]) -> None:
-    """What ``predict`` found, a line a method."""
+    """What ``predict`` found, a row a method."""
     adam = any(row["lambda_preconditioned"] is not None for row in rows)
+    if adam:
+        name, value, error = "λ_P", "lambda_preconditioned", "sampling_error_preconditioned"
+    else:
+        name, value, error = "λ", "lambda_max", "sampling_error"
     table(
-        ("method", "λ_P" if adam else "λ", "learning rate", "range", "gradients", "seconds", "status"),
+        ("method", name, "learning rate", "range", "gradients", "seconds", "status"),
         [
             (
                 row["method"],
-                number(row["lambda_preconditioned"] if adam else row["lambda_max"]),
+                number(row[value]) + _error("\n", row[error]),
                 rate(row["lr"]),
                 span(row["lr_low"], row["lr_high"]),
                 f"{row['gradient_equivalents']:.0f}",
@@ -148,14 +152,15 @@ def _modules_table(row: Row, most: int = 10) -> None:
 
 
 def validate_table(rows: Sequence[Row]) -> None:
-    """Prediction against sweep, a line a method."""
+    """Prediction against sweep, a row a method."""
     table(
         ("method", "λ", "λ_P", "predicted", "best", "factor", "regret", "band"),
         [
             (
                 row["method"],
                 _with_error(row),
-                number(row["lambda_preconditioned"]),
+                # Rows of earlier versions lack its error.
+                number(row["lambda_preconditioned"]) + _error("\n", row.get("sampling_error_preconditioned")),
                 _predicted(row),
                 _best(row),
                 *(("–", "–", "–") if row["censored"] else _scored(row)),
@@ -294,9 +299,12 @@ def _decimals(value: float | None) -> str:
 def _with_error(row: Row) -> str:
     if row["lambda_max"] is None:
         return "failed"
-    error = "" if row["sampling_error"] is None else f" ±{number(row['sampling_error'], 2)}"
     upper = "" if row["lambda_upper"] is None else f"\n≤ {number(row['lambda_upper'])}"
-    return number(row["lambda_max"]) + error + upper
+    return number(row["lambda_max"]) + _error(" ", row["sampling_error"]) + upper
+
+
+def _error(gap: str, value: float | None) -> str:
+    return "" if value is None else f"{gap}±{number(value, 2)}"
 
 
 def decided(row: Row) -> bool:
