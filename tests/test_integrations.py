@@ -164,6 +164,32 @@ def test_without_lambda_p_another_law_sets_the_rate_and_the_log_lacks_it(rows, t
     assert "prediction_sharpness_preconditioned" not in told
 
 
+def test_a_second_training_goes_on_at_the_first_ones_learning_rate(rows, tmp_path, monkeypatch, caplog):
+    made = with_callback(rows, tmp_path, {"max_steps": 2})
+    (first,) = entries(made, "predicted_learning_rate")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "predict_learning_rate", lambda *_, **__: pytest.fail("predicted again"))
+        made.train()
+    (second,) = entries(made, "predicted_learning_rate")
+    told = {name: value for name, value in second.items() if name.startswith("predicted")}
+    assert told == {name: first[name] for name in told} and second["prediction_gradient_equivalents"] == 0
+    assert made.args.learning_rate == first["predicted_learning_rate"]
+    assert "as for the run before: the adapter has left its start" in caplog.text
+
+
+def test_a_second_training_of_a_model_made_anew_is_predicted_anew(rows, tmp_path):
+    made = trainer(rows, tmp_path, max_steps=2)
+    made.model_init = lambda: learned()
+    made.add_callback(PredictedLearningRate(made))
+    made.train()
+    (first,) = entries(made, "predicted_learning_rate")
+    made.args.gradient_accumulation_steps = 2
+    made.train()
+    (second,) = entries(made, "predicted_learning_rate")
+    assert second["prediction_gradient_equivalents"] > 0
+    assert second["predicted_learning_rate"] != first["predicted_learning_rate"]
+
+
 def test_a_run_that_began_without_a_prediction_keeps_its_learning_rate(rows, tmp_path, caplog):
     saving = {"save_strategy": "steps", "save_steps": 3}
     whole = trainer(rows, tmp_path, **saving)

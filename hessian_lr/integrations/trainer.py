@@ -26,6 +26,10 @@ from .unwrap import unwrapped
 logger = logging.getLogger(__name__)
 
 PREDICTED = "predicted_learning_rate"
+# Why nothing was measured.
+READ = "read from the checkpoint's log"
+AGAIN = "as for the run before: the adapter has left its start, which predictions are for"
+NO_COST = {"prediction_seconds": 0.0, "prediction_gradient_equivalents": 0.0}
 
 
 class PredictedLearningRate(TrainerCallback):
@@ -44,7 +48,9 @@ class PredictedLearningRate(TrainerCallback):
     prediction, its range and its cost are logged through the Trainer's reporters and stand in
     ``state.log_history``, from where a run that resumes from a checkpoint reads them. A run that began
     without a prediction keeps its learning rate when it resumes; what a prediction knows nothing of (another
-    loss, other betas) is said in a warning.
+    loss, other betas) is said in a warning. A second ``train()`` trains on from where the first ended, and
+    a prediction is for an adapter at its start: it takes the first one's learning rate again, unless the
+    Trainer has a ``model_init``, which makes the model anew.
 
     With ``track_every``, the log gets ``sharpness`` (λ), ``sharpness_preconditioned`` (λ_P, in the geometry
     that the run's AdamW has then) and ``sharpness_times_lr`` (λ_P·η: stable on a quadratic below 38 for
@@ -86,6 +92,8 @@ class PredictedLearningRate(TrainerCallback):
         self.batches = batches
         self.calibration = calibration
         self.tracker: SharpnessTracker | None = None
+        # Of the last run that began.
+        self.told: dict[str, float] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,6 +108,7 @@ class PredictedLearningRate(TrainerCallback):
         optimizer = adamw(kwargs["optimizer"])
         told: dict[str, float] | None = next((log for log in state.log_history if PREDICTED in log), None)
         known = told is not None
+        how = READ if known else ""
         if not known and state.global_step:
             logger.warning(
                 "this run began without a predicted learning rate, at step %d it keeps the one it has",
@@ -116,6 +125,9 @@ class PredictedLearningRate(TrainerCallback):
             )
         for difference in differences(args, self.trainer):
             logger.warning("the prediction knows nothing of %s", difference)
+        # An optimizer that knows its parameters has moved them; model_init gives a new one.
+        if told is None and self.told is not None and optimizer.state:
+            told, how = self.told | NO_COST, AGAIN
         if told is None or self.track_every is not None:
             found = self._drawn(args, kwargs["train_dataloader"])
             if told is None:
@@ -124,6 +136,7 @@ class PredictedLearningRate(TrainerCallback):
                 (told,) = broadcast_object_list([_log_of(prediction)])
             if self.track_every is not None:
                 self._follow(args, found)
+        self.told = told
         lr = told[PREDICTED]
         asked = args.lr_scheduler_kwargs
         floor = asked.get("min_lr") if isinstance(asked, dict) else None
@@ -132,7 +145,7 @@ class PredictedLearningRate(TrainerCallback):
         if not known:
             self._log(told, control)
         if state.is_world_process_zero:
-            _say(told, before, known)
+            _say(told, before, how)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -233,16 +246,15 @@ def _log_of(prediction: Prediction) -> dict[str, float]:
     return told
 
 
-def _say(told: dict[str, float], before: float, known: bool) -> None:
+def _say(told: dict[str, float], before: float, how: str) -> None:
     # A warning, because it replaces what the user wrote.
     logger.warning(
         "learning rate %.2e (range %.1e to %.1e), %s; it replaces %.2e",
         told[PREDICTED],
         told[f"{PREDICTED}_low"],
         told[f"{PREDICTED}_high"],
-        "read from the checkpoint's log"
-        if known
-        else f"predicted in {told['prediction_seconds']:.1f} s for the work of "
+        how
+        or f"predicted in {told['prediction_seconds']:.1f} s for the work of "
         f"{told['prediction_gradient_equivalents']:.0f} gradients over the measured rows",
         before,
     )
