@@ -32,6 +32,23 @@ def test_what_a_prediction_knows_nothing_of_is_said(rows, tmp_path, caplog):
     assert len(said) == 2 and "label_smoothing_factor=0.4" in said[0] and "betas 0.8, 0.999" in said[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adam_epsilon": 1e-3}, ["adam_epsilon=0.001: it is for 1e-08"]),
+        ({"adam_epsilon": 1e-6, "neftune_noise_alpha": 5, "max_grad_norm": 0.1, "weight_decay": 0.1}, []),
+        (
+            {"lr_scheduler_type": "constant_with_warmup"},
+            ["a constant schedule: it is for one that falls to 0"],
+        ),
+        ({"lr_scheduler_type": "linear"}, []),
+    ],
+)
+def test_what_moves_the_best_learning_rate_is_said_and_what_does_not_is_not(rows, tmp_path, options, said):
+    made = trainer(rows, tmp_path, **options)
+    assert [one.partition(";")[0] for one in differences(made.args, made)] == said
+
+
 def test_what_a_prediction_notes_is_said_beside_it(rows, tmp_path, caplog):
     with_callback(rows, tmp_path, {"max_steps": 2})
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
