@@ -45,6 +45,12 @@ def test_a_pair_learns_exactly_the_response_and_the_end(adds_bos):
     assert all(label in (-100, token) for token, label in zip(example.input_ids, example.labels, strict=True))
 
 
+def test_a_response_that_ends_in_the_end_of_text_gets_no_second_one():
+    tokenizer = tiny.byte_tokenizer()
+    encoder = Encoder(tokenizer, 100)
+    assert encoder.pair("a", f"b{tokenizer.eos_token}") == encoder.pair("a", "b")
+
+
 def test_all_that_a_tokenizer_begins_texts_with_is_put_first():
     """As GLM-4's does, which names none of it a bos_token."""
     tokenizer = tiny.byte_tokenizer()

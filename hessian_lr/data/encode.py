@@ -84,7 +84,9 @@ class Encoder:
             if _HALF.search(text):
                 raise BadRow(f"a {what} with half a surrogate pair, which no text has")
         before = [*self._begin, *self._tokens(prompt + "\n")]
-        after = [*self._tokens(response), *self._eos]
+        after = self._tokens(response)
+        if after[-1:] != self._eos:  # some files end their responses with it
+            after = [*after, *self._eos]
         return self._example([*before, *after], [IGNORED] * len(before) + after)
 
     def chat(self, messages: Any, beside: Mapping[str, Any] | None = None) -> Example:
