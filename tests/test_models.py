@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -250,6 +251,31 @@ def test_the_same_weights_under_another_configuration_are_another_model(saved, n
     (config["rope_parameters"] if name == "rope_theta" else config)[name] = value
     (saved / "config.json").write_text(json.dumps(config))
     assert models.load(str(saved), device="cpu").fingerprint != before
+
+
+def test_weights_of_a_layer_that_the_configuration_does_not_count_are_named(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        HessianLRError, match=r"model\.layers\.\d+, a layer that its config\.json does not count"
+    ):
+        models.load(str(saved), device="cpu")
+
+
+def test_weights_of_parts_that_no_causal_model_has_are_left_out(saved):
+    """Heads and towers of another kind: transformers leaves them out."""
+    weights = safetensors.torch.load_file(saved / "model.safetensors")
+    before = models.load(str(saved), device="cpu").fingerprint
+    weights |= {"vision.layers.0.weight": torch.ones(2), "model.layers.7.eh_proj.weight": torch.ones(2)}
+    safetensors.torch.save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    assert models.load(str(saved), device="cpu").fingerprint == before
+
+
+def test_an_adapter_beside_the_model_is_told_where_it_belongs(saved):
+    (saved / "adapter_config.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"holds a model and an adapter.*--peft-config"):
+        models.load(str(saved), device="cpu")
 
 
 def test_one_trained_token_makes_another_model():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,7 @@ ALIASES: dict[str, str] = {
     "smollm2-135m": "SmolLM2-135M-Instruct (Apache-2.0): 135 million parameters, dequantised from 4 bits",
 }
 
+_NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")  # a weight of one of several like layers
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -103,6 +105,11 @@ def _found(ref: str, quiet: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 def _check_folder(path: Path) -> None:
     names = sorted(p.name for p in path.iterdir())
     found = ", ".join(names[:8]) or "nothing"
+    if {"config.json", "adapter_config.json"} <= set(names):
+        raise RequestError(
+            f"{path} holds a model and an adapter, which would be loaded into it: move adapter_config.json "
+            "and adapter_model.safetensors into a folder of their own, and give that as --peft-config"
+        )
     if "config.json" not in names:
         if "adapter_config.json" in names:
             raise RequestError(
@@ -171,7 +178,30 @@ def _read(source: str, ref: str, *, local: bool) -> tuple[PreTrainedModel, PreTr
             "it is incomplete, its config.json is another model's, or it is no causal language model: copy "
             "or download all of it again"
         )
+    if layer := _layer_without_place(model.state_dict(), info["unexpected_keys"]):
+        raise HessianLRError(
+            f"{ref} holds weights of {layer}, a layer that its config.json does not count: it is another "
+            "model's config.json, or its number of layers was changed"
+        )
     return model, tokenizer
+
+
+def _layer_without_place(known: Iterable[str], left_out: Iterable[str]) -> str | None:
+    """A layer among the weights that were left out which is like one that the model has, or None.
+
+    Others may stay: transformers leaves out heads and towers that a causal language model does not have.
+    """
+
+    def split(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+        for name in names:
+            if found := _NUMBERED.fullmatch(name):
+                yield found[1], found[2], found[3]
+
+    like = {(head, tail) for head, _, tail in split(known)}
+    layers: dict[str, list[bool]] = {}
+    for head, number, tail in split(left_out):
+        layers.setdefault(f"{head}{number}", []).append((head, tail) in like)
+    return next((layer for layer, alike in layers.items() if all(alike)), None)
 
 
 def _unreadable(
