@@ -106,6 +106,11 @@ def run_row(run: RunResult) -> dict[str, Any]:
     return {**{name: getattr(run, name) for name in RUN}, "seed": run.setting.seed}
 
 
+def all_diverged(runs: Sequence[dict[str, Any]]) -> bool:
+    """Whether there are runs, and each of them diverged: then less would have been more."""
+    return bool(runs) and all(run["diverged"] for run in runs)
+
+
 def catalogue() -> dict[str, list[dict[str, Any]]]:
     """What can be named in a setting, list by list."""
     methods = [

@@ -225,7 +225,7 @@ def test_a_sweep_in_which_everything_diverged_is_still_drawn(drawn):
     sweep = Sweep(Setting(), runs, True)
     drawn(sweep_figure([SweepPanel(sweep, score(sweep, None, None, None))]))
     assert_readable(drawn[0])
-    assert "edge" in drawn[0].axes[0].get_title(loc="left")
+    assert "none learned" in drawn[0].axes[0].get_title(loc="left")
 
 
 @pytest.mark.parametrize(("draw", "data"), [(eigenvalue_figure, points), (sweep_figure, panels)])
@@ -255,10 +255,22 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
         save(eigenvalue_figure(points()), tmp_path / "file" / "figure")
 
 
+def test_where_all_diverged_the_axis_stands_upright_and_nothing_is_called_the_best(drawn):
+    runs = [
+        RunResult("k", Setting(), lr, 2.0, loss, 3, True, 1.0, 10) for lr, loss in ((1.0, None), (3.0, 5.0))
+    ]
+    sweep = Sweep(Setting(), tuple(runs), True)
+    figure = sweep_figure([SweepPanel(sweep, score(sweep, 1e-2, 1e-3, 1e-1))])
+    drawn(figure)
+    low, high = figure.axes[0].get_ylim()
+    assert low < 2.0 < high
+    assert figure.axes[0].get_title(loc="left") == "lora  (none learned)"
+
+
 def test_no_two_methods_look_alike_and_unknown_ones_are_grey():
     assert len(set(METHOD_STYLES.values())) == len(METHOD_STYLES)
     fixed = {"lora", "rslora", "dora", "pissa", "milora", "olora"}
-    fixed |= {"init-ab", "lora-ga", "lora-ga-peft", "gralora", "randlora", "loft", "lora+"}
+    fixed |= {"init-ab", "lora-ga", "lora-ga-peft", "gralora", "randlora", "loft", "lora+", "dora-exact"}
     assert fixed == set(METHOD_STYLES)
     assert method_style("something-new") == UNKNOWN_STYLE
     assert UNKNOWN_STYLE not in METHOD_STYLES.values()

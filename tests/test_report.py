@@ -130,6 +130,10 @@ def test_two_figures_share_no_id():
     assert ids("a") and not ids("a") & ids("b")
 
 
+DIVERGED = [
+    {"lr": lr, "initial_loss": 2.0, "final_loss": 7.0, "steps": 3, "diverged": True} for lr in (1.0, 3.0)
+]
+DIVERGED = [run | {"seconds": 1.0, "seed": 0} for run in DIVERGED]
 NASTY = '<script>alert("x")</script>$\\frac{<img src=x onerror=y>'
 
 
@@ -176,6 +180,7 @@ def test_predictions_alone_give_each_method_with_its_range(tmp_path):
         ({"censored": True, "best_lr": 1e-2}, "lora did best at 1.0e-2, the largest of its sweep"),
         ({"censored": True, "best_lr": 1e-3}, "lora did best at 1.0e-3, the smallest of its sweep"),
         ({"best_lr": None, "best_loss": None}, "No learning rate that was run lowered the held-out loss"),
+        ({"best_lr": None, "best_loss": None, "runs": DIVERGED}, "Every run diverged: run smaller learning"),
         ({"band_low": None}, "anything up to 3.5e-3 kept 99%"),
         ({"predicted_lr": None, "predicted_low": None, "predicted_high": None}, "Train lora"),
     ],

@@ -93,6 +93,16 @@ def test_where_there_is_no_predictor_no_prediction_failed(capsys, predictor, sho
     assert line.split("3.84e4")[1].split()[0] == shown
 
 
+def test_where_every_run_diverged_more_steps_are_not_the_advice(capsys):
+    runs = [{"lr": lr, "final_loss": None, "diverged": True} for lr in (1.0, 3.0)]
+    row = WIDEST | {"best_lr": None, "best_loss": None, "runs": runs, "censored": True}
+    assert terminal.advice([row]) == "Every run diverged: run smaller learning rates."
+    terminal.validate_table([row])
+    assert "all diverged" in capsys.readouterr().out
+    row["runs"] = [*runs, {"lr": 1e-3, "final_loss": 2.0, "diverged": False}]
+    assert terminal.advice([row]).startswith("No learning rate lowered the held-out loss")
+
+
 def test_the_lowest_loss_is_told_at_a_learning_rate_that_was_run():
     """The best learning rate may lie between two runs, where nothing was seen."""
     ends = {1e-3: (1.4, 1.2), 2e-3: (1.1, 1.3), 4e-3: (None, 1.0)}

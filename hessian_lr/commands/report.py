@@ -17,7 +17,7 @@ def report(
         typer.Argument(
             metavar="RUNS...",
             parser=options.expanded,
-            help="Folders that `validate` or `sweep` wrote, and files of `predict --json` and `spectrum --json`.",
+            help="Folders of `validate` and `sweep`, and files of `predict --json` and `spectrum --json`.",
         ),
     ],
     output: Output,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..digits import number, rate
+from ..results import all_diverged
 
 if TYPE_CHECKING:
     from ..predict import Calibration
@@ -182,6 +183,8 @@ def advice(rows: Sequence[Row]) -> str:
     """One line on what to do with the result of ``validate``."""
     learned = [row for row in rows if row["best_lr"] is not None and row["best_loss"] is not None]
     if not learned:
+        if all_diverged([run for row in rows for run in row["runs"]]):
+            return "Every run diverged: run smaller learning rates."
         return "No learning rate lowered the held-out loss: check the data, or run more steps."
     best = min(learned, key=lambda row: row["best_loss"])
     found = f"Lowest held-out loss {best['best_loss']:.3f}: {best['method']}, run at {rate(_lowest(best))}"
@@ -322,7 +325,7 @@ def _best(row: Row) -> str:
     if not row["runs"]:
         return "failed"
     if row["best_lr"] is None:
-        return "none learned"
+        return "all diverged" if all_diverged(row["runs"]) else "none learned"
     text = _two(row, "best_lr", "band_low", "band_high")
     return f"{text}\nat the edge" if row["censored"] else text
 

@@ -21,7 +21,7 @@ from ..records import write_bytes
 
 # Okabe and Ito's colours, without yellow (too pale for a line on white) and black (axes and text).
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-#: Colour and marker of each method, the same in every figure. Six colours cannot tell twelve
+#: Colour and marker of each method, the same in every figure. Six colours cannot tell fourteen
 #: methods apart: each comes back with another marker.
 METHOD_STYLES: dict[str, tuple[str, str]] = {
     "lora": (_BLUE, "o"),
@@ -30,7 +30,8 @@ METHOD_STYLES: dict[str, tuple[str, str]] = {
     "pissa": (_RED, "D"),
     "olora": (_PINK, "v"),
     "rslora": (_SKY, "P"),
-    "dora": (_BLUE, "X"),
+    "dora": (_BLUE, "d"),
+    "dora-exact": (_SKY, "d"),
     "lora-ga": (_ORANGE, "<"),
     "lora-ga-peft": (_ORANGE, "8"),
     "gralora": (_GREEN, ">"),

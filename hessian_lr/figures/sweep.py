@@ -244,7 +244,7 @@ def _draw_panel(axes: Axes, panel: SweepPanel, ceiling: float) -> None:
     axes.plot(*np.array(means).reshape(-1, 2).T, color=colour, zorder=3)
     off = "" if score.factor_error is None else f"  ({times(score.factor_error)} off)"
     if score.censored:
-        off = "  (best at the edge)"
+        off = "  (none learned)" if score.best_lr is None else "  (best at the edge)"
     axes.set_title(f"{clipped(panel.sweep.setting.method)}{off}", loc="left")
 
 
@@ -270,9 +270,11 @@ def _sweep_legend() -> list[Line2D | Patch]:
 
 
 def _loss_limits(panels: Sequence[SweepPanel]) -> tuple[float, float]:
-    """From below the smallest loss to above the largest initial one; what ended higher diverged."""
+    """From below the smallest loss to above the largest initial one, where those that diverged stand."""
     runs = [run for panel in panels for run in panel.sweep.runs]
     high = max(run.initial_loss for run in runs)
-    low = min([run.final_loss for run in runs if run.final_loss is not None], default=high)
+    low = min(
+        [run.final_loss for run in runs if run.final_loss is not None and not run.diverged], default=high
+    )
     margin = 0.05 * (high - low) if high > low else 0.5
     return low - margin, high + margin

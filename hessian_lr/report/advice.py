@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from ..digits import rate
 from ..predict.law import COVERAGE
+from ..results import all_diverged
 from ..score import BAND_REGRET
 from ..setting import SGD
 from .documents import Entry
@@ -46,6 +47,8 @@ def _named(rows: Sequence[Sourced]) -> list[Entry]:
 def _from_sweeps(rows: Sequence[Row]) -> Advice:
     learned = [row for row in rows if row["best_lr"] is not None and row["best_loss"] is not None]
     if not learned:
+        if all_diverged([run for row in rows for run in row["runs"]]):
+            return Advice(Markup("Every run diverged: run smaller learning rates."))
         return Advice(
             Markup(
                 "No learning rate that was run lowered the held-out loss: check the data, or run more steps."

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..digits import rate
 from ..predict.law import COVERAGE
+from ..results import all_diverged
 from ..score import BAND_REGRET
 from ..spectrum.certificate import CONFIDENCE
 from ..validated import Validated
@@ -81,7 +82,9 @@ def _scored(row: Row) -> tuple[str, str]:
 
 def _best(row: Row) -> str:
     if row.get("best_lr") is None:
-        return ABSENT if not row.get("runs") else "none learned"
+        if not row.get("runs"):
+            return ABSENT
+        return "all diverged" if all_diverged(row["runs"]) else "none learned"
     return f"{rate(row['best_lr'])}, at the edge" if row["censored"] else rate(row["best_lr"])
 
 
