@@ -127,10 +127,10 @@ def test_the_models_own_checkpointing_runs_and_changes_nothing(monkeypatch):
     expected = CentralOperator(adapted("llama", torch.float32), BATCHES)
     vector = random_vector(expected.size).float()
     model.gradient_checkpointing_enable({"use_reentrant": False})
+    operator = CentralOperator(model, BATCHES)
     calls = []
     for layer in model.get_base_model().model.layers:
         layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
-    operator = CentralOperator(model, BATCHES)
     operator.step = expected.step = 1e-3
     found = operator.matvec(vector)
     # Two signs, two batches, two layers, each run once more on the way back.

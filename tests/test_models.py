@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from hessian_lr import hub, models, package
+from hessian_lr.causal import looks_ahead
 from hessian_lr.errors import HessianLRError, RequestError
-from hessian_lr.models.causal import looks_ahead
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_text.py"))))
 

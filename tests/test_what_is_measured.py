@@ -63,15 +63,28 @@ def _classifier():
     return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="TOKEN_CLS"))
 
 
-def _masked():
+def _bert(kind, **more):
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
-    model = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=VOCABULARY, **shape))
-    return get_peft_model(model, LoraConfig(r=2, target_modules=["query"]))
+    model = kind(transformers.BertConfig(vocab_size=VOCABULARY, **shape, **more))
+    return get_peft_model(model.eval(), LoraConfig(r=2, target_modules=["query"]))
+
+
+def _headless():
+    model = transformers.LlamaModel(base_model("llama").config)
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
 
 
 MODELS = {
     "a class a token": (_classifier, "LlamaForTokenClassification does not predict the next token"),
-    "masked tokens": (_masked, "BertForMaskedLM does not predict the next token"),
+    "masked tokens": (
+        lambda: _bert(transformers.BertForMaskedLM),
+        "BertForMaskedLM does not predict the next token",
+    ),
+    "both ways": (
+        lambda: _bert(transformers.BertLMHeadModel),
+        "BertLMHeadModel sees the tokens it is to predict",
+    ),
+    "no head": (_headless, "LlamaModel gives a .* without logits.* load it with AutoModelForCausalLM"),
     "a name": (lambda: "gpt2", "must be a torch module with an adapter, not str"),
     "encoder and decoder": (_t5, "an encoder and a decoder"),
     "prompt tuning": (_prompt, "PROMPT_TUNING puts tokens of its own before each row"),
@@ -84,6 +97,12 @@ def test_models_whose_loss_is_another_are_refused(name):
     made, said = MODELS[name]
     with pytest.raises(RequestError, match=said):
         hlr.sharpness(made(), BATCHES)
+
+
+def test_a_bert_that_looks_back_only_is_measured():
+    model = _bert(transformers.BertLMHeadModel, is_decoder=True)
+    found = hlr.sharpness(model, BATCHES)
+    assert found.loss == pytest.approx(float(model(**BATCHES[0]).loss.detach()), rel=SAME_LOSS)
 
 
 def test_inference_mode_is_named():

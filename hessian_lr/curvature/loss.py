@@ -117,12 +117,23 @@ def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         return (labelled(arguments[0]).unsqueeze(0), *arguments[1:])
 
     if head is None:
-        return labelled(model(**inputs, use_cache=False).logits), targets
+        return labelled(_logits(model, inputs)), targets
     hook = head.register_forward_pre_hook(keep_labelled)
     try:
-        return model(**inputs, use_cache=False).logits.squeeze(0), targets
+        return _logits(model, inputs).squeeze(0), targets
     finally:
         hook.remove()
+
+
+def _logits(model: nn.Module, inputs: Batch) -> Tensor:
+    output = model(**inputs, use_cache=False)
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise RequestError(
+            f"{type(base_model(model)).__name__} gives a {type(output).__name__} without logits, and "
+            "curvature is that of a causal language model's loss: load it with AutoModelForCausalLM"
+        )
+    return logits
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

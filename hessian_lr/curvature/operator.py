@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..causal import looks_ahead
 from ..distributed import team
 from ..errors import NotTwiceDifferentiable, RequestError
 from .four_bits import four_bit_layers
@@ -24,7 +25,7 @@ from .loss import (
     trainable,
 )
 from .microbatches import microbatches
-from .modes import compute_in, differentiable_attention, quiet_model
+from .modes import base_model, compute_in, differentiable_attention, quiet_model
 from .nonfinite import nonfinite_loss
 from .once import require_twice, told_once
 from .plan import Plan
@@ -97,6 +98,7 @@ class HessianOperator:
                 f"products in {dtype} need an adapter in it, and this one is {kind}: convert the model "
                 f"(model.to({dtype})), or ask for float32 or bfloat16"
             )
+        self._require_causal()
         self.labels = require_labels(batches)
         self.batches = [to_device(batch, self.device) for batch in microbatches(batches, self.device)]
         self.weights = [count_labels(batch) for batch in self.batches]
@@ -268,6 +270,17 @@ class HessianOperator:
         if twice and self.plan.keeps(index):
             self._graphs[index] = share
         return share
+
+    def _require_causal(self) -> None:
+        """Refuse a model whose labels are not predicted, but read."""
+        base = base_model(self.model)
+        with quiet_model(self.model):
+            if looks_ahead(base):
+                raise RequestError(
+                    f"{type(base).__name__} sees the tokens it is to predict, so that its loss says nothing: "
+                    "curvature is that of a causal language model's loss (BERT and its kin are one with "
+                    "is_decoder=True in from_pretrained)"
+                )
 
     def _require_graph(self, output: Tensor) -> None:
         """Refuse what cannot be differentiated, or cannot be trusted to; once an operator."""

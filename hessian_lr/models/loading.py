@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from .. import hub
+from ..causal import looks_ahead
 from ..devices import resolve_device
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors, ran_out
 from ..package import cache_folder
 from . import alias, gguf
-from .causal import looks_ahead
 from .identity import fingerprint
 
 if TYPE_CHECKING:
