@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ from tiny_models import (
     make_batch,
     with_reentrant_checkpoint,
 )
-from tolerances import CENTRAL_LOSS
+from tolerances import CENTRAL_LOSS, SAME_LAMBDA
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.utils.checkpoint import checkpoint
 
 import hessian_lr as hlr
 from hessian_lr.curvature import HessianOperator
@@ -113,6 +120,37 @@ def test_reentrant_checkpoints_are_measured_by_differences():
     found = hlr.sharpness(with_reentrant_checkpoint(adapted("llama", torch.float32)), BATCHES, rtol=0.01)
     assert "central differences" in " ".join(found.notes)
     assert abs(found.lambda_max / expected.lambda_max - 1) < 0.01 + found.difference_error
+
+
+def _checkpointed_by_itself(model):
+    for layer in model.get_base_model().model.layers:
+        plain = layer.forward
+        layer.forward = lambda x, plain=plain, **more: checkpoint(plain, x, use_reentrant=False, **more)
+    return model
+
+
+def test_checkpoints_of_a_models_own_are_measured_by_differences():
+    expected = hlr.sharpness(adapted("llama", torch.float32), BATCHES, rtol=0.01)
+    model = _checkpointed_by_itself(adapted("llama", torch.float32))
+    found = hlr.sharpness(model, BATCHES, rtol=0.01)
+    assert "central differences (it has checkpoints of its own)" in " ".join(found.notes)
+    assert abs(found.lambda_max / expected.lambda_max - 1) < 0.01 + found.difference_error
+
+
+@pytest.mark.parametrize("kind", list(CheckpointImpl))
+@pytest.mark.parametrize("operator", ["hessian", "central-differences"])
+def test_torchs_checkpoint_wrappers_change_nothing(kind, operator):
+    model = adapted("llama", torch.float32)
+    model.enable_input_require_grads()
+    wrap = partial(checkpoint_wrapper, checkpoint_impl=kind)
+    of = type(model.get_base_model().model.layers[0])
+    apply_activation_checkpointing(model, checkpoint_wrapper_fn=wrap, check_fn=lambda one: type(one) is of)
+    before = [layer.checkpoint_fn for layer in model.get_base_model().model.layers]
+    found = hlr.sharpness(model, BATCHES, operator=operator)
+    expected = hlr.sharpness(adapted("llama", torch.float32), BATCHES, operator=operator)
+    assert found.lambda_max == pytest.approx(expected.lambda_max, rel=SAME_LAMBDA)
+    assert found.notes == expected.notes
+    assert [layer.checkpoint_fn for layer in model.get_base_model().model.layers] == before
 
 
 def test_where_differences_do_not_serve_the_search_is_not_blamed(monkeypatch):

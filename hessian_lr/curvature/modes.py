@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -62,6 +64,24 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, value in zeroed:
             setattr(module, name, value)
+
+
+@contextmanager
+def unwrapped_checkpoints(model: nn.Module) -> Iterator[None]:
+    """What torch's ``checkpoint_wrapper`` holds, called as it is: evaluation mode alone leaves it on."""
+    wrappers = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
+    before = [wrapper.checkpoint_fn for wrapper in wrappers]
+    try:
+        for wrapper in wrappers:
+            wrapper.checkpoint_fn = partial(_called)
+        yield
+    finally:
+        for wrapper, function in zip(wrappers, before, strict=True):
+            wrapper.checkpoint_fn = function
+
+
+def _called(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
 
 
 @contextmanager

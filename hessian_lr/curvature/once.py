@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.utils.checkpoint import CheckpointError
 
 from ..errors import NotTwiceDifferentiable
 
@@ -35,6 +36,9 @@ def told_once() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if isinstance(error, CheckpointError):
+            # What is computed again on the way back is so without ``TwiceDifferentiable``, and fits nothing.
+            raise NotTwiceDifferentiable("it has checkpoints of its own") from error
         said = str(error).strip().splitlines()[0] if str(error).strip() else ""
         if isinstance(error, NotImplementedError) or any(sign in said for sign in _SIGNS):
             raise NotTwiceDifferentiable(f"torch cannot differentiate it twice: {said}") from error

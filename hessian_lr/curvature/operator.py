@@ -25,7 +25,7 @@ from .loss import (
     trainable,
 )
 from .microbatches import microbatches
-from .modes import base_model, compute_in, differentiable_attention, quiet_model
+from .modes import base_model, compute_in, differentiable_attention, quiet_model, unwrapped_checkpoints
 from .nonfinite import nonfinite_loss
 from .once import require_twice, told_once
 from .plan import Plan
@@ -241,6 +241,7 @@ class HessianOperator:
             told_once(),
             self.plan.explained(self.dtype),
             quiet_model(self.model),
+            unwrapped_checkpoints(self.model),
             differentiable_attention(self.model),
             four_bit_layers(self.model, self.dtype),
             torch.enable_grad(),
