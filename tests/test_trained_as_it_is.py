@@ -154,6 +154,33 @@ def test_adamw_counts_as_itself_whoever_made_it():
     assert found[0] > 0 and found == pytest.approx([found[0]] * 3, rel=DENSE64)
 
 
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda model: hlr.sharpness(model, SAMPLE, operator="central-differences").lambda_max,
+        lambda model: hlr.predict_learning_rate(model, SAMPLE, predictor="adam").lr,
+    ],
+)
+def test_an_optimizer_that_steps_in_the_backward_pass_does_not_step(measure):
+    expected = measure(adapted("llama", torch.float32))
+    model = adapted("llama", torch.float32)
+    before = [p.detach().clone() for p in model.parameters()]
+    stepped = []
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+        def step(p, optimizer=optimizer):
+            optimizer.step()
+            p.grad = None
+            stepped.append(p)
+
+        parameter.register_post_accumulate_grad_hook(step)
+    assert measure(model) == expected and not stepped
+    assert all(torch.equal(p, value) for p, value in zip(model.parameters(), before, strict=True))
+    model(**SAMPLE[0]).loss.backward()
+    assert stepped
+
+
 def test_groups_at_a_rate_of_nothing():
     model = adapted("llama")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

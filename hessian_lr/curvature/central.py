@@ -20,7 +20,7 @@ from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
 from .caveats import narrow_types
 from .central_step import LONGEST, NARROW, WORST, valley, weights_used
 from .loss import Batch, count_labels, require_finite, summed_loss
-from .modes import checkpointing, compute_in, quiet_model
+from .modes import checkpointing, compute_in, quiet_model, without_steps
 from .nonfinite import nonfinite_loss
 from .once import told_once
 from .operator import HessianOperator
@@ -211,6 +211,7 @@ class CentralOperator(HessianOperator):
             self.plan.explained(self.dtype),
             quiet_model(self.model),
             checkpointing(self.model),
+            without_steps(self.parameters),
             torch.enable_grad(),
             compute_in(self.device, self.dtype),
         ):

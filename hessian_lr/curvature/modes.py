@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -82,6 +82,20 @@ def unwrapped_checkpoints(model: nn.Module) -> Iterator[None]:
 
 def _called(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
+
+
+@contextmanager
+def without_steps(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No hooks on accumulated gradients: some have an optimizer step there, in the backward pass."""
+    hooks = [parameter._post_accumulate_grad_hooks or {} for parameter in parameters]
+    before = [dict(of_one) for of_one in hooks]
+    for of_one in hooks:
+        of_one.clear()  # torch itself goes on with the same dictionary, whatever the parameter then has
+    try:
+        yield
+    finally:
+        for of_one, kept in zip(hooks, before, strict=True):
+            of_one.update(kept)
 
 
 @contextmanager

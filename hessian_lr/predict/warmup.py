@@ -17,7 +17,7 @@ from ..curvature.loss import (
     to_device,
     trainable,
 )
-from ..curvature.modes import compute_in, quiet_model
+from ..curvature.modes import compute_in, quiet_model, without_steps
 from ..curvature.nonfinite import nonfinite_loss
 from ..curvature.plan import Plan
 from ..distributed import Team, team
@@ -67,7 +67,7 @@ def warm_up(
     require_labels(batches)
     usable = [batch for batch in batches if count_labels(batch)]
     ranks = team()
-    with quiet_model(model), torch.enable_grad():
+    with quiet_model(model), without_steps(parameters), torch.enable_grad():
         for step in range(steps):
             batch = to_device(usable[step % len(usable)], device)
             for group in made.param_groups:
