@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, get_peft_model
+from peft import C3AConfig, LilyConfig, LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from tiny_models import adapted, base_model, dense_hessian, make_batch
-from tolerances import DENSE64
+from tolerances import DEFAULT_LAMBDA, DENSE64
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
@@ -241,3 +241,49 @@ def test_a_dora_that_is_not_active_holds_nothing():
         model.set_adapter(adapter)
         notes = hlr.module_sharpness(model, SAMPLE, max_products=1).notes
         assert any("PEFT's DoRA holds" in note for note in notes) is told
+
+
+def test_an_adapter_that_is_merged_in_part_is_told():
+    model = adapted("llama", torch.float32)
+    assert not any("merged" in note for note in hlr.sharpness(model, SAMPLE).notes)
+    model.get_base_model().model.layers[0].self_attn.q_proj.merge()
+    found = hlr.sharpness(model, SAMPLE)
+    assert any("1 of 14 adapted modules are merged into their weights" in note for note in found.notes)
+
+
+def _with_peft(config):
+    model = get_peft_model(base_model("llama"), config)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter) * parameter.requires_grad
+    return model
+
+
+def test_that_lily_mixes_rows_is_told_and_no_fault_of_the_models():
+    model = _with_peft(LilyConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    ids = SAMPLE[0]["input_ids"]
+    with torch.no_grad():
+        together, alone = model(input_ids=ids).logits[:1], model(input_ids=ids[:1]).logits
+    assert not torch.allclose(together, alone, atol=1e-3)
+    assert any("Lily takes a mean over all tokens" in note for note in hlr.sharpness(model, SAMPLE).notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "right"),
+    [
+        (LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), True),
+        (C3AConfig(block_size=4, target_modules=["q_proj", "v_proj"]), False),
+    ],
+)
+def test_that_c3a_has_a_wrong_derivative_is_told(config, right):
+    model = _with_peft(config).double()
+    embedded = model.get_input_embeddings()(SAMPLE[0]["input_ids"]).detach().requires_grad_()
+    along = 1e-3 * torch.randn(embedded.shape, generator=torch.Generator().manual_seed(0))
+    (slope,) = torch.autograd.grad(model(inputs_embeds=embedded).logits.square().mean(), embedded)
+    with torch.no_grad():
+        up, down = (model(inputs_embeds=embedded + sign * along).logits.square().mean() for sign in (1, -1))
+    # Once C3A is right here, PEFT has mended it, and the note may go.
+    assert (float((slope * along).sum()) == pytest.approx(float(up - down) / 2, rel=DEFAULT_LAMBDA)) is right
+    notes = hlr.sharpness(model.float(), SAMPLE).notes
+    assert any("C3A gives the layers below it a wrong" in note for note in notes) is not right

@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .modes import base_model
+
+_MIXES = (
+    "PEFT's Lily takes a mean over all tokens of a batch, padding and later ones too: its loss, and so this, "
+    "depends on which rows stand together, here and in training"
+)
+_WRONG = (
+    "PEFT's C3A gives the layers below it a wrong derivative: this is of the gradient that trains, not the "
+    "loss's curvature"
+)
 
 
 def narrow_types(model: nn.Module) -> list[torch.dtype]:
@@ -30,11 +40,38 @@ def model_notes(model: nn.Module) -> list[str]:
             "PEFT's DoRA holds the weights' norm constant in its derivative: this is neither quite the "
             "loss's curvature nor that of what training follows (dora-exact differentiates the norm)"
         )
+    layers = _trained_layers(model)
+    if merged := sum(layer.merged for layer in layers):
+        notes.append(
+            f"{merged} of {len(layers)} adapted modules are merged into their weights, and the loss does not "
+            "depend on their parameters, which are counted all the same: unmerge_adapter() first"
+        )
+    if mixes_rows(model):
+        notes.append(_MIXES)
+    if any(_is_of(layer, "c3a") for layer in layers):
+        notes.append(_WRONG)
     if getattr(getattr(base_model(model), "config", None), "output_router_logits", False):
         notes.append(
             "the router's own loss (output_router_logits), which training adds, is not in what was measured"
         )
     return notes
+
+
+def mixes_rows(model: nn.Module) -> bool:
+    """Whether the adapter has the rows of a batch, and its tokens, depend on each other."""
+    return any(_is_of(layer, "lily") for layer in _trained_layers(model))
+
+
+def _trained_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer) and any(p.requires_grad for p in module.parameters())
+    ]
+
+
+def _is_of(layer: BaseTunerLayer, method: str) -> bool:
+    return type(layer).__module__.startswith(f"peft.tuners.{method}.")
 
 
 def _holds_its_norm(module: Any) -> bool:

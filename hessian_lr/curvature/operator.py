@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..causal import looks_ahead
 from ..distributed import team
 from ..errors import NotTwiceDifferentiable, RequestError
+from .caveats import mixes_rows
 from .four_bits import four_bit_layers
 from .loss import (
     Batch,
@@ -276,7 +277,8 @@ class HessianOperator:
         """Refuse a model whose labels are not predicted, but read."""
         base = base_model(self.model)
         with quiet_model(self.model):
-            if looks_ahead(base):
+            # Where it is the adapter that looks ahead, a note says so.
+            if not mixes_rows(self.model) and looks_ahead(base):
                 raise RequestError(
                     f"{type(base).__name__} sees the tokens it is to predict, so that its loss says nothing: "
                     "curvature is that of a causal language model's loss (BERT and its kin are one with "
