@@ -6,6 +6,7 @@ import os
 import reprlib
 import sys
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from . import peft_config as own
@@ -72,12 +73,12 @@ class Setting(Record):
     def __post_init__(self) -> None:
         if isinstance(self.peft_config, str):
             self._take_from(self.peft_config)
-        for name, least in LEAST.items():
+        for name in LEAST:
             value = getattr(self, name)
             if name == "samples" and value == AUTO:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise no_count(name, value)
+            check_counts(**{name: value})
+            object.__setattr__(self, name, int(value))  # NumPy's have no place in JSON
             if value > MOST:
                 raise RequestError(f"{name} must be at most {MOST:,}, not {reprlib.repr(value)}")
         alpha = self.rank if self.alpha is None else self.alpha
@@ -163,7 +164,15 @@ def _place(name: str) -> str:
 LEAST = {"rank": 1, "batch_size": 1, "steps": 2, "seed": 0, "samples": 1, "max_length": 2}
 
 
-def no_count(name: str, value: object) -> RequestError:
-    """What to say of a whole number that is none, or less than ``LEAST``."""
-    why = " (the first has the learning rate 0)" if name == "steps" else ""
-    return RequestError(f"{name} must be a whole number of at least {LEAST[name]}{why}, not {value!r}")
+def check_counts(**counts: object) -> None:
+    """Refuse what is no whole number, or less than its ``LEAST``, which of other names is 1.
+
+    Raises:
+        RequestError: names the first.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < LEAST.get(name, 1):
+            why = " (the first has the learning rate 0)" if name == "steps" else ""
+            raise RequestError(
+                f"{name} must be a whole number of at least {LEAST.get(name, 1)}{why}, not {value!r}"
+            )

@@ -275,7 +275,10 @@ def test_the_start_vector_comes_from_the_seed_and_the_callers_generator_is_untou
     [
         ({"rtol": 0.0}, "rtol must lie between 0 and 1"),
         ({"rtol": float("nan")}, "rtol must lie between 0 and 1"),
-        ({"max_products": 0}, "max_products must be at least 1"),
+        ({"rtol": "0.1"}, "rtol must lie between 0 and 1, not '0.1'"),
+        ({"max_products": 0}, "max_products must be a whole number of at least 1, not 0"),
+        ({"max_products": float("nan")}, "max_products must be a whole number of at least 1, not nan"),
+        ({"max_products": 10.0}, "max_products must be a whole number of at least 1, not 10.0"),
         ({"start": torch.zeros(4)}, "not zero"),
         ({"start": torch.ones(3)}, "shape"),
     ],

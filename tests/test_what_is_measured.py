@@ -128,6 +128,14 @@ WRONG = {
     ),
     "no labels": ([{"input_ids": BATCHES[0]["input_ids"]}], "a batch has no 'labels'; it has input_ids"),
     "a number": ([BATCHES[0] | {"num_items_in_batch": 36}], "'num_items_in_batch' of a batch is a int"),
+    "labels of -1": (
+        [BATCHES[0] | {"labels": BATCHES[0]["labels"].where(BATCHES[0]["labels"] != -100, -1)}],
+        "-1 is no label: it is -100 that marks tokens which are not scored",
+    ),
+    "labels in float32": (
+        [BATCHES[0] | {"labels": BATCHES[0]["labels"].float()}],
+        "labels are token ids, and these are torch.float32",
+    ),
     "a label a row": (
         [BATCHES[0] | {"labels": torch.zeros(4, dtype=torch.long)}],
         r"one entry a token, \(rows, tokens\), and not the shape \(4,\)",
@@ -156,6 +164,28 @@ def test_held_out_batches_that_are_none_are_named_before_any_product(name):
             progress=lambda *state: told.append(state),
         )
     assert not told
+
+
+def test_labels_beyond_the_vocabulary_are_named():
+    batch = BATCHES[0] | {"labels": BATCHES[0]["labels"].where(BATCHES[0]["labels"] != -100, VOCABULARY)}
+    for operator in ("hessian", "central-differences"):
+        with pytest.raises(RequestError, match=f"{VOCABULARY} is no label of a model with"):
+            hlr.sharpness(adapted("llama", torch.float32), [batch], operator=operator)
+
+
+@pytest.mark.parametrize("seed", [None, 1.5, -1])
+def test_seeds_that_are_none_are_named(seed):
+    model, said = adapted("llama", torch.float32), "seed must be a whole number of at least 0, not "
+    for call in (hlr.sharpness, hlr.module_sharpness, hlr.predict_learning_rate):
+        with pytest.raises(RequestError, match=said):
+            call(model, BATCHES, seed=seed)
+    with pytest.raises(RequestError, match=said):
+        hlr.SharpnessTracker(BATCHES, seed=seed)
+
+
+def test_a_type_in_words_is_named():
+    with pytest.raises(RequestError, match=r"dtype must be a type of torch's, .* not 'bfloat16'"):
+        hlr.sharpness(adapted("llama", torch.float32), BATCHES, dtype="bfloat16")
 
 
 def test_products_are_not_had_in_a_type_that_is_not_there():

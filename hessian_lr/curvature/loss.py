@@ -72,6 +72,13 @@ def require_batches(batches: Sequence[Batch]) -> None:
                 f"labels must have one entry a token, (rows, tokens), and not the shape {shape} where "
                 f"input_ids has {expected}: curvature is that of a causal language model's loss"
             )
+        if (kind := batch["labels"].dtype) not in (torch.int32, torch.int64):
+            raise RequestError(f"labels are token ids, and these are {kind}: make them torch.int64")
+        labels = batch["labels"][:, 1:]
+        if bool((wrong := (labels < 0) & (labels != IGNORED)).any()):
+            raise RequestError(
+                f"{int(labels[wrong][0])} is no label: it is {IGNORED} that marks tokens which are not scored"
+            )
 
 
 def require_labels(batches: Sequence[Batch]) -> int:
@@ -117,12 +124,21 @@ def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         return (labelled(arguments[0]).unsqueeze(0), *arguments[1:])
 
     if head is None:
-        return labelled(_logits(model, inputs)), targets
+        return _scored(labelled(_logits(model, inputs)), targets)
     hook = head.register_forward_pre_hook(keep_labelled)
     try:
-        return _logits(model, inputs).squeeze(0), targets
+        return _scored(_logits(model, inputs).squeeze(0), targets)
     finally:
         hook.remove()
+
+
+def _scored(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    words = logits.shape[-1]
+    if len(targets) and (most := int(targets.max())) >= words:
+        raise RequestError(
+            f"{most} is no label of a model with {words} tokens: {IGNORED} marks those that are not scored"
+        )
+    return logits, targets
 
 
 def _logits(model: nn.Module, inputs: Batch) -> Tensor:

@@ -84,6 +84,8 @@ class HessianOperator:
         dtype: torch.dtype = torch.float32,
         memory_budget: int | None = None,
     ) -> None:
+        if not isinstance(dtype, torch.dtype):
+            raise RequestError(f"dtype must be a type of torch's, such as torch.float32, not {dtype!r}")
         self.model = model
         self.parameters = trainable(model)
         if self.exact and is_sharded(model):

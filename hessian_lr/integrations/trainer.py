@@ -17,7 +17,7 @@ from ..curvature.loss import Batch, require_batches
 from ..errors import HessianLRError, RequestError
 from ..measure import SharpnessTracker
 from ..predict import Calibration, Prediction, predict_learning_rate
-from ..predict.law import check_counts
+from ..setting import check_counts
 from .differences import differences
 from .rows import Sample, sample
 from .schedule import adamw, set_learning_rate

@@ -24,6 +24,7 @@ from ..digits import percent
 from ..distributed import require_shared
 from ..errors import HessianLRError, NotTwiceDifferentiable, unknown_name
 from ..records import Record
+from ..setting import check_counts
 from ..spectrum import Eigenvalue, lanczos, power_iteration
 from ..spectrum.lanczos import Progress, dot
 from ..spectrum.stopping import check_stopping
@@ -157,13 +158,14 @@ def sharpness(
 
     Raises:
         RequestError: nothing trainable, nothing labelled, batches (also held-out ones) that are not a list of
-            dictionaries of tensors, an unknown algorithm or operator, a bad tolerance.
+            dictionaries of tensors, an unknown algorithm or operator, a bad tolerance, limit or seed.
     """
     if algorithm not in ALGORITHMS:
         raise unknown_name("algorithm", algorithm, ALGORITHMS)
     if operator not in OPERATORS:
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
+    check_counts(seed=seed)
     if held_out:
         # Not when all products are spent.
         require_batches(held_out)

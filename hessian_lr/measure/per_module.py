@@ -21,6 +21,7 @@ from ..curvature.operator import HessianOperator
 from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError
 from ..records import Record
+from ..setting import check_counts
 from ..spectrum.certificate import CONFIDENCE
 from ..spectrum.stopping import check_stopping
 from .adapter_modules import cost_shares, owned_parameters, places
@@ -98,9 +99,10 @@ def module_sharpness(
         ``"failed"`` and no number with the modules that had not converged, its reason in ``notes``.
 
     Raises:
-        RequestError: nothing trainable, no adapted module, nothing labelled, a bad tolerance.
+        RequestError: nothing trainable, no adapted module, nothing labelled, a bad tolerance, limit or seed.
     """
     check_stopping(rtol, max_products)
+    check_counts(seed=seed)
     began = time.perf_counter()
     operator = HessianOperator(model, batches, dtype=dtype, memory_budget=memory_budget)
     blocks, notes = _blocks(model, operator, rtol=rtol, max_products=max_products, seed=seed)

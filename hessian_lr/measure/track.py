@@ -14,6 +14,7 @@ from ..curvature.operator import HessianOperator
 from ..curvature.vectors import working_type
 from ..errors import RequestError
 from ..records import Record
+from ..setting import check_counts
 from ..spectrum import Eigenvalue, lanczos
 from ..spectrum.lanczos import random_vectors
 
@@ -89,6 +90,7 @@ class SharpnessTracker:
     ) -> None:
         if products < 2:
             raise RequestError(f"products must be at least 2 to follow a turning vector, not {products!r}")
+        check_counts(seed=seed)
         self.batches = batches
         self.dtype = dtype
         self.products = products

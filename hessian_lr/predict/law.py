@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 
 from scipy.stats import t as student_t
 
 from ..digits import number
 from ..errors import RequestError
 from ..records import Record
-from ..setting import ADAMW, LEAST, Setting, no_count
+from ..setting import ADAMW, Setting
 
 COVERAGE = 0.8
 # Beyond the settings a law was tried on, its exponents are a guess: their uncertainty, as a standard
@@ -181,17 +180,6 @@ def check_numbers(*values: float | None, least: float = -math.inf, positive: boo
             wanted = "a positive number" if positive else "a finite number"
             wanted += "" if least == -math.inf else f" of at least {least:g}"
             raise RequestError(f"a constant is {value}; expected {wanted}")
-
-
-def check_counts(**counts: object) -> None:
-    """Refuse steps and batch sizes that no run has.
-
-    Raises:
-        RequestError: names the first.
-    """
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < LEAST[name]:
-            raise no_count(name, value)
 
 
 def refuse_unpredicted(setting: Setting) -> None:

@@ -16,11 +16,11 @@ from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
 from ..measure import Curvature, peak_rss_bytes
-from ..setting import Setting
+from ..setting import Setting, check_counts
 from ..spectrum.lanczos import Progress
 from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
-from .law import Quantities, check_counts
+from .law import Quantities
 from .other_adapters import other_adapter
 from .prediction import Prediction
 from .rate import ASSUMED, PROBE, rate
@@ -81,9 +81,9 @@ def predict_learning_rate(
 
     Raises:
         RequestError: an unknown predictor, or one that needs more than a model; steps that are no whole
-            number from 2 on, a batch size that is none from 1 on; too few batches, nothing trainable or
-            labelled; ``fast`` with another predictor than ``eigenvalue``, or with an adapter without a
-            closed form.
+            number from 2 on, a batch size that is none from 1 on, a seed from 0 on; too few batches,
+            nothing trainable or labelled; ``fast`` with another predictor than ``eigenvalue``, or with an
+            adapter without a closed form.
     """
     if predictor == PROBE:
         raise RequestError(
@@ -99,7 +99,7 @@ def predict_learning_rate(
         )
     assumed = steps is None
     steps = Setting.steps if steps is None else steps
-    check_counts(steps=steps, **{} if batch_size is None else {"batch_size": batch_size})
+    check_counts(steps=steps, seed=seed, **{} if batch_size is None else {"batch_size": batch_size})
     require_batches(batches)
     if warmup_batches is None:
         if len(batches) < 2:

@@ -12,10 +12,10 @@ from dataclasses import replace
 from numbers import Real
 
 from ..errors import HessianLRError, RequestError
-from ..setting import Setting
+from ..setting import Setting, check_counts
 from .adam import AdamSharpness
 from .calibration import Calibration, load_calibration
-from .law import PowerLaw, Quantities, check_counts
+from .law import PowerLaw, Quantities
 from .prediction import Prediction
 from .rate import PROBE, of_no_law, rate
 

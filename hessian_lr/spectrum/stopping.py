@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..setting import check_counts
 from .certificate import hidden_probability
 
 # With no more than this probability the start vector hides an eigenvalue more than rtol above θ.
@@ -45,7 +48,6 @@ def settled(
 
 def check_stopping(rtol: float, max_products: int) -> None:
     """Refuse a tolerance or a limit under which no iteration could end well."""
-    if not 0 < rtol < 1:
+    if not isinstance(rtol, Real) or not 0 < rtol < 1:
         raise RequestError(f"rtol must lie between 0 and 1, not {rtol!r}")
-    if max_products < 1:
-        raise RequestError(f"max_products must be at least 1, not {max_products!r}")
+    check_counts(max_products=max_products)
