@@ -48,7 +48,7 @@ def told():
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("grid")
     save(tiny_llama(initializer_range=0.2), root / "model")
-    write_rows(root / "rows.jsonl", sums(12))
+    write_rows(root / "rows.jsonl", sums(24))
     names = {"model": str(root / "model"), "data": str(root / "rows.jsonl")}
     (root / "grid.yaml").write_text(yaml.safe_dump(names | SETTING | GRID))
     return root
@@ -111,7 +111,8 @@ def test_every_field_is_explained(predicted):
 
 
 def test_align_calibrate_report_and_transfer_read_the_folder(capsys, folder, predicted, tmp_path):
-    pairs = [(row["lambda_max"], row["best_lr"]) for row in rows(predicted) if not row["censored"]]
+    whole = sorted(rows(predicted), key=lambda row: row["setting"]["rank"])  # as the folder is read
+    pairs = [(row["lambda_max"], row["best_lr"]) for row in whole if not row["censored"]]
     assert len(pairs) > 2
     assert command("align", predicted, "--json", tmp_path / "a.json") == 0
     found = json.loads((tmp_path / "a.json").read_text())
@@ -119,7 +120,7 @@ def test_align_calibrate_report_and_transfer_read_the_folder(capsys, folder, pre
 
     assert command("calibrate", predicted, "--out", tmp_path / "c.json", "--json", tmp_path / "d.json") == 0
     learned = json.loads((tmp_path / "d.json").read_text())["observations"]
-    assert sorted(one["best_lr"] for one in learned) == sorted(best for _, best in pairs)
+    assert [one["best_lr"] for one in learned] == [best for _, best in pairs]
     assert {one["quantities"]["steps"] for one in learned} == {4}
 
     parts = read_documents([predicted])
@@ -159,19 +160,24 @@ def test_nothing_is_measured_twice_and_a_plain_call_says_what_it_leaves_out(
     assert rows(predicted) == before
 
 
-def test_shares_measure_their_own_settings_and_the_whole_takes_them(folder, predicted, tmp_path, monkeypatch):
-    """Each share fills half of the table."""
-    words = ("sweep", folder / "grid.yaml", "--out", tmp_path, "--limit", 0, "--predictor", "adam", "--quiet")
+def test_shares_measure_their_own_settings_and_the_whole_takes_them(
+    capsys, folder, predicted, tmp_path, monkeypatch
+):
+    """Each share, in a folder of its own, fills half of the table; `merge` brings the halves together."""
+    words = ("sweep", folder / "grid.yaml", "--limit", 0, "--predictor", "adam", "--quiet")
     for share, measured in (
         ("1/2", ["lora, rank 2", "pissa, rank 2"]),
         ("2/2", ["lora, rank 4", "pissa, rank 4"]),
     ):
-        assert command(*words, "--shard", share) == 0
-        assert [row["label"] for row in rows(tmp_path) if row["lambda_max"]] == measured
-    assert len(list(tmp_path.glob("prediction-*.json"))) == 4
+        out = tmp_path / share[0]
+        assert command(*words, "--shard", share, "--out", out) == 0
+        assert [row["label"] for row in rows(out) if row["lambda_max"]] == measured
+    both = tmp_path / "both"
+    assert command("merge", folder / "grid.yaml", tmp_path / "1", tmp_path / "2", "--out", both) == 1
+    assert "4 measurements brought along" in capsys.readouterr().err
     monkeypatch.setattr("hessian_lr.commands.measured.predict_learning_rate", None)
-    assert command(*words) == 0
-    assert [row["predicted_lr"] for row in rows(tmp_path)] == [
+    assert command(*words, "--out", both) == 0
+    assert [row["predicted_lr"] for row in rows(both)] == [
         row["predictions"]["adam"]["lr"] for row in rows(predicted)
     ]
 

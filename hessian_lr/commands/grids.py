@@ -21,12 +21,12 @@ from ..sweep.cost import estimate, to_go
 from ..sweep.engine import Engine
 from ..sweep.finished import writable
 from ..sweep.grid import Grid, share
-from ..sweep.merge import merge
+from ..sweep.merge import merge, runs_folder
 from ..sweep.runner import censored
 from ..sweep.schedule import Work, by_model, make
 from ..sweep.wanted import Wanted
 from ..sweep.work import Source, assign, strangers
-from .measured import NOTHING, Ends, Measured, Predicting, has_failed, measure, measured_row
+from .measured import NOTHING, Ends, Measured, Predicting, bring, has_failed, measure, measured_row
 
 TABLE = "sweep.csv"
 # Of a setting's row, what stands beside each of its runs in the table.
@@ -150,7 +150,7 @@ class Job:
         return self.write(notes, failed, measured)
 
     def merge(self, folders: Sequence[Path]) -> dict[str, Any]:
-        """Bring the runs of other folders into this one, then ``write`` all that is there.
+        """Bring the runs and measurements of other folders into this one, then ``write`` all that is there.
 
         Returns:
             What stands in ``sweep.json``.
@@ -160,6 +160,7 @@ class Job:
             HessianLRError: the folder cannot be written.
         """
         notes = merge(self._works, folders, writable(self._out / "runs"))
+        notes += tuple(bring([runs_folder(folder).parent for folder in folders], self._out))
         return self.write([*self._grid.notes, *self._notes, *notes], {}, {})
 
     def write(

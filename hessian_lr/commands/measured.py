@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..predict.law import Quantities
 from ..predict.predictor import quantities
 from ..predict.rate import FALLBACKS, PROBE, rate
 from ..prepare import prepare, split_rows
-from ..records import digest, read_json, write_sealed
+from ..records import digest, read_json, write_bytes, write_sealed
 from ..setting import ADAMW, Setting
 from ..sweep.run import precision_name
 from .probe import probed
@@ -42,6 +42,7 @@ _KNOWN = (
     *("lr_directional", "lr_critical", "lr_critical_start"),
     *("lr_probe", "probe"),
 )
+_NAME = "prediction-"  # a measurement's file
 _FIELDS = (*results.LAMBDAS, *_KNOWN, *results.COSTS)
 
 
@@ -167,6 +168,23 @@ def has_failed(measured: Measured, asked: Predicting) -> bool:
     return measured.prediction.predictor != NONE and measured.rates[asked.predictor][0] is None
 
 
+def bring(folders: Sequence[Path], out: Path) -> list[str]:
+    """Copy the measurements that lie in other folders' results to ``out``, and say so in a note.
+
+    Raises:
+        HessianLRError: ``out`` cannot be written.
+    """
+    found = {path.name: path for folder in folders for path in sorted(folder.glob(f"{_NAME}*.json"))}
+    new = [path for name, path in found.items() if not (out / name).exists()]
+    for path in new:
+        write_bytes(out / path.name, path.read_bytes())
+    if not new:
+        return []
+    return [
+        f"{len(new)} measurements brought along: `sweep --limit 0 --predictor NAME` has them in the table"
+    ]
+
+
 def _kept(
     setting: Setting,
     loaded: LoadedModel,
@@ -181,7 +199,7 @@ def _kept(
     named = setting.to_dict() | {"dtype": precision_name(setting)}
     identity = [named, data.digest, loaded.fingerprint, constants.to_dict()]
     identity.append(results.versions())  # the document's, so that they are true of all its numbers
-    path = out / f"prediction-{digest(identity, 12)}.json"
+    path = out / f"{_NAME}{digest(identity, 12)}.json"
     prediction = _read(path, identity, notes)
     if prediction is not None:
         return prediction
