@@ -95,7 +95,7 @@ def spectrum(
 ) -> int:
     """Measure the loss Hessian's largest eigenvalue."""
     from . import results
-    from .commands import session, terminal
+    from .commands import session, tables
     from .commands import spectrum as spectra
     from .measure import ALGORITHMS, OPERATORS, Curvature
     from .prepare import prepare
@@ -126,7 +126,7 @@ def spectrum(
     def failed(setting: Setting, reason: str) -> Row:
         return results.spectrum_row(setting.method, Curvature.failed(reason)) | asked
 
-    return session.each_method(settings, output, work, failed, terminal.spectrum_table, checkpoint)
+    return session.each_method(settings, output, work, failed, tables.spectrum_table, checkpoint)
 
 
 @app.command(epilog=_example("validate --method lora --method pissa --steps 40 --out runs/two"))
@@ -156,7 +156,7 @@ def validate(
     options.check_writable(out, "--out", folder=True)
 
     from . import results
-    from .commands import session, terminal
+    from .commands import session, tables, terminal
     from .commands.measured import Predicting
     from .commands.validate import Job
     from .commands.validate import validate as run
@@ -179,9 +179,9 @@ def validate(
             raise Interrupted(
                 f"interrupted; what is finished is kept in {out}: the same command goes on"
             ) from None
-    status = session.tell(document, output, terminal.validate_table)
+    status = session.tell(document, output, tables.validate_table)
     if not output.quiet:
-        terminal.say(terminal.advice(document["results"]))
+        terminal.say(tables.advice(document["results"]))
     return status
 
 
@@ -221,13 +221,13 @@ def catalogue(
         raise unknown_name("list", what, _CATALOGUE)
 
     from . import results
-    from .commands import terminal
+    from .commands import tables
 
     everything = results.catalogue()
     chosen = everything if what is None else {what: everything[what]}
     output.write({"schema": results.SCHEMA, **chosen})
     if output.tables:
-        terminal.catalogue(chosen)
+        tables.catalogue(chosen)
     return 0
 
 

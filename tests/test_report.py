@@ -23,7 +23,7 @@ import hessian_lr
 from hessian_lr import results
 from hessian_lr.cli import main
 from hessian_lr.commands import session
-from hessian_lr.commands.terminal import rate
+from hessian_lr.digits import rate
 from hessian_lr.errors import RequestError
 from hessian_lr.figures import sweep_figure
 from hessian_lr.figures.style import INK, METHOD_STYLES, MUTED

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hessian_lr.commands import terminal
+from hessian_lr.commands import tables
 from hessian_lr.methods import METHODS
 from hessian_lr.score import align
 
@@ -33,7 +33,7 @@ def narrow(monkeypatch):
 
 
 def test_the_widest_line_of_a_validation_is_shown_whole(capsys):
-    terminal.validate_table([WIDEST])
+    tables.validate_table([WIDEST])
     shown = capsys.readouterr().out
     assert (
         "band" in shown
@@ -49,7 +49,7 @@ def test_the_widest_line_of_a_validation_is_shown_whole(capsys):
 def test_what_a_prediction_rests_on_is_shown_with_its_error(capsys, after, told):
     cost = {"gradient_equivalents": 31.2, "seconds": 12_345.6, "status": "converged"}
     rate = {"lr": 1.8e-4, "lr_low": 1.1e-4, "lr_high": 3.1e-4}
-    terminal.predict_table([WIDEST | cost | rate | {"lambda_preconditioned": after}])
+    tables.predict_table([WIDEST | cost | rate | {"lambda_preconditioned": after}])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == [told] for line in lines) and "1.1e-4…3.1e-4" in " ".join(lines)
     assert all(len(line) <= 80 for line in lines)
@@ -57,38 +57,38 @@ def test_what_a_prediction_rests_on_is_shown_with_its_error(capsys, after, told)
 
 def test_where_no_table_fits_each_row_is_a_list_and_no_number_is_cut(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    terminal.validate_table([WIDEST, WIDEST | {"method": "lora"}])
+    tables.validate_table([WIDEST, WIDEST | {"method": "lora"}])
     lines = capsys.readouterr().out.splitlines()
     assert "lora" in lines and "  predicted  1.8e-4 1.1e-4…3.1e-4" in lines
     assert all(len(line) <= 40 for line in lines)
 
 
 def test_a_row_of_an_earlier_version_lacks_the_error_of_lambda_p(capsys):
-    terminal.validate_table([{k: v for k, v in WIDEST.items() if k != "sampling_error_preconditioned"}])
+    tables.validate_table([{k: v for k, v in WIDEST.items() if k != "sampling_error_preconditioned"}])
     shown = capsys.readouterr().out
     assert "3.84e4" in shown and shown.count("±") == 1
 
 
 def test_a_sweep_whose_best_is_at_its_edge_is_not_scored(capsys):
-    terminal.validate_table([WIDEST | {"censored": True}])
+    tables.validate_table([WIDEST | {"censored": True}])
     shown = capsys.readouterr().out
     assert "at the edge" in shown and "12.34" not in shown and "yes" not in shown
 
 
 def test_a_table_with_room_keeps_its_gaps(capsys):
-    terminal.validate_table([WIDEST | {"method": "lora", "sampling_error": None}])
+    tables.validate_table([WIDEST | {"method": "lora", "sampling_error": None}])
     assert "927  3.84e4" in capsys.readouterr().out
 
 
 def test_a_slope_without_an_interval_is_told_as_one(capsys):
-    terminal.align_table(align([1, 2, 3], [1e-3, 1e-3, 1e-3]))
+    tables.align_table(align([1, 2, 3], [1e-3, 1e-3, 1e-3]))
     shown = capsys.readouterr().out
     assert "nan" not in shown and "All best learning rates are equal" in shown
 
 
 @pytest.mark.parametrize(("predictor", "shown"), [(None, "–"), ("combined", "failed")])
 def test_where_there_is_no_predictor_no_prediction_failed(capsys, predictor, shown):
-    terminal.validate_table([WIDEST | {"predicted_lr": None, "predictor": predictor}])
+    tables.validate_table([WIDEST | {"predicted_lr": None, "predictor": predictor}])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "3.84e4" in line)
     assert line.split("3.84e4")[1].split()[0] == shown
 
@@ -96,11 +96,11 @@ def test_where_there_is_no_predictor_no_prediction_failed(capsys, predictor, sho
 def test_where_every_run_diverged_more_steps_are_not_the_advice(capsys):
     runs = [{"lr": lr, "final_loss": None, "diverged": True} for lr in (1.0, 3.0)]
     row = WIDEST | {"best_lr": None, "best_loss": None, "runs": runs, "censored": True}
-    assert terminal.advice([row]) == "Every run diverged: run smaller learning rates."
-    terminal.validate_table([row])
+    assert tables.advice([row]) == "Every run diverged: run smaller learning rates."
+    tables.validate_table([row])
     assert "all diverged" in capsys.readouterr().out
     row["runs"] = [*runs, {"lr": 1e-3, "final_loss": 2.0, "diverged": False}]
-    assert terminal.advice([row]).startswith("No learning rate lowered the held-out loss")
+    assert tables.advice([row]).startswith("No learning rate lowered the held-out loss")
 
 
 def test_the_lowest_loss_is_told_at_a_learning_rate_that_was_run():
@@ -108,5 +108,5 @@ def test_the_lowest_loss_is_told_at_a_learning_rate_that_was_run():
     ends = {1e-3: (1.4, 1.2), 2e-3: (1.1, 1.3), 4e-3: (None, 1.0)}
     runs = [{"lr": lr, "final_loss": loss} for lr, losses in ends.items() for loss in losses]
     row = {"method": "lora", "best_lr": 1.7e-3, "best_loss": 1.2, "censored": False, "factor_error": 1.5}
-    told = terminal.advice([row | {"runs": runs}])
+    told = tables.advice([row | {"runs": runs}])
     assert told.startswith("Lowest held-out loss 1.200: lora, run at 2.0e-3. Predictions within 2×")

@@ -64,7 +64,7 @@ def predict(
     from ..predict.rate import PROBE
     from ..predict.transfer import transfer
     from ..prepare import prepare
-    from . import session, terminal
+    from . import session, tables
     from .probe import probed
 
     constants = constants_for(predictor, calibration)
@@ -79,7 +79,7 @@ def predict(
             | asked
             for setting in settings
         ]
-        return session.tell(results.document(settings, rows, notes=[]), output, terminal.predict_table)
+        return session.tell(results.document(settings, rows, notes=[]), output, tables.predict_table)
 
     def work(turn: Turn) -> Row:
         setting, progress = turn.setting, turn.progress
@@ -121,7 +121,7 @@ def predict(
         prediction = Prediction.failed(predictor, constants.version, reason)
         return results.prediction_row(setting.method, prediction) | asked
 
-    return session.each_method(settings, output, work, failed, terminal.predict_table, checkpoint)
+    return session.each_method(settings, output, work, failed, tables.predict_table, checkpoint)
 
 
 def check_predictor(predictor: str, settings: Sequence[Setting]) -> None:

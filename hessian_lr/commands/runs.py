@@ -35,7 +35,7 @@ def align(
     from ..figures import eigenvalue_figure
     from ..figures.style import files, save
     from ..score import align as fit
-    from . import terminal
+    from . import tables, terminal
 
     drawn = [] if out is None else [("--out", str(file)) for file in files(out)]
     check_overwriting([*drawn, ("--json", output.json)], runs)
@@ -73,7 +73,7 @@ def align(
     ]
     output.write({"schema": results.SCHEMA, "alignment": alignment, "points": listed, "notes": notes})
     if output.tables:
-        terminal.align_table(alignment)
+        tables.align_table(alignment)
     if not output.quiet:
         for note in notes:
             terminal.say(f"note: {note}")
@@ -99,7 +99,7 @@ def calibrate(
     from .. import results, validated
     from ..predict import load_calibration
     from ..predict.fit import fit, unheard
-    from . import terminal
+    from . import tables, terminal
 
     observations, doubled = validated.observations(_measured(runs))
     current = load_calibration(calibration)
@@ -114,7 +114,7 @@ def calibrate(
         }
     )
     if output.tables:
-        terminal.calibration_table(found)
+        tables.calibration_table(found)
     if not output.quiet:
         for note in notes:
             terminal.say(f"note: {note}")

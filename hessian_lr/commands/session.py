@@ -19,7 +19,7 @@ from ..progress import Progress, quiet_libraries
 from ..setting import Setting
 from . import terminal
 from .options import Output
-from .terminal import Row
+from .tables import Row
 
 Table = Callable[[Sequence[Row]], None]
 

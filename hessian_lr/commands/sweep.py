@@ -82,7 +82,7 @@ def sweep(
     from .. import results
     from ..sweep.engine import Local
     from ..sweep.engines import opened
-    from . import sweep_words, terminal
+    from . import sweep_words, tables, terminal
 
     with (
         opened(None if dry_run else cluster, [one.setting for one in grid.wanted]) as remote,
@@ -103,11 +103,11 @@ def sweep(
     output.write(document)
     rows = document["results"]
     if output.tables:
-        terminal.sweep_table(rows)
+        tables.sweep_table(rows)
         print(sweep_words.common(grid))
     _notes([*document["notes"], *sweep_words.shared(rows)], output)
     if not output.quiet:
-        for line in sweep_words.advice([row for row in rows if terminal.decided(row)], grid.varying):
+        for line in sweep_words.advice([row for row in rows if tables.decided(row)], grid.varying):
             terminal.say(line)
         for line in sweep_words.some_gaps(rows):
             terminal.say(line)
@@ -142,14 +142,14 @@ def merge(
     grid = _grid(file)
     _check_overwriting([file], grid, out, output)
 
-    from . import sweep_words, terminal
+    from . import sweep_words, tables, terminal
 
     with _job(grid, out, output) as (job, _, _):
         document = job.merge([Path(folder) for folder in folders])
     output.write(document)
     rows = document["results"]
     if output.tables:
-        terminal.sweep_table(rows)
+        tables.sweep_table(rows)
     _notes(document["notes"], output)
     gaps = sweep_words.gaps(rows)
     for gap in gaps:

@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ..digits import rate
-from . import terminal
+from . import tables
 
 if TYPE_CHECKING:
     from ..sweep.grid import Grid
@@ -68,7 +68,7 @@ def advice(rows: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
     for row in rows:
         where = ", ".join(f"{name.replace('_', ' ')} {row['setting'][name]}" for name in names)
         groups.setdefault(where, []).append(row | {"method": row["label"]})
-    found = {where: terminal.advice(group) for where, group in groups.items()}
+    found = {where: tables.advice(group) for where, group in groups.items()}
     return [f"{where}: {line}" if where else line for where, line in found.items()]
 
 
