@@ -26,7 +26,7 @@ VALIDATE_KEYS = {
 RUN_KEYS = {"lr", "seed", "initial_loss", "final_loss", "steps", "diverged", "seconds"}
 
 
-AGAIN = ("--method", "lora", "--method", "pissa", "--lrs", "0.01,0.1,1", "--seeds", "0,1")
+AGAIN = ("--method", "lora", "--method", "pissa", "--lrs", "0.03,0.3,3", "--seeds", "0,1")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_validate_writes_the_promised_keys_and_figures(validated):
     for row in found["results"]:
         assert row.keys() >= VALIDATE_KEYS
         assert [(run["lr"], run["seed"]) for run in row["runs"]] == [
-            (lr, seed) for lr in (0.01, 0.1, 1.0) for seed in (0, 1)
+            (lr, seed) for lr in (0.03, 0.3, 3.0) for seed in (0, 1)
         ]
         assert all(run.keys() == RUN_KEYS for run in row["runs"])
         # What `calibrate` and `align` live on.
@@ -141,7 +141,7 @@ def test_a_damaged_measurement_is_named_and_made_again(capsys, validated, option
     )
     whole = json.loads(kept.read_text())
     kept.write_text(kept.read_text()[:100])
-    arguments = ("--method", "pissa", "--lrs", "0.01,0.1,1", "--seeds", "0,1", "--out", validated)
+    arguments = ("--method", "pissa", "--lrs", "0.03,0.3,3", "--seeds", "0,1", "--out", validated)
     _, found = run_json(capsys, "validate", *options, *arguments)
     (row,) = found["results"]
     assert any(kept.name in note and "damaged" in note for note in row["notes"])
@@ -221,7 +221,7 @@ def test_calibrate_hits_the_geometric_mean_and_predict_uses_it(capsys, folder, o
 
 
 def test_tables_are_plain_and_fit_80_columns_when_piped(capsys, options, validated):
-    again = ("--lrs", "0.01,0.1,1", "--seeds", "0,1", "--out", str(validated))
+    again = ("--lrs", "0.03,0.3,3", "--seeds", "0,1", "--out", str(validated))
     assert main(["validate", *options, "--method", "pissa", "--quiet", *again]) == 0
     said = capsys.readouterr()
     assert said.err == "" and "pissa" in said.out and "regret" in said.out
