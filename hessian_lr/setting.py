@@ -29,7 +29,7 @@ class Setting(Record):
 
     Attributes:
         model: Built-in alias, hub id, local folder, or GGUF file.
-        data: Built-in task family, local JSON/JSONL/Parquet file, or hub dataset id.
+        data: Built-in task family, local JSON/JSONL/CSV/Parquet file, or hub dataset id.
         fields: The prompt's and the response's column, or one column of chat messages;
             None: found by their usual names.
         method: Name of a LoRA method (see ``hessian-lr list``).

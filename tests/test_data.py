@@ -1,9 +1,11 @@
+import csv
 import json
 import random
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -94,11 +96,22 @@ def test_a_length_that_leaves_no_answer_is_refused():
 # Files
 
 
-@pytest.mark.parametrize("form", ["rows.jsonl", "rows.json", "data.json", "lines.json", "rows.parquet"])
+FORMS = ["rows.jsonl", "rows.json", "data.json", "lines.json", "rows.parquet", "rows.csv", "saved", "split"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_file_gives_the_same_examples(tmp_path, form):
     rows, path = numbered(12), tmp_path / form
     if form == "rows.parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif form == "rows.csv":
+        with path.open("w", newline="") as handle:
+            table = csv.DictWriter(handle, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    elif form in ("saved", "split"):
+        whole = datasets.Dataset.from_list(rows)
+        (whole if form == "saved" else datasets.DatasetDict(train=whole)).save_to_disk(path)
     elif form in ("rows.json", "data.json"):
         path.write_text(json.dumps(rows if form == "rows.json" else {"data": rows}))
     else:
@@ -262,7 +275,9 @@ def test_at_most_64_rows_are_held_out_and_a_large_file_is_thinned_evenly(tmp_pat
         ("a.json", '[{"prompt": ', "not valid JSON"),
         ("a.json", '{"rows": []}', "must hold a list"),
         ("a.parquet", "PAR1 and nothing", "not a readable Parquet file"),
-        ("a.csv", "p,r", "expected a name that ends in"),
+        ("a.csv", 'prompt,response\n"1+1=,2\n', "not a readable CSV file in UTF-8"),
+        ("a.csv", "prompt,prompt\n1,2\n", "two columns have one name"),
+        ("a.txt", "p,r", "expected a name that ends in"),
     ],
 )
 def test_a_file_without_usable_rows_says_what_was_found(tmp_path, name, content, message):
@@ -298,8 +313,6 @@ def test_a_wrong_name_is_refused_without_asking_the_hub(monkeypatch, name, messa
 
 
 def test_a_hub_dataset_without_a_hub_is_failed_work_and_leaves_the_library_as_it_was(monkeypatch):
-    import datasets
-
     monkeypatch.setattr(hub, "reachable", lambda: False)
     before = datasets.config.HF_HUB_OFFLINE, datasets.is_progress_bar_enabled()
     with pytest.raises(HessianLRError, match="the hub cannot be reached") as caught:
@@ -308,18 +321,26 @@ def test_a_hub_dataset_without_a_hub_is_failed_work_and_leaves_the_library_as_it
     assert (datasets.config.HF_HUB_OFFLINE, datasets.is_progress_bar_enabled()) == before
 
 
-def test_a_hub_dataset_is_read_from_its_train_split(monkeypatch):
-    import datasets
+def test_rows_of_csv_keep_line_breaks_and_are_counted_by_line(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('\ufeffprompt,response\n"a, ""b""\nc",1\n\nd\ne,f,g\nh,2\n', encoding="utf-8")
+    rows, total = sources.read(str(path), 10)
+    assert [number for number, _ in rows] == [3, 5, 6, 7] and total == 4
+    assert rows[0][1] == {"prompt": 'a, "b"\nc', "response": "1"} and rows[3][1]["response"] == "2"
+    assert all("than the 2 columns" in str(row) for _, row in rows[1:3])
 
+
+@pytest.mark.parametrize(("name", "configuration"), [("owner/name", None), ("owner/name:main", "main")])
+def test_a_hub_dataset_is_read_from_its_train_split(monkeypatch, name, configuration):
     asked = []
 
-    def answer(name, split):
-        asked.append((name, split))
+    def answer(source, chosen, split):
+        asked.append((source, chosen, split))
         return datasets.Dataset.from_list(numbered(5))
 
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", answer)
-    rows, total = sources.read("owner/name", 2)
-    assert asked == [("owner/name", "train")]
+    rows, total = sources.read(name, 2)
+    assert asked == [("owner/name", configuration, "train")]
     assert total == 5
     assert rows == [(1, numbered(5)[0]), (4, numbered(5)[3])]

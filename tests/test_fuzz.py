@@ -221,6 +221,15 @@ def test_rows_of_text(folder, suffix, content):
         assert data.make_batches(found.train, 2, 2)
 
 
+CSV = b'prompt,response\n"1, ""2""\n+",3\n2+2=,4\n3+3=,6\n'
+
+
+@FUZZED
+@given(content=spoiled(CSV))
+def test_rows_of_csv(folder, content):
+    assert_answered(folder / "rows.csv", content, lambda path: data.load(str(path), TOKENIZER))
+
+
 def _parquet() -> bytes:
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[0] + ROWS[1]), sink)

@@ -30,7 +30,7 @@ def settings(
     ] = DEFAULTS.model,
     data: Annotated[
         str,
-        typer.Option(help="Built-in task, local .json, .jsonl or .parquet file, or hub dataset id."),
+        typer.Option(help="Built-in task, local .json, .jsonl, .csv or .parquet file, or hub dataset id."),
     ] = DEFAULTS.data,
     fields: Annotated[
         str | None,

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import hub
 from ..errors import HessianLRError, RequestError, unknown_name
-from .bad_row import BadRow
+from .files import SUFFIXES, Row, read_file
 from .tasks import TASKS
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
+if TYPE_CHECKING:
+    import datasets
 
-# A row is its number as a reader would count it (line or row, from 1) and its values, or why it has none.
-Row = tuple[int, dict[str, Any] | BadRow]
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Owner and name, and where a dataset has several configurations, which.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 _PAIRS = (
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -80,10 +78,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def read(name: str, most: int, fields: tuple[str, ...] | None = None) -> tuple[list[Row], int]:
-    """The rows of a local file, or of a hub dataset's train split.
+    """The rows of a local file, of a dataset that `save_to_disk` wrote, or of a hub dataset's train split.
 
     Args:
-        name: The file or the dataset's id.
+        name: The file, the folder, or the dataset's id; ``id:name`` is its configuration of that name.
         most: Of more rows than this, every second (third, …) is taken, so that at most this many are.
         fields: See ``find_columns``. Other columns of a Parquet file are null.
 
@@ -96,9 +94,10 @@ def read(name: str, most: int, fields: tuple[str, ...] | None = None) -> tuple[l
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        raise RequestError(f"{name} is a folder; give one file ({', '.join(SUFFIXES)}) or a hub dataset id")
+        return _thinned(_saved(path), most)
     if path.is_file() or path.suffix.lower() in SUFFIXES:
-        rows = _read_file(path, fields)
+        usual = {column for pair in _PAIRS for column in pair} | {*_CHATS, "input"}
+        rows = read_file(path, {*(usual if fields is None else fields), *_BESIDE_CHATS})
         return rows[:: _step(len(rows), most)], len(rows)
     if is_hub_id(name):
         return _read_hub(name, most)
@@ -137,77 +136,6 @@ def find_columns(rows: Sequence[Row], fields: tuple[str, ...] | None, where: str
     )
 
 
-def _read_file(path: Path, fields: tuple[str, ...] | None) -> list[Row]:
-    if not path.is_file():
-        raise RequestError(f"there is no file {path}; check the path")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise RequestError(f"cannot read {path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    try:
-        if suffix == ".parquet":
-            return _read_parquet(path, fields)
-        content = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
-    return list(_lines(content)) if suffix == ".jsonl" else _read_json(path, content)
-
-
-def _read_json(path: Path, content: bytes) -> list[Row]:
-    try:
-        value = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        # Many a file of JSON lines is called .json: it is one if its lines say so.
-        lines = list(_lines(content))
-        if sum(isinstance(row, dict) for _, row in lines) > len(lines) / 2:
-            return lines
-        raise RequestError(f"{path} is not valid JSON ({error}); correct it, or copy it again") from error
-    if isinstance(value, dict):
-        value = value.get("data")
-    if not isinstance(value, list):
-        raise RequestError(
-            f'{path} must hold a list of objects, or {{"data": [...]}}; one object a line is .jsonl'
-        )
-    return [(number, _object(item)) for number, item in enumerate(value, 1)]
-
-
-def _lines(content: bytes) -> Iterator[Row]:
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, _object(json.loads(line.decode("utf-8")))
-        except UnicodeDecodeError:
-            yield number, BadRow("text that is not UTF-8")
-        except (ValueError, RecursionError):
-            yield number, BadRow("invalid JSON")
-
-
-def _object(value: Any) -> dict[str, Any] | BadRow:
-    return value if isinstance(value, dict) else BadRow("something that is not an object")
-
-
-def _read_parquet(path: Path, fields: tuple[str, ...] | None) -> list[Row]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    usual = {name for pair in _PAIRS for name in pair} | {*_CHATS, "input"}
-    used = {*(usual if fields is None else fields), *_BESIDE_CHATS}
-    try:
-        table = pyarrow.parquet.read_table(path)
-        names = table.column_names
-        # Images take much memory as objects, and not every date that Arrow can hold is one in Python.
-        rows = table.select([at for at, name in enumerate(names) if name in used]).to_pylist()
-    # Texts, dates and names of columns are decoded only as rows are made.
-    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
-        size = path.stat().st_size
-        raise RequestError(
-            f"{path} ({size:,} bytes) is not a readable Parquet file: {hub.first_line(error)}; copy or write "
-            "it again"
-        ) from error
-    null = dict.fromkeys(names)
-    return [(number, null | row) for number, row in enumerate(rows, 1)]
-
-
 def _step(total: int, most: int) -> int:
     return max(1, -(-total // most))
 
@@ -222,7 +150,8 @@ def _read_hub(name: str, most: int) -> tuple[list[Row], int]:
         datasets.config.HF_HUB_OFFLINE = not online
         datasets.disable_progress_bars()
         with hub.silenced():
-            rows = datasets.load_dataset(name, split="train")
+            source, _, configuration = name.partition(":")
+            rows = datasets.load_dataset(source, configuration or None, split="train")
     except Exception as error:
         if not online:
             raise HessianLRError(
@@ -232,12 +161,32 @@ def _read_hub(name: str, most: int) -> tuple[list[Row], int]:
             ) from error
         raise RequestError(
             f"cannot load the train split of the hub dataset {name}: {hub.first_line(error)}; check the id "
-            "(owner/name) and that it has a train split; for a private or gated one, log in with `hf auth "
-            "login` (or set HF_TOKEN); or save the rows you want as a local .jsonl file"
+            "(owner/name, or owner/name:configuration) and that it has a train split; for a private or gated "
+            "one, log in with `hf auth login` (or set HF_TOKEN); or save the rows you want as a local .jsonl "
+            "file"
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
         if bars:
             datasets.enable_progress_bars()
+    return _thinned(rows, most)
+
+
+def _saved(path: Path) -> datasets.Dataset:
+    """A dataset in the folder that its ``save_to_disk`` wrote, or its train split."""
+    import datasets
+
+    try:
+        with hub.silenced():
+            found = datasets.load_from_disk(path)
+            return found["train"] if isinstance(found, datasets.DatasetDict) else found
+    except Exception as error:
+        raise RequestError(
+            f"{path} is a folder, and no dataset with a train split that `save_to_disk` wrote; give one file "
+            f"({', '.join(SUFFIXES)}) or a hub dataset id"
+        ) from error
+
+
+def _thinned(rows: datasets.Dataset, most: int) -> tuple[list[Row], int]:
     chosen = range(0, len(rows), _step(len(rows), most))
     return [(index + 1, dict(row)) for index, row in zip(chosen, rows.select(chosen), strict=True)], len(rows)

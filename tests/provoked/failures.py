@@ -100,7 +100,7 @@ FAILURES: dict[str, tuple[Failure, ...]] = {
     ),
     "Data": (
         F("missing file", "predict --data nothere.jsonl", "nothere.jsonl", "check the path"),
-        F("a kind of file that is not read", "predict --data rows.csv", "rows.csv", ".jsonl"),
+        F("a kind of file that is not read", "predict --data rows.txt", "rows.txt", ".jsonl"),
         F("a folder", "predict --data model", "model is a folder", ".jsonl"),
         F("empty file", "predict --data empty.jsonl", "empty.jsonl", "no rows"),
         F("JSON cut short", "predict --data rows.json", "rows.json", "copy it again", quotes=True),
@@ -129,7 +129,7 @@ FAILURES: dict[str, tuple[Failure, ...]] = {
         F(
             "a hub dataset that is not there",
             "predict --data owner/nothere",
-            "check the id (owner/name)",
+            "check the id (owner/name, or owner/name:configuration)",
             quotes=True,
         ),
         F("a gated hub dataset", "predict --data owner/gated", "gated", "hf auth login", quotes=True),

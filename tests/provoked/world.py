@@ -38,7 +38,7 @@ def _rows(folder: Path) -> None:
     write_rows(folder / "chats.jsonl", [{"messages": [{"role": "user", "content": "1+1="}]}] * 3)
     (folder / "rows.json").write_text('{"prompt": "1+1=", "respon')
     (folder / "rows.parquet").write_bytes(b"PAR1, and no more")
-    (folder / "rows.csv").write_text("prompt,response\n1+1=,2\n")
+    (folder / "rows.txt").write_text("prompt,response\n1+1=,2\n")
 
 
 def _models(folder: Path, whole: Path) -> None:
