@@ -70,7 +70,7 @@ def _models(folder: Path, whole: Path) -> None:
     save(_spoiled(math.nan), folder / "nan")
     save(_spoiled(3e38), folder / "overflow")
     save(_scaled(0.0, ""), folder / "zeros")
-    save(_scaled(100.0, "lm_head"), folder / "ruined")
+    save(_scaled(4.0, "lm_head"), folder / "ruined")
     save(_tiny(vocab_size=50_000), folder / "many-tokens")
     save(_gpt2(), folder / "gpt2")
     save(_tiny(hidden_size=512, intermediate_size=768), folder / "large")
