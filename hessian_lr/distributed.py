@@ -101,7 +101,9 @@ class Team:
                 dist.broadcast(tensor, group=self._group, group_src=0)
 
     @contextmanager
-    def summing(self, *tensors: Tensor, alike: Sequence[Tensor] = (), of: str = "vector") -> Iterator[None]:
+    def summing(
+        self, *tensors: Tensor, alike: Sequence[Tensor | str] = (), of: str = "vector"
+    ) -> Iterator[None]:
         """On leaving, the tensors are their sums over all ranks, by one all-reduce.
 
         What fails inside on one rank fails on all of them with its message; they stay in step.
@@ -130,7 +132,7 @@ class Team:
         self._sum(tensors, failure, alike, of)
 
     def _sum(
-        self, tensors: Sequence[Tensor], failure: Exception | None, alike: Sequence[Tensor], of: str
+        self, tensors: Sequence[Tensor], failure: Exception | None, alike: Sequence[Tensor | str], of: str
     ) -> None:
         head = torch.zeros(1 + self.size, dtype=torch.float32, device=tensors[0].device)
         head[0] = failure is not None
@@ -197,7 +199,7 @@ class ShardedTeam(Team):
         return list(range(len(loads)))
 
     def _sum(
-        self, tensors: Sequence[Tensor], failure: Exception | None, alike: Sequence[Tensor], of: str
+        self, tensors: Sequence[Tensor], failure: Exception | None, alike: Sequence[Tensor | str], of: str
     ) -> None:
         """Rank 0's numbers on every rank; what is sharded needs no sum."""
         told = [torch.zeros(1, device=tensors[0].device)]
@@ -267,11 +269,14 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     return everywhere.redistribute(placements=like.placements)
 
 
-def _stamp(tensors: Sequence[Tensor]) -> int:
+def _stamp(alike: Sequence[Tensor | str]) -> int:
     """A checksum of their bits and their order; others have the same one with a chance of 2⁻²⁴."""
     checksum = 0
-    for tensor in tensors:
-        raw = whole(tensor.detach()).contiguous().view(-1).view(torch.uint8)
+    for one in alike:
+        if isinstance(one, str):
+            checksum = zlib.crc32(one.encode(), checksum)
+            continue
+        raw = whole(one.detach()).contiguous().view(-1).view(torch.uint8)
         checksum = zlib.crc32(raw.cpu().numpy().tobytes(), checksum)
     return checksum % _STAMP
 

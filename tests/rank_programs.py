@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -148,14 +149,59 @@ def measure(out):
         found["other sample"] = told(lambda: hlr.sharpness(adapted(), [make_batch(2, 9, seed=rank // 2)]))
         operator = HessianOperator(adapted(), sample())
         found["other vector"] = told(lambda: operator.matvec(torch.full((operator.size,), 1.0 + (rank == 1))))
+        found |= {f"other {what}": told(work) for what, work in other_on_the_last(rank == 2).items()}
         model = adapted()
         if rank == 1:
-            with torch.no_grad():
-                next(p for p in model.parameters() if not p.requires_grad).fill_(float("nan"))
+            model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, out: out * math.nan)
         failed = hlr.sharpness(model, sample())
         found["failure"] = [failed.status, failed.lambda_max, *failed.notes]
         found["after it"] = hlr.sharpness(adapted(), sample(), rtol=1e-6).lambda_max
     Path(out, f"{rank}.json").write_text(json.dumps(found))
+
+
+def other_on_the_last(other):
+    """Measurements of what is not the same on one rank, by what that is."""
+    import torch
+    from tiny_models import adapted
+
+    import hessian_lr as hlr
+
+    def measured(measure=hlr.sharpness, change=None, **more):
+        model = adapted()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if change is not None and other:
+                    change(name, parameter)
+        return measure(model, sample(), **more)
+
+    def trained(name, parameter):
+        if parameter.requires_grad:
+            parameter.mul_(2.0)
+
+    def frozen(name, parameter):
+        if "wte" in name:
+            parameter.view(-1)[0] += 0.5
+
+    def rescaled():
+        model = adapted()
+        for module in model.modules():
+            if other and hasattr(module, "scaling") and hasattr(module, "lora_A"):
+                module.scaling["default"] *= 4
+        return hlr.sharpness(model, sample())
+
+    def fewer(name, parameter):
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+
+    return {
+        "adapter": lambda: measured(change=trained),
+        "adapter by modules": lambda: measured(hlr.module_sharpness, trained),
+        "base": lambda: measured(change=frozen),
+        "scaling": rescaled,
+        "number": lambda: measured(change=fewer),
+        "operator": lambda: measured(operator="gauss-newton" if other else "hessian"),
+        "dtype": lambda: measured(dtype=torch.bfloat16 if other else torch.float32),
+    }
 
 
 def in_pieces(model, how="layers"):

@@ -153,6 +153,25 @@ def test_what_ranks_must_not_do_is_refused_on_all_of_them(found):
         assert one["other vector"][1].startswith("rank 1 has another vector than rank 0")
 
 
+@pytest.mark.parametrize(
+    "what, named",
+    [
+        ("adapter", "adapter"),
+        ("adapter by modules", "adapter"),
+        ("base", "model"),
+        ("scaling", "model"),
+        ("number", "model"),
+        ("operator", "operator or dtype"),
+        ("dtype", "operator or dtype"),
+    ],
+)
+def test_ranks_that_do_not_measure_the_same_are_told_so(what, named, found):
+    for one in found:
+        kind, message = one[f"other {what}"]
+        assert kind == "RequestError"
+        assert message.startswith(f"rank 2 has another {named} than rank 0")
+
+
 def test_a_failure_on_one_rank_is_told_on_all_and_the_work_goes_on(found):
     for one in found:
         status, value, note = one["failure"]

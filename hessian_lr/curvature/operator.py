@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..causal import looks_ahead
 from ..distributed import team
 from ..errors import NotTwiceDifferentiable, RequestError
+from ..models.identity import glance
 from .caveats import mixes_rows
 from .four_bits import four_bit_layers
 from .loss import (
@@ -70,7 +71,7 @@ class HessianOperator:
 
     Raises:
         RequestError: no trainable parameter, no labelled token, batches without what a loss needs, a type
-            that products cannot have, or another rank has another sample.
+            that products cannot have, or another rank has another sample, model or arguments.
         NotTwiceDifferentiable: the model is sharded over processes.
     """
 
@@ -118,11 +119,8 @@ class HessianOperator:
         self._seen = self._versions()
         self._losses: dict[int, float] = {}
         self._cast_weights: dict[int, tuple[Tensor, Tensor]] = {}
-        # Once, before anything is built on it: ranks that cut different samples would sum nonsense, or wait
-        # for numbers of another length.
-        sample = [batch[name] for batch in self.batches for name in sorted(batch)]
-        with self._team.summing(torch.zeros(1, device=self.device), alike=sample, of="sample"):
-            pass
+        if self._team.size > 1:
+            self._require_alike()
 
     @property
     def kept(self) -> int:
@@ -298,6 +296,21 @@ class HessianOperator:
             )
         # For a gradient too: reentrant checkpoints hide what is inside them from autograd.grad.
         require_twice(output)
+
+    def _require_alike(self) -> None:
+        """Refuse, once, before anything is built on it, ranks that do not measure the same.
+
+        They would sum nonsense, or wait for numbers of another length.
+        """
+        sample = [batch[name] for batch in self.batches for name in sorted(batch)]
+        for alike, of in (
+            (sample, "sample"),
+            ([f"{type(self).__name__} {self.dtype}"], "operator or dtype"),
+            ([glance(self.model)], "model"),
+            (self.parameters, "adapter"),
+        ):
+            with self._team.summing(torch.zeros(1, device=self.device), alike=alike, of=of):
+                pass
 
     def _versions(self) -> list[int]:
         """Torch's own count of the times each parameter was written to."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from .. import hub
 from ..distributed import whole
@@ -32,6 +33,41 @@ def fingerprint(model: torch.nn.Module) -> str:
             total.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             total.update(raw(value))
     return total.hexdigest()[:16]
+
+
+def glance(model: torch.nn.Module) -> str:
+    """What ``fingerprint`` reads, in a fraction of its time, for processes that should have one model.
+
+    Of a frozen weight the sum of its bits, where it lies: one pass over memory, less than a forward pass, and
+    blind only to what moves about within a weight. Of what is trained, offloaded or in pieces on the
+    processes the shape alone.
+    """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    told: list[Any] = [_configuration(model), scalings(model), sorted(trained)]
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            unread = name in trained or value.is_meta or isinstance(value, DTensor)
+            told.append((name, tuple(value.shape), str(value.dtype), None if unread else _bits(value)))
+    return json.dumps(told, sort_keys=True, default=str)
+
+
+def scalings(model: torch.nn.Module) -> dict[str, float]:
+    """What each adapter is multiplied by in each layer, which follows from no weight."""
+    return {
+        f"{name}.{adapter}": value
+        for name, module in model.named_modules()
+        if isinstance(given := getattr(module, "scaling", None), Mapping)
+        for adapter, value in given.items()
+    }
+
+
+def _bits(tensor: torch.Tensor) -> int:
+    """The sum of all bits in words of eight bytes: exact, so the same in any order and on any device."""
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    if flat.storage_offset() % 8:
+        flat = flat.clone()
+    end = flat.numel() // 8 * 8
+    return int(flat[:end].view(torch.int64).sum() + flat[end:].sum())
 
 
 def raw(tensor: torch.Tensor) -> memoryview:
