@@ -181,6 +181,46 @@ def test_an_optimizer_that_steps_in_the_backward_pass_does_not_step(measure):
     assert stepped
 
 
+def _in_two_groups():
+    """A model, AdamW with a group for each factor, its step, and λ_P from the dense Hessian and its state."""
+    model = adapted("llama")
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    first, second = ([p for name, p in named if ("lora_A" in name) is which] for which in (True, False))
+    optimizer = torch.optim.AdamW([{"params": first, "lr": 1e-4}, {"params": second, "lr": 1.6e-3}])
+
+    def step():
+        optimizer.zero_grad()
+        model(**SAMPLE[0], use_cache=False).loss.backward()
+        optimizer.step()
+
+    def truth():
+        eta = next(group["lr"] for group in optimizer.param_groups if group["lr"])
+        roots = []
+        for _, p in named:
+            (group,) = (one for one in optimizer.param_groups if any(p is q for q in one["params"]))
+            (beta1, beta2), state = group["betas"], optimizer.state[p]
+            t = int(state["step"])
+            scale = (1 - beta1**t) * ((state["exp_avg_sq"] / (1 - beta2**t)).sqrt() + group["eps"])
+            roots.append((group["lr"] / eta / scale).sqrt().reshape(-1))
+        root = torch.cat(roots)
+        return float(torch.linalg.eigvalsh(root[:, None] * dense_hessian(model, SAMPLE) * root)[-1])
+
+    return model, optimizer, step, truth
+
+
+def test_the_present_rates_of_groups_count_where_a_schedule_does_not_scale_them_alike():
+    model, optimizer, step, truth = _in_two_groups()
+    # Down to one rate for both.
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3, eta_min=1e-4)
+    for _ in range(3):
+        step()
+        schedule.step()
+    tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=40)
+    for _ in range(2):
+        found = tracker.update(model, 3, optimizer).preconditioned
+    assert found == pytest.approx(truth(), rel=1e-5)
+
+
 def test_groups_at_a_rate_of_nothing():
     model = adapted("llama")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

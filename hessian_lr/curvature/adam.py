@@ -124,16 +124,16 @@ def adam_direction(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor
 def rate_factors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
     """q, shape (n,): each parameter's learning rate over η, which is that of the optimizer's first group.
 
-    As they were before a scheduler scaled all groups alike. Of groups at 0 the first that is not counts; what
-    is at 0 beside others is held, with q = 0.
+    Of groups at 0 the first that is not counts; what is at 0 beside others is held, with q = 0. Where all are
+    at 0, as before a warm-up's first step, the rates count that they had before a scheduler scaled them.
 
     Raises:
         RequestError: several groups, all at 0, and nothing tells how their rates compare.
     """
     groups = [group for group in optimizer.param_groups if group["params"]]
-    # A schedule takes all to 0 at once: one alone at 0 is held, whatever it was.
-    moving = any(group["lr"] > 0 for group in groups)
-    rates = [0.0 if moving and group["lr"] == 0 else group.get("initial_lr", group["lr"]) for group in groups]
+    rates = [group["lr"] for group in groups]
+    if not any(rate > 0 for rate in rates):
+        rates = [group.get("initial_lr", group["lr"]) for group in groups]
     eta = next((rate for rate in rates if rate > 0), None)
     if eta is None and len(groups) > 1:
         raise RequestError(
