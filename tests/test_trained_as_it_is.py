@@ -221,6 +221,17 @@ def test_the_present_rates_of_groups_count_where_a_schedule_does_not_scale_them_
     assert found == pytest.approx(truth(), rel=1e-5)
 
 
+def test_groups_that_take_turns_are_tracked():
+    model, optimizer, step, truth = _in_two_groups()
+    tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64)
+    for turn in range(3):
+        for index, group in enumerate(optimizer.param_groups):
+            group["lr"] = 1e-4 * (index == turn % 2)
+        step()
+        found = tracker.update(model, turn, optimizer).preconditioned
+        assert found == pytest.approx(truth(), rel=0.05)
+
+
 def test_groups_at_a_rate_of_nothing():
     model = adapted("llama")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

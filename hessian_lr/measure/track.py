@@ -129,7 +129,8 @@ class SharpnessTracker:
             if self.direction is not None:
                 moving = self.direction.to(operator.device) * diagonal.sqrt()
                 start = torch.where(diagonal.isinf(), 0.0, moving)
-                start = start / start.norm()
+                # Nothing is left of it where it lay in what is held now, as of groups that take turns.
+                start = start / norm if (norm := start.norm()) > 0 else None
             # P moves as well, and faster early on: with as few products as λ, 44% were missed.
             adam = PreconditionedOperator(operator, diagonal)
             scaled = self._follow(operator, adam.matvec, start, times=2)
