@@ -76,6 +76,10 @@ def _headless():
 
 MODELS = {
     "a class a token": (_classifier, "LlamaForTokenClassification does not predict the next token"),
+    "a class a token, compiled": (
+        lambda: torch.compile(_classifier().get_base_model(), backend="eager"),
+        "LlamaForTokenClassification does not predict the next token",
+    ),
     "masked tokens": (
         lambda: _bert(transformers.BertForMaskedLM),
         "BertForMaskedLM does not predict the next token",

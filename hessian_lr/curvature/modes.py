@@ -31,7 +31,7 @@ def quiet_model(model: nn.Module) -> Iterator[None]:
     for module, _ in modes:
         # In evaluation bitsandbytes may lay a weight out anew, for products that have no gradient.
         module.training = is_four_bit(module)
-    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m, _ in modes)
+    compiled = any(_is_compiled(module) for module, _ in modes)
     try:
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             yield
@@ -39,6 +39,12 @@ def quiet_model(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         reshard(model)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether it is torch.compile()'s, by module, in place (``module.compile()``) or by its forward alone."""
+    by_forward = hasattr(module.forward, "_torchdynamo_orig_callable")
+    return by_forward or "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 @contextmanager
@@ -125,9 +131,10 @@ def compute_in(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def base_model(model: nn.Module) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
+    """The transformers model inside a PEFT wrapper and torch.compile()'s, or the model itself."""
     wrapper: Any = model
-    return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
+    base = wrapper.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(base, "_orig_mod", base)
 
 
 def reshard(model: nn.Module) -> None:
