@@ -17,7 +17,7 @@ from . import __version__
 from .curvature.operator import HessianOperator
 from .distributed import team
 from .errors import RequestError
-from .models.identity import fingerprint, raw
+from .models.identity import fingerprint, raw, scalings
 from .records import digest, read_json
 from .setting import Setting
 from .spectrum.checkpoint import STATE, Checkpoint
@@ -65,6 +65,8 @@ class Checkpoints:
             "stage": stage,
             "setting": self._setting,
             "model": fingerprint(operator.model),
+            # The setting's alpha need not be that of a model that was made elsewhere.
+            "scalings": digest(scalings(operator.model), 12),
             "point": _hash([*operator.parameters, *more]),
             "sample": _hash([batch[name] for batch in operator.batches for name in sorted(batch)]),
             "matrix": type(operator).__name__,

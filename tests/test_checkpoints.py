@@ -154,6 +154,14 @@ def other_point():
     return model
 
 
+def other_alpha():
+    model = learned()
+    for module in model.modules():
+        if hasattr(module, "lora_A") and module.lora_A:
+            module.set_scale("default", 2.0)
+    return model
+
+
 FOREIGN = {
     "asked.seed": {"seed": 1},
     "asked.max_products": {"max_products": 39},
@@ -161,6 +169,7 @@ FOREIGN = {
     "sample": {"batches": BATCHES[1:3]},
     "point": {"model": other_point},
     "model": {"model": other_model},
+    "scalings": {"model": other_alpha},
     "dtype": {"dtype": torch.bfloat16},
     "matrix": {"operator": "gauss-newton"},
 }
