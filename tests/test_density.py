@@ -105,6 +105,17 @@ def test_a_multiple_of_the_identity_is_one_line(value, count, dtype):
     assert found.products == 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("values", [[0.0, 1.0], [0.0, 1.0, 10.0], [-1e5, 0.1, 0.2, 1.0]])
+def test_few_distinct_eigenvalues_are_lines_and_not_one_hump(values, dtype):
+    diagonal = torch.tensor([value for value in values for _ in range(50)], dtype=dtype)
+    density = spectral_density(lambda v: diagonal * v, len(diagonal), dtype=dtype)
+    assert density.width == pytest.approx((max(values) - min(values)) / 400, rel=1e-4)
+    halfway = np.interp(0.5 * (values[0] + values[1]), density.grid, density.cumulative)
+    error = np.interp(0.5 * (values[0] + values[1]), density.grid, density.cumulative_error)
+    assert abs(halfway - 50) < 4 * error
+
+
 def test_it_goes_to_json_and_back(tmp_path):
     found = run(SPECTRA["two bulks"], steps=10)
     found.write(tmp_path / "density.json")

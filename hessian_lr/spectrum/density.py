@@ -43,7 +43,8 @@ class SpectralDensity(Record):
         weights: For each probe the squared first components of T's eigenvectors; they sum to 1.
         trace: Estimate of the sum of all eigenvalues.
         width: Standard deviation of the Gaussian in place of each node: the typical distance of
-            neighbouring nodes (the median over the spectral mass), but at least 1/400 of the range.
+            neighbouring nodes (the median over the spectral mass), but at least 1/400 of the range; that
+            where fewer than m steps exhaust the space, as with few distinct eigenvalues, all then known.
         grid: Points x, equally spaced at half the width.
         density: Share of the eigenvalues per unit at x; integrates to 1.
         cumulative: Expected number of eigenvalues ≤ x, from 0 to n, smoothed likewise.
@@ -123,6 +124,7 @@ def spectral_density(
     basis = Basis(size, device, dtype)
     nodes: list[Array] = []
     weights: list[Array] = []
+    ended: list[bool] = []
     products = 0
     for probe in range(probes):
         basis.shorten(0)
@@ -137,9 +139,10 @@ def spectral_density(
                 break
         nodes.append(values)
         weights.append(vectors[0] ** 2)
+        ended.append(t.following is None)
 
     trace, trace_error = _trace_of(lambda x: x, size, nodes, weights)
-    width = _smoothing_width(nodes, weights, BREAKDOWN * torch.finfo(dtype).eps)
+    width = _smoothing_width(nodes, weights, ended, BREAKDOWN * torch.finfo(dtype).eps)
     low, high = (float(end(np.concatenate(nodes))) for end in (np.min, np.max))
     count = math.ceil((high - low + 2 * _MARGIN * width) / width * _POINTS_PER_WIDTH) + 1
     grid = low - _MARGIN * width + width / _POINTS_PER_WIDTH * np.arange(count)
@@ -179,17 +182,25 @@ def _mean(values: Sequence[Array]) -> tuple[Array, Array]:
     return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / math.sqrt(len(values))
 
 
-def _smoothing_width(nodes: Sequence[Array], weights: Sequence[Array], rounding: float) -> float:
+def _smoothing_width(
+    nodes: Sequence[Array], weights: Sequence[Array], ended: Sequence[bool], rounding: float
+) -> float:
     """``SpectralDensity.width``, where nodes that differ by ``rounding``, relatively, are one."""
-    spacings = np.concatenate([np.gradient(x) if len(x) > 1 else np.zeros(1) for x in nodes])
+    # The nodes of a probe whose space ended are eigenvalues: nothing lies between them.
+    spacings = np.concatenate(
+        [
+            np.zeros(len(x)) if end or len(x) == 1 else np.gradient(x)
+            for x, end in zip(nodes, ended, strict=True)
+        ]
+    )
     mass = np.concatenate(list(weights))
     order = np.argsort(spacings)
     middle = np.searchsorted(np.cumsum(mass[order]), 0.5 * mass.sum())
+    spacing = float(spacings[order[middle]])
     every = np.concatenate(list(nodes))
-    spread = float(every.max() - every.min())
-    largest = float(np.abs(every).max())
-    if spread <= rounding * largest:
+    spread, largest = float(every.max() - every.min()), float(np.abs(every).max())
+    known = rounding * largest
+    if spread <= known:
         # A multiple of the identity has no range: a width that is small beside its value will do.
-        spread = 1e-3 * largest or 1.0
-    finest = spread / _FINEST
-    return max(float(spacings[order[middle]]), finest)
+        return max(spacing, (1e-3 * largest or 1.0) / _FINEST)
+    return max(spacing, spread / _FINEST, known)
