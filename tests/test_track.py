@@ -126,6 +126,9 @@ def test_the_account_of_an_update():
 def test_failures_have_names():
     with pytest.raises(RequestError, match="products must be at least 2"):
         SharpnessTracker(SAMPLE, products=1)
+    for odd in (2.5, "3", None):
+        with pytest.raises(RequestError, match="products must be a whole number"):
+            SharpnessTracker(SAMPLE, products=odd)
     tracker = SharpnessTracker(SAMPLE)
     tracker.update(adapted(), 0)
     with pytest.raises(RequestError, match="use a new tracker"):

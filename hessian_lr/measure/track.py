@@ -76,7 +76,7 @@ class SharpnessTracker:
             parameters, which outlives P; None before the first update with an optimizer.
 
     Raises:
-        RequestError: fewer than two products: one alone cannot correct the direction.
+        RequestError: fewer than two products (one alone cannot correct the direction), or no whole number.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class SharpnessTracker:
         memory_budget: int | None = None,
         seed: int = 0,
     ) -> None:
+        check_counts(products=products, seed=seed)
         if products < 2:
             raise RequestError(f"products must be at least 2 to follow a turning vector, not {products!r}")
-        check_counts(seed=seed)
         self.batches = batches
         self.dtype = dtype
         self.products = products
