@@ -64,6 +64,22 @@ def test_a_way_down_that_bfloat16_cannot_see_is_found_in_float32(monkeypatch):
     assert found == pytest.approx(0.02, rel=0.02)
 
 
+@pytest.mark.parametrize("critical", [500.0, 3e-9])
+def test_the_search_goes_to_the_ends_that_it_tells(critical, monkeypatch):
+    model = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.zero_()
+
+    def bowl(m, *_):
+        x = -float(m.weight) / critical
+        return 1 + x * (x - 1)
+
+    monkeypatch.setattr(line_search, "mean_loss", bowl)
+    direction = torch.ones(1, dtype=torch.float64)
+    found, _ = critical_learning_rate(model, [], direction, factor=1.01, dtype=torch.float64)
+    assert found == pytest.approx(critical, rel=0.02)
+
+
 def test_on_a_quadratic_the_critical_rate_is_twice_the_directional_step(monkeypatch):
     diagonal = torch.tensor([1.0, 2.0, 5.0, 0.5], dtype=torch.float64)
     model = torch.nn.Linear(4, 1, bias=False, dtype=torch.float64)

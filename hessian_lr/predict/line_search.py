@@ -79,9 +79,9 @@ def _search(
     low, descended, flat = rate, False, now == 0
     while now != 1:
         descended |= now == -1
-        low, rate = rate, 4 * rate
-        if rate > LARGEST:
+        if rate >= LARGEST:
             return None, forwards
+        low, rate = rate, min(4 * rate, LARGEST)
         now = change(rate)
     high = rate
     if not descended:
@@ -91,9 +91,9 @@ def _search(
         # A step that does not move the loss is too short to be one downhill, or leads back to where it began.
         rate = start
         while now != -1:
-            rate /= 4
-            if rate < SMALLEST:
+            if rate <= SMALLEST:
                 return None, forwards
+            rate = max(rate / 4, SMALLEST)
             now = change(rate)
             high = rate if now == 1 else high
         low = rate
