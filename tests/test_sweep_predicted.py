@@ -14,6 +14,7 @@ import yaml
 from tiny_text import save, sums, tiny_llama, write_rows
 
 from hessian_lr.cli import main
+from hessian_lr.errors import HessianLRError
 from hessian_lr.predict.prediction import Prediction
 from hessian_lr.report.documents import read_documents
 from hessian_lr.score import align
@@ -182,8 +183,11 @@ def test_shares_measure_their_own_settings_and_the_whole_takes_them(
     ]
 
 
-def test_a_prediction_that_fails_is_told_and_its_runs_stay(capsys, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("raised", [False, True])
+def test_a_prediction_that_fails_is_told_and_its_runs_stay(capsys, folder, tmp_path, monkeypatch, raised):
     def fails(*_, calibration, **__):
+        if raised:
+            raise HessianLRError("the loss is not finite")
         return Prediction.failed("combined", calibration.version, "the loss is not finite")
 
     monkeypatch.setattr("hessian_lr.commands.measured.predict_learning_rate", fails)

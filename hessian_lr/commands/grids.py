@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import results
 from ..digits import rate
-from ..errors import HessianLRError
+from ..errors import HessianLRError, RequestError
 from ..progress import Progress
 from ..records import Record, read_json, write_bytes, write_json
 from ..score import Score, score
@@ -26,16 +24,18 @@ from ..sweep.runner import censored
 from ..sweep.schedule import Work, by_model, make
 from ..sweep.wanted import Wanted
 from ..sweep.work import Source, assign, strangers
-from .measured import NOTHING, Ends, Measured, Predicting, bring, has_failed, measure, measured_row
-
-TABLE = "sweep.csv"
-# Of a setting's row, what stands beside each of its runs in the table.
-_BESIDE = (
-    *("best_lr", "best_loss", "band_low", "band_high", "censored"),
-    *("lambda_max", "lambda_preconditioned", "predicted_lr", "predicted_low", "predicted_high"),
-    *("factor_error", "regret", "inside_band"),
+from .measured import (
+    NOTHING,
+    Ends,
+    Measured,
+    Predicting,
+    bring,
+    has_failed,
+    measure,
+    measured_row,
+    unmeasured,
 )
-_SETTING = tuple(field.name for field in fields(Setting) if field.name != "seed")
+from .sweep_csv import TABLE, as_csv
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Job:
             "notes": list(dict.fromkeys([*notes, *self._unasked(path)])),
         }
         write_json(path, document)
-        write_bytes(self._out / TABLE, _csv(rows).encode())
+        write_bytes(self._out / TABLE, as_csv(rows).encode())
         return document
 
     def _share(self, shard: tuple[int, int] | None) -> tuple[Work, ...]:
@@ -228,15 +228,15 @@ class Job:
             wanted = works[place].wanted
             self._progress.method(self._grid.label(wanted.setting), index, len(works))
             setting = replace(wanted.setting, seed=min(wanted.seeds))
-            found[wanted.setting] = measure(
-                setting,
-                self._source.model(setting),
-                self._source.data(setting),
-                self._predicting,
-                out=self._out,
-                progress=self._progress,
-                engine=engine,
-            )
+            model, data = self._source.model(setting), self._source.data(setting)
+            places: dict[str, Any] = {"out": self._out, "progress": self._progress, "engine": engine}
+            try:
+                found[wanted.setting] = measure(setting, model, data, self._predicting, **places)
+            except RequestError:
+                raise
+            except (HessianLRError, MemoryError) as error:  # the others keep theirs
+                reason = str(error) or type(error).__name__
+                found[wanted.setting] = unmeasured(setting, self._predicting, reason)
         return found
 
     def _damage(self) -> list[str]:
@@ -284,25 +284,3 @@ def _scored(wanted: Wanted, runs: Sequence[RunResult], predicted: Ends) -> dict[
 
 def _run_row(run: RunResult) -> dict[str, Any]:
     return {"key": run.key, **results.run_row(run), "train_tokens": run.train_tokens}
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, dict):
-        return value["path"]  # an adapter of the user's own
-    return ",".join(value) if isinstance(value, list) else value
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a run, with its setting and what was found for that beside it."""
-    columns = ("lr", "seed", "initial_loss", "final_loss", "steps_done", "diverged", "seconds")
-    text = io.StringIO()
-    names = [*_SETTING, *columns, "train_tokens", "key", *_BESIDE, "status"]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        setting = {name: _cell(value) for name, value in row["setting"].items()}
-        beside = {name: row[name] for name in (*_BESIDE, "status")}
-        for run in row["runs"]:
-            # "steps" is the setting's number; the run's own is less where it diverged early.
-            writer.writerow({**run, "steps_done": run["steps"], **setting, **beside})
-    return text.getvalue()

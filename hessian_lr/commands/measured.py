@@ -128,6 +128,13 @@ def measure(
     return Measured(prediction, known, rates, (*rows_notes, *notes), failures)
 
 
+def unmeasured(setting: Setting, asked: Predicting, reason: str) -> Measured:
+    """What is known of a setting that could not be measured."""
+    failed = Prediction.failed(asked.predictor, asked.constants.version, reason)
+    known = Quantities(batch_size=setting.batch_size, steps=setting.steps)
+    return Measured(failed, known, dict.fromkeys(FALLBACKS, NOTHING), (), ())
+
+
 def predicted(known: Quantities, constants: Calibration) -> tuple[dict[str, Ends], tuple[str, ...]]:
     """Each predictor's learning rate and the ends of its range, None if it has none; why a law gives none."""
     rates: dict[str, Ends] = {}

@@ -184,7 +184,7 @@ def _grid(file: str) -> Grid:
 
 def _check_overwriting(files: Sequence[str | None], grid: Grid, out: str, output: Output) -> None:
     from ..results import SWEEP_FILE
-    from .grids import TABLE
+    from .sweep_csv import TABLE
 
     written = [("--out", place) for place in (out, f"{out}/{SWEEP_FILE}", f"{out}/{TABLE}")]
     read = [*files, *sources(one.setting for one in grid.wanted)]
