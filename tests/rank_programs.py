@@ -193,7 +193,14 @@ def other_on_the_last(other):
         if "lora_A" in name:
             parameter.requires_grad_(False)
 
+    def warmed_up():
+        rows = sample()
+        return hlr.predict_learning_rate(
+            adapted(), rows, warmup_batches=rows[::-1] if other else rows, predictor="adam", steps=30
+        )
+
     return {
+        "warm-up": warmed_up,
         "adapter": lambda: measured(change=trained),
         "adapter by modules": lambda: measured(hlr.module_sharpness, trained),
         "base": lambda: measured(change=frozen),

@@ -156,6 +156,7 @@ def test_what_ranks_must_not_do_is_refused_on_all_of_them(found):
 @pytest.mark.parametrize(
     "what, named",
     [
+        ("warm-up", "warm-up"),
         ("adapter", "adapter"),
         ("adapter by modules", "adapter"),
         ("base", "model"),

@@ -57,7 +57,7 @@ def warm_up(
 
     Raises:
         NonFiniteError: a loss is NaN or infinite.
-        RequestError: nothing is trainable, or no token is labelled.
+        RequestError: nothing is trainable, no token is labelled, or another rank has other batches.
     """
     parameters = trainable(model)
     made = optimizer(model, top_lr, betas=BETAS, eps=EPSILON)
@@ -76,7 +76,8 @@ def warm_up(
             for parameter, total in zip(parameters, sums, strict=True):
                 parameter.grad = total
             plan = Plan([parameter.device for parameter in parameters], {0: count_tokens([batch])}, 0)
-            with ranks.summing(*sums), plan.explained(dtype):
+            alike = [batch[name] for name in sorted(batch)]
+            with ranks.summing(*sums, alike=alike, of="warm-up"), plan.explained(dtype):
                 for part in _parts(batch, ranks):
                     with compute_in(device, dtype):
                         loss = summed_loss(model, part) / count_labels(batch)
