@@ -115,6 +115,28 @@ def score(sweep: Sweep, predicted_lr: float | None, low: float | None, high: flo
     )
 
 
+def chance(runs: Sequence[RunResult]) -> str | None:
+    """A note where losses go up on the way to the best learning rate by more than the band allows, else None.
+
+    But for chance, a loss has one valley over the learning rate: the largest rise on the way to the best says
+    how much of it is in these losses.
+    """
+    groups = complete_runs(runs)
+    if not groups:
+        return None
+    curve = _curve(groups)
+    gained = curve.initial - float(curve.loss[curve.best])
+    sides = curve.loss[: curve.best + 1], curve.loss[curve.best :][::-1]
+    rise = max(float(np.max(side - np.minimum.accumulate(side))) for side in sides)
+    if not (gained > 0 and rise > BAND_REGRET * gained):
+        return None
+    seeds = len({run.setting.seed for run in runs})
+    return (
+        f"on the way to the best learning rate losses rise by {rise / gained:.1%} of the improvement: as far "
+        f"as that, which one is best is chance, and more seeds than {seeds} would tell"
+    )
+
+
 @dataclass(frozen=True)
 class _Curve:
     """Mean loss over x = log10 η at the grid points (ascending), which diverged, and the best one's index."""

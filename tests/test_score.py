@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hessian_lr.errors import RequestError
-from hessian_lr.score import align, score
+from hessian_lr.score import align, chance, score
 from hessian_lr.setting import Setting
 from hessian_lr.sweep import RunResult, Sweep
 
@@ -59,6 +59,21 @@ def test_the_vertex_goes_no_further_than_the_best_towards_a_rate_that_diverged(l
     assert 10**-2.0 <= high.best_lr <= 10**-1.0
     both = score(sweep_of({-1.0 - gap: lost, -1.0: best, -1.0 + 2 * gap: lost}), None, None, None)
     assert both.best_lr == pytest.approx(10**-1.0)
+
+
+def test_a_loss_that_rises_on_the_way_to_the_best_is_told_as_chance():
+    valley = [1.5, 1.3, 1.1, 1.0, 1.2, 1.4]
+    told = dict(zip(GRID, valley, strict=False))
+    assert chance(sweep_of(told).runs) is None and chance([]) is None
+    for place, loss, share in ((1, 1.6, "10.0%"), (2, 1.302, None), (5, 1.15, "5.0%"), (5, None, None)):
+        changed = told | {GRID[place]: loss}
+        found = chance(sweep_of(changed).runs)
+        assert (found is None) == (share is None)
+        if share:
+            assert f"rise by {share} of the improvement" in found and "more seeds than 2" in found
+    one = chance(sweep_of(told | {GRID[1]: 1.6}, seeds=(0,)).runs)
+    assert "more seeds than 1 would" in one
+    assert chance(sweep_of(dict.fromkeys(GRID, 2.5)).runs) is None, "nothing learned"
 
 
 def test_beside_a_rate_that_diverged_an_even_grid_keeps_its_vertex():

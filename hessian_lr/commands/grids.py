@@ -12,7 +12,7 @@ from ..digits import rate
 from ..errors import HessianLRError, RequestError
 from ..progress import Progress
 from ..records import Record, read_json, write_bytes, write_json
-from ..score import Score, score
+from ..score import Score, chance, score
 from ..setting import Setting
 from ..sweep import RunResult, Sweep, complete_runs
 from ..sweep.cost import estimate, to_go
@@ -254,6 +254,8 @@ class Job:
         if measured is not None and asked is not None:
             predicted = "failed" if has_failed(measured, asked) else measured.prediction.status
             notes += [*measured.notes, *measured.prediction.notes, *measured.failures]
+        if rugged := chance(now.runs):
+            notes.append(rugged)
         data_digest, model_fingerprint = work.finished.identity
         return {
             "label": self._grid.label(wanted.setting),

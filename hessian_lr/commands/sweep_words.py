@@ -110,11 +110,11 @@ def some_gaps(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def shared(rows: list[dict[str, Any]]) -> list[str]:
-    """What settings that were predicted have to say, each note once."""
+    """What settings have to say that did not fail, each note once."""
     of: dict[str, list[str]] = {}
     for row in rows:
         notes = row["notes"][row["status"] == "failed" :]  # why its runs failed comes first, and elsewhere
-        for note in notes if row["prediction_status"] not in (None, "failed") else ():
+        for note in notes if row["prediction_status"] != "failed" else ():
             of.setdefault(note, []).append(row["label"])
     return [
         f"{labels[0] if len(labels) == 1 else f'{len(labels)} settings'}: {note}"

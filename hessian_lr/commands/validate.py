@@ -16,7 +16,7 @@ from ..fitting import check_batch_size
 from ..models import LoadedModel
 from ..predict.classical import stability_bound
 from ..progress import Progress
-from ..score import Score, score
+from ..score import Score, chance, score
 from ..setting import SGD, Setting
 from ..sweep import Sweep, sweep
 from ..sweep.engine import Engine
@@ -137,6 +137,8 @@ def _row(
     """A row of ``validate.json``: the sweep, the score, and what ``calibrate`` and ``align`` need."""
     failed |= has_failed(measured, job.predicting)
     notes = [*measured.notes, *measured.prediction.notes, *found.notes, *failures]
+    if rugged := chance(found.runs):
+        notes.append(rugged)
     return {
         "method": setting.method,
         "status": "failed" if failed else measured.prediction.status,
