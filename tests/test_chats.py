@@ -69,6 +69,25 @@ def test_tools_calls_and_reasoning_are_what_the_template_makes_of_them(tmp_path,
     assert not notes
 
 
+def test_a_content_in_parts_is_their_text(tmp_path):
+    rows = [asked("Rome", content="So: 12."), asked("Bonn", content="So: 12.")]
+    parts = [{"type": "text", "text": "So: "}, {"type": "text", "text": "12."}]
+    in_parts = [asked("Rome", content=parts), asked("Bonn", content=parts)]
+    assert loaded(tmp_path / "a.jsonl", in_parts) == loaded(tmp_path / "b.jsonl", rows)
+    picture = asked("Ulm", content=[{"type": "image_url", "image_url": {"url": "x"}}])
+    _, _, notes = loaded(tmp_path / "c.jsonl", [*rows, picture])
+    assert "1 with a message with a part of its content that is not text (image_url) (row 3)" in notes[0]
+
+
+def test_prompts_and_responses_of_messages_have_tools_too(tmp_path):
+    chats = [asked("Rome"), asked("Bonn")]
+    pairs = [
+        {"prompt": r["messages"][:3], "completion": r["messages"][3:], "tools": r["tools"]} for r in chats
+    ]
+    texts, learned, _ = loaded(tmp_path / "pairs.jsonl", pairs)
+    assert texts == loaded(tmp_path / "chats.jsonl", chats)[0] and learned == {"12.</s>"}
+
+
 def test_a_turn_that_only_calls_a_tool_needs_no_content(tmp_path):
     rows = [asked("Rome", content=None), asked("Bonn", content=None)]
     assert loaded(tmp_path / "a.jsonl", rows) == loaded(tmp_path / "b.jsonl", [asked("Rome"), asked("Bonn")])

@@ -96,7 +96,8 @@ def test_a_length_that_leaves_no_answer_is_refused():
 # Files
 
 
-FORMS = ["rows.jsonl", "rows.json", "data.json", "lines.json", "rows.parquet", "rows.csv", "saved", "split"]
+FILES = ["rows.jsonl", "rows.json", "data.json", "lines.json", "rows.parquet", "rows.csv"]
+FORMS = [*FILES, "saved", "split", "shards", "copied"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -112,6 +113,14 @@ def test_every_form_of_file_gives_the_same_examples(tmp_path, form):
     elif form in ("saved", "split"):
         whole = datasets.Dataset.from_list(rows)
         (whole if form == "saved" else datasets.DatasetDict(train=whole)).save_to_disk(path)
+    elif form == "shards":
+        path.mkdir()
+        for part in (0, 6):
+            write_lines(path / f"part-{part}.jsonl", rows[part : part + 6])
+    elif form == "copied":  # as a hub dataset's repository is, with other splits beside
+        (path / "data").mkdir(parents=True)
+        for split, its in (("train-0", rows[:6]), ("train-1", rows[6:]), ("test-0", numbered(13)[12:])):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(its), path / f"data/{split}.parquet")
     elif form in ("rows.json", "data.json"):
         path.write_text(json.dumps(rows if form == "rows.json" else {"data": rows}))
     else:
@@ -306,10 +315,20 @@ def test_a_wrong_column_is_named_with_the_nearest(tmp_path):
         (".", "is a folder"),
     ],
 )
-def test_a_wrong_name_is_refused_without_asking_the_hub(monkeypatch, name, message):
+def test_a_wrong_name_is_refused_without_asking_the_hub(monkeypatch, tmp_path, name, message):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("the hub was asked"))
     with pytest.raises(RequestError, match=message):
         data.load(name, tiny.byte_tokenizer())
+
+
+def test_a_models_or_an_adapters_folder_is_no_data(tmp_path):
+    for name in ("config.json", "adapter_config.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text('{"prompt": "a", "response": "b"}')
+        with pytest.raises(RequestError, match="is a folder, and no dataset"):
+            data.load(str(folder), tiny.byte_tokenizer())
 
 
 def test_a_hub_dataset_without_a_hub_is_failed_work_and_leaves_the_library_as_it_was(monkeypatch):

@@ -79,7 +79,8 @@ def test_a_row_too_long_is_cut_and_a_cut_is_counted():
         ("a prompt of more than ten", "x", "no response token within the first 10 tokens (--max-length)"),
         ("ask", " \n", "an empty response"),
         ("", "reply", "an empty prompt"),
-        ("ask", 4, "a response that is not text (a number)"),
+        ("ask", float("nan"), "a response that is not text (a number)"),
+        ("ask", True, "a response that is not text (true or false)"),
         (None, "reply", "a prompt that is not text (null)"),
         ("ask", {"text": "reply"}, "a response that is not text (an object)"),
     ],
@@ -88,6 +89,23 @@ def test_a_bad_pair_says_why(prompt, response, reason):
     with pytest.raises(BadRow) as caught:
         Encoder(tiny.byte_tokenizer(), 10).pair(prompt, response)
     assert str(caught.value) == reason
+
+
+def test_numbers_are_written_out():
+    encoder = Encoder(tiny.byte_tokenizer(), 500)
+    assert encoder.pair(7, 2.5) == encoder.pair("7", "2.5")
+
+
+@pytest.mark.parametrize("template", [tiny.CHAT, OWN_MASK], ids=["by prefixes", "by the template's mask"])
+def test_of_a_prompt_and_a_response_of_messages_the_response_is_learned(template):
+    tokenizer = tiny.byte_tokenizer(chat_template=template)
+    encoder = Encoder(tokenizer, 500)
+    example = encoder.pair(TALK[:3], TALK[3:])
+    assert example.input_ids == encoder.chat(TALK).input_ids
+    assert learned(tokenizer, example) == "4</s>"  # not the prompt's "yes?"
+    assert encoder.unlearned == 0  # which no weight of 0 is the reason of
+    with pytest.raises(BadRow, match="no assistant turn"):
+        encoder.pair(TALK, TALK[:1])
 
 
 @pytest.mark.parametrize("template", [tiny.CHAT, OWN_MASK], ids=["by prefixes", "by the template's mask"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,28 +69,27 @@ class Encoder:
         self._begin = own[: next(starts, 0)]
         self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
-    def pair(self, prompt: Any, response: Any) -> Example:
+    def pair(self, prompt: Any, response: Any, beside: Mapping[str, Any] | None = None) -> Example:
         """``prompt`` + newline + ``response`` + end of text; labels on the response and the end of text.
 
-        The two are tokenised apart, so that no token straddles the boundary of the labels.
+        The two are tokenised apart, so that no token straddles the boundary of the labels. Where both are
+        lists of messages they are one chat, of which the assistant's turns in the response are labelled.
 
         Raises:
             BadRow: one of them is empty or no text, or no response token is left after the cut.
         """
-        for what, text in (("prompt", prompt), ("response", response)):
-            if not isinstance(text, str):
-                raise BadRow(f"a {what} that is not text ({kind(text)})")
-            if not text.strip():
-                raise BadRow(f"an empty {what}")
-            if _HALF.search(text):
-                raise BadRow(f"a {what} with half a surrogate pair, which no text has")
+        if isinstance(prompt, list) and isinstance(response, list):
+            return self.chat(response, beside, prompt)
+        prompt, response = _text("prompt", prompt), _text("response", response)
         before = [*self._begin, *self._tokens(prompt + "\n")]
         after = self._tokens(response)
         if after[-1:] != self._eos:  # some files end their responses with it
             after = [*after, *self._eos]
         return self._example([*before, *after], [IGNORED] * len(before) + after)
 
-    def chat(self, messages: Any, beside: Mapping[str, Any] | None = None) -> Example:
+    def chat(
+        self, messages: Any, beside: Mapping[str, Any] | None = None, prompt: Sequence[Any] = ()
+    ) -> Example:
         """A conversation in the tokenizer's own chat template; labels on the assistant's turns only.
 
         And of these not on turns of weight 0. The template's own mask is used where it has one. Elsewhere
@@ -98,13 +98,13 @@ class Encoder:
 
         Args:
             messages: The turns.
-            beside: See ``chats.conversation``.
+            beside, prompt: See ``chats.conversation``.
 
         Raises:
             BadRow: not a conversation, no assistant turn or an empty one, or the template treats turns
                 otherwise.
         """
-        chat = conversation(messages, beside or {})
+        chat = conversation(messages, beside or {}, prompt)
         if not self.tokenizer.chat_template:
             raise RequestError(
                 "the data are chats but this tokenizer has no chat template; use an instruction-tuned model, "
@@ -128,7 +128,7 @@ class Encoder:
             ids, [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
         )
         self.unspoken.update(unspoken)
-        self.unlearned += bool(chat.replies(learned=False))
+        self.unlearned += chat.muted()
         return example
 
     def _unspoken(self, chat: Chat) -> list[str]:
@@ -181,6 +181,19 @@ class Encoder:
             raise BadRow(f"no response token within the first {self.max_length} tokens (--max-length)")
         self.cut += longer  # a row that is left out counts as that alone
         return Example(tuple(ids), tuple(labels))
+
+
+def _text(what: str, value: Any) -> str:
+    """A prompt or a response as text; a number is written as Python writes it."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadRow(f"a {what} that is not text ({kind(value)})")
+    if not value.strip():
+        raise BadRow(f"an empty {what}")
+    if _HALF.search(value):
+        raise BadRow(f"a {what} with half a surrogate pair, which no text has")
+    return value
 
 
 def make_batches(

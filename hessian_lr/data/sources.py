@@ -45,7 +45,8 @@ _ALPACA_INPUT = (
 class Columns:
     """Where a row's text is: a prompt and a response column, or one of chat messages.
 
-    To chat messages belong the columns of ``_BESIDE_CHATS``, where there are any.
+    To chat messages belong the columns of ``_BESIDE_CHATS``, where there are any. A prompt and a response
+    may be lists of such messages.
     ``alpaca`` puts the prompt column's instruction, and the text of a column ``input`` where there is
     any, into the prompt that instruction data are trained with.
     """
@@ -57,15 +58,18 @@ class Columns:
 
     def content(self, row: dict[str, Any]) -> tuple[Any, ...]:
         """The row's messages and what belongs to them, or its prompt and response, of whatever type."""
+        beside = {name: row[name] for name in _BESIDE_CHATS if row.get(name)}
         if self.messages is not None:
-            beside = {name: row[name] for name in _BESIDE_CHATS if row.get(name)}
             return (row.get(self.messages), beside) if beside else (row.get(self.messages),)
         prompt, context = row.get(self.prompt or ""), row.get("input")
         # An instruction that is empty or no text stays what it is, for the encoder to refuse.
         if self.alpaca and isinstance(prompt, str) and prompt.strip():
             has_input = isinstance(context, str) and context.strip()
             prompt = (_ALPACA_INPUT if has_input else _ALPACA).format(instruction=prompt, input=context)
-        return prompt, row.get(self.response or "")
+        response = row.get(self.response or "")
+        if beside and isinstance(prompt, list) and isinstance(response, list):
+            return prompt, response, beside
+        return prompt, response
 
     def __str__(self) -> str:
         return f"column {self.messages}" if self.messages else f"columns {self.prompt} and {self.response}"
@@ -78,10 +82,11 @@ def is_hub_id(name: str) -> bool:
 
 
 def read(name: str, most: int, fields: tuple[str, ...] | None = None) -> tuple[list[Row], int]:
-    """The rows of a local file, of a dataset that `save_to_disk` wrote, or of a hub dataset's train split.
+    """The rows of a local file, of a folder's train split, or of a hub dataset's.
 
     Args:
-        name: The file, the folder, or the dataset's id; ``id:name`` is its configuration of that name.
+        name: The file, the folder that `save_to_disk` wrote or that holds files, or the dataset's id;
+            ``id:name`` is its configuration of that name.
         most: Of more rows than this, every second (third, …) is taken, so that at most this many are.
         fields: See ``find_columns``. Other columns of a Parquet file are null.
 
@@ -94,7 +99,7 @@ def read(name: str, most: int, fields: tuple[str, ...] | None = None) -> tuple[l
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return _thinned(_saved(path), most)
+        return _thinned(_folder(path), most)
     if path.is_file() or path.suffix.lower() in SUFFIXES:
         usual = {column for pair in _PAIRS for column in pair} | {*_CHATS, "input"}
         rows = read_file(path, {*(usual if fields is None else fields), *_BESIDE_CHATS})
@@ -172,18 +177,29 @@ def _read_hub(name: str, most: int) -> tuple[list[Row], int]:
     return _thinned(rows, most)
 
 
-def _saved(path: Path) -> datasets.Dataset:
-    """A dataset in the folder that its ``save_to_disk`` wrote, or its train split."""
+def _folder(path: Path) -> datasets.Dataset:
+    """The dataset that ``save_to_disk`` wrote into a folder, or that is its files, or the train split of it.
+
+    Which files are the train split their names say, as on the hub; without any such name, all are.
+    """
     import datasets
 
+    saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+    holds = any(file.suffix.lower() in SUFFIXES for place in ("*", "*/*") for file in path.glob(place))
     try:
+        # The JSON files of a model's or an adapter's folder are no data.
+        if not saved and (not holds or any(path.glob("*config.json"))):
+            raise FileNotFoundError("it holds no data files")
         with hub.silenced():
+            if not saved:
+                return datasets.load_dataset(str(path), split="train")
             found = datasets.load_from_disk(path)
             return found["train"] if isinstance(found, datasets.DatasetDict) else found
     except Exception as error:
         raise RequestError(
-            f"{path} is a folder, and no dataset with a train split that `save_to_disk` wrote; give one file "
-            f"({', '.join(SUFFIXES)}) or a hub dataset id"
+            f"{path} is a folder, and no dataset with a train split can be read from it "
+            f"({hub.first_line(error)}); give one that `save_to_disk` wrote or that holds data files, one "
+            f"file ({', '.join(SUFFIXES)}), or a hub dataset id"
         ) from error
 
 
