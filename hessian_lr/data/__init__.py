@@ -79,8 +79,9 @@ def load(
     sorted by source or length are unlike the rest. So the order of the file does not matter.
 
     Args:
-        name: A key of ``TASKS``, a local ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file, a folder of such
-            files or that ``save_to_disk`` of datasets wrote, or a hub dataset id (``id:name``: its configuration ``name``).
+        name: A key of ``TASKS``, a local ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file, a folder of
+            such files or that ``save_to_disk`` of datasets wrote, or a hub dataset id (``id:name``: its
+            configuration ``name``).
         tokenizer: The model's; needs a chat template if the data are chats.
         fields: The prompt's and the response's column, or one column of chat messages; None: found by
             their usual names. A built-in family has none to choose.
