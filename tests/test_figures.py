@@ -11,12 +11,21 @@ import matplotlib
 import pytest
 import scipy.integrate
 import torch
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 import hessian_lr
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.figures import EigenvaluePoint, SweepPanel, density_figure, eigenvalue_figure, sweep_figure
-from hessian_lr.figures.style import METHOD_STYLES, UNKNOWN_STYLE, method_style, save, short, styled
+from hessian_lr.figures.style import (
+    METHOD_STYLES,
+    UNKNOWN_STYLE,
+    log_ticks,
+    method_style,
+    save,
+    short,
+    styled,
+)
 from hessian_lr.score import Score, align, score
 from hessian_lr.setting import Setting
 from hessian_lr.spectrum import spectral_density
@@ -128,6 +137,16 @@ HARD_POINTS = {
 }
 
 
+@pytest.mark.parametrize("low", [1.01e-4, 1.6e-3, 3.01, 7.1])
+@pytest.mark.parametrize("ratio", [2.25, 5.9, 6.1, 99, 101])
+def test_two_ticks_of_a_log_axis_can_be_read(low, ratio):
+    axis = Figure().add_subplot(xscale="log", xlim=(low, low * ratio)).xaxis
+    log_ticks(axis)
+    inside = [place for place in axis.get_majorticklocs() if low <= place <= low * ratio]
+    assert 2 <= len(inside) <= 8
+    assert [float(short(place)) for place in inside] == pytest.approx(inside)
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("case", HARD_POINTS)
 def test_eigenvalue_figure_is_readable(drawn, case, narrow):
@@ -190,7 +209,8 @@ def test_each_point_is_named_unless_methods_come_again(drawn):
 
 
 def test_points_without_a_place_on_a_log_scale_are_left_out(drawn):
-    drawn(eigenvalue_figure([*points(), point("dora", -1.0, 1e-3), point("loft", 2.0, 1e-3, best_lr=None)]))
+    placeless = [point("dora", value, 1e-3) for value in (-1.0, math.inf, math.nan)]
+    drawn(eigenvalue_figure([*points(), *placeless, point("loft", 2.0, 1e-3, best_lr=None)]))
     assert [text.get_text() for text in names(drawn[0])] == list(MEASURED)
 
 

@@ -55,7 +55,8 @@ SPECTRA = {
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("case", SPECTRA)
 def test_heatmap_is_readable(drawn, case, narrow):
-    drawn(heatmap_figure(SPECTRA[case], narrow=narrow))
+    title = "pissa on a-file-with-a-name-that-is-as-long-as-a-line.jsonl, seed 1: each module's eigenvalue"
+    drawn(heatmap_figure(SPECTRA[case], title=title, narrow=narrow))
     assert_readable(drawn[0])
 
 

@@ -55,8 +55,8 @@ def density_figure(density: SpectralDensity, method: str, *, title: str = "", na
             label="Ritz value of a probe",
         )
         axes.yaxis.set_major_formatter(lambda value, _position: short(value))
-        axes.set_xlabel(broken("eigenvalue of the Hessian (loss in nats per token)", narrow))
+        axes.set_xlabel(broken("eigenvalue of the Hessian (loss in nats per token)", figure))
         axes.set_ylabel("eigenvalues per unit of λ")
-        axes.set_title(broken(title, narrow), loc="left")
+        axes.set_title(broken(title, figure), loc="left")
         figure.legend(loc="outside upper left", ncols=1 if narrow else 2)
         return figure

@@ -81,7 +81,7 @@ def heatmap_figure(
         frame = Rectangle((float(column), float(row)), 1, 1, fill=False, edgecolor=INK, linewidth=1.6)
         frame.set_path_effects([withStroke(linewidth=3.2, foreground=PAPER)])  # seen on any colour
         axes.add_patch(frame)
-        axes.set_title(broken(title, narrow), loc="left")
+        axes.set_title(broken(title, figure), loc="left")
         bar = figure.colorbar(image, ax=axes, pad=0.03, aspect=30)
         bar.outline.set_visible(False)
         # Else it is a bitmap in the SVG, which a page that loads nothing does not show.

@@ -70,6 +70,10 @@ STYLE: Any = {
     "svg.hashsalt": "hessian-lr",  # else the ids in the file differ each time
 }
 
+# Letters of a title or a label to an inch of a figure's width.
+_LETTERS = 10
+# How many times its lower end an axis' upper one is at least, and its ticks in a decade: the first that fits.
+_TICKS = ((100, (1,)), (6, (1, 2, 5)), (0, (1, 1.5, 2, 3, 4, 5, 7)))
 # Where a name may stand beside its point, in points, the best place first.
 _PLACES = [(7 * dx, dy) for dy in (6, -6, 15, -15, 24, -24) for dx in (1, -1)]
 
@@ -89,10 +93,9 @@ def method_style(method: str) -> tuple[str, str]:
 
 
 def log_ticks(axis: Axis) -> None:
-    """Ticks at decades; on an axis of less than two decades also at 2 and 5, so that two can be read."""
+    """Ticks at decades, and as many between them as it takes for two to be read."""
     low, high = sorted(axis.get_view_interval())
-    subs = (1.0,) if high / low >= 100 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_locator(LogLocator(subs=next(subs for least, subs in _TICKS if high / low >= least)))
     axis.set_major_formatter(FuncFormatter(lambda value, _position: short(value)))
     axis.set_minor_locator(LogLocator(subs=tuple(range(2, 10))))
     axis.set_minor_formatter(NullFormatter())
@@ -103,9 +106,9 @@ def clipped(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
-def broken(text: str, narrow: bool) -> str:
-    """``text``, in lines that fit a narrow figure where it is one."""
-    return textwrap.fill(text, 36) if narrow else text
+def broken(text: str, figure: Figure) -> str:
+    """``text``, in lines that fit the figure."""
+    return textwrap.fill(text, int(_LETTERS * figure.get_figwidth()))
 
 
 def short(value: float) -> str:

@@ -67,13 +67,14 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False
     leaves out. The shaded fan is the 95% confidence interval of the fitted slope.
 
     Args:
-        points: Those without a positive eigenvalue or a best learning rate are left out.
+        points: Those without a positive, finite eigenvalue or a best learning rate are left out.
         narrow: For a column as wide as a phone.
 
     Raises:
         RequestError: no point is left.
     """
-    shown = [(p, p.score.best_lr) for p in points if p.score.best_lr is not None and p.eigenvalue > 0]
+    positive = [p for p in points if 0 < p.eigenvalue < math.inf]
+    shown = [(p, p.score.best_lr) for p in positive if p.score.best_lr is not None]
     if not shown:
         raise RequestError("nothing to draw: no point has a positive eigenvalue and a best learning rate")
     with styled():
@@ -96,13 +97,13 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False
             handles.append(
                 Line2D([], [], marker="o", linestyle="", color=MUTED, markerfacecolor="white", label=hollow)
             )
-        axes.set_xlabel(broken("largest Hessian eigenvalue λ (loss in nats per token)", narrow))
+        axes.set_xlabel(broken("largest Hessian eigenvalue λ (loss in nats per token)", figure))
         axes.set_ylabel("best learning rate")
         axes.set_title("Eigenvalue against best learning rate", loc="left")
         for axis in (axes.xaxis, axes.yaxis):
             log_ticks(axis)
         for handle in handles:
-            handle.set_label(broken(str(handle.get_label()), narrow))
+            handle.set_label(broken(str(handle.get_label()), figure))
         figure.legend(handles=handles, loc="outside lower left")
         methods = [p.method for p, _ in shown]
         if len(set(methods)) == len(methods):
