@@ -1,4 +1,4 @@
-"""What a sweep says about a prediction, and what many say about the classical theory.
+"""What a sweep says about a prediction.
 
 The conventions are this project's own; every number it publishes about predictions follows them.
 
@@ -15,6 +15,9 @@ The conventions are this project's own; every number it publishes about predicti
   stays between neighbouring values; outside the swept range nothing is said.
 - The band is the interval around the best grid point on which regret ≤ 1%.
 - Factor error = 10^|log10(η̂/η*)|, at least 1.
+- Noise is the standard error of the difference between two learning rates' mean losses, as a share of
+  L_init − L*, as regret is: σ·√(2/S) with S seeds, and σ² the mean square by which losses of learning rates
+  near the best (regret ≤ 10%) deviate from seed and learning rate added up (two-way analysis of variance).
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.interpolate
 import scipy.optimize
-import scipy.stats
 
 from .errors import RequestError
 from .records import Record
@@ -35,7 +37,8 @@ from .sweep.runner import Sweep
 from .sweep.wanted import complete_runs
 
 BAND_REGRET = 0.01
-_LEAST_POINTS = 3  # a line through two points leaves no degree of freedom for an error
+# Within which learning rates scatter alike: towards divergence they scatter more.
+_NEAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Score(Record):
         factor_error: 10^|log10(η̂/η*)|; against the edge where ``censored``.
         regret: Regret at η̂; None outside the swept range.
         inside_band: Whether η̂ lies in the band; None where it lies beyond an open end.
+        noise: Standard error of the difference between two learning rates, in units of regret, so that a
+            regret below about twice this may be chance; None with one seed.
     """
 
     best_lr: float | None
@@ -68,6 +73,7 @@ class Score(Record):
     factor_error: float | None
     regret: float | None
     inside_band: bool | None
+    noise: float | None = None
 
 
 def score(sweep: Sweep, predicted_lr: float | None, low: float | None, high: float | None) -> Score:
@@ -112,7 +118,23 @@ def score(sweep: Sweep, predicted_lr: float | None, low: float | None, high: flo
         inside_band=None
         if predicted_lr is None
         else _inside(predicted_lr, band_low, band_high, swept[0], swept[-1]),
+        noise=_noise(groups, curve),
     )
+
+
+def _noise(groups: dict[float, tuple[RunResult, ...]], curve: _Curve) -> float | None:
+    """The standard error of the difference between two learning rates, as a share of L_init − L*."""
+    gained = curve.initial - curve.loss[curve.best]
+    near = (curve.loss - curve.loss[curve.best] <= _NEAR * gained) & ~curve.diverged
+    chosen = [runs for runs, wanted in zip(groups.values(), near, strict=True) if wanted]
+    by_seed = [sorted(runs, key=lambda run: run.setting.seed) for runs in chosen]
+    losses = np.array([[run.final_loss for run in runs] for runs in by_seed], dtype=float)
+    rates, seeds = losses.shape
+    if rates < 2 or seeds < 2:
+        return None
+    apart = losses - losses.mean(axis=0) - losses.mean(axis=1, keepdims=True) + losses.mean()
+    variance = float((apart**2).sum()) / ((rates - 1) * (seeds - 1))
+    return math.sqrt(2 * variance / seeds) / float(gained)
 
 
 def chance(runs: Sequence[RunResult]) -> str | None:
@@ -230,63 +252,3 @@ def _inside(
     if (band_low is not None and lr < band_low) or (band_high is not None and lr > band_high):
         return False
     return True if lowest <= lr <= highest else None
-
-
-@dataclass(frozen=True)
-class Alignment(Record):
-    """How best learning rates go with eigenvalues over several methods or models.
-
-    Classical theory, η* ∝ 1/λ, is slope −1 and rank correlations +1.
-
-    Attributes:
-        slope: Of log10 η* on log10 λ by ordinary least squares; None for fewer than three points,
-            or if all eigenvalues are equal.
-        slope_low: Lower end of the slope's 95% confidence interval (Student's t, points − 2
-            degrees of freedom); None if all η* are equal, whose scatter tells nothing.
-        slope_high: Upper end of it.
-        kendall_tau: Kendall's τ-b between 1/λ and η*; None for fewer than three points, of which it
-            would be ±1 whatever they are, or if all λ or all η* are equal.
-        spearman: Spearman's rank correlation between 1/λ and η*, likewise.
-        r_squared: Share of log10 η*'s variance that the line explains.
-        points: Number of pairs.
-    """
-
-    slope: float | None
-    slope_low: float | None
-    slope_high: float | None
-    kendall_tau: float | None
-    spearman: float | None
-    r_squared: float | None
-    points: int
-
-
-def align(eigenvalues: Sequence[float], best_lrs: Sequence[float]) -> Alignment:
-    """Fit log10 η* = slope · log10 λ + constant, and rank both.
-
-    Args:
-        eigenvalues: λ of each method or model.
-        best_lrs: η* of each, in the same order.
-
-    Raises:
-        RequestError: the two differ in length, or a number is not positive and finite.
-    """
-    if len(eigenvalues) != len(best_lrs):
-        raise RequestError(f"{len(eigenvalues)} eigenvalues do not pair with {len(best_lrs)} learning rates")
-    for what, values in (("an eigenvalue", eigenvalues), ("a best learning rate", best_lrs)):
-        for value in values:
-            if not (math.isfinite(value) and value > 0):
-                raise RequestError(f"{what} must be a positive number to stand on a log scale, not {value!r}")
-    points = len(eigenvalues)
-    x, y = np.log10(eigenvalues), np.log10(best_lrs)
-    tau = rho = slope = low = high = r_squared = None
-    varied = points >= _LEAST_POINTS and np.ptp(x) > 0 and np.ptp(y) > 0
-    if varied:  # a rank correlation with a constant is not defined
-        tau = float(scipy.stats.kendalltau(-x, y).statistic)
-        rho = float(np.clip(scipy.stats.spearmanr(-x, y).statistic, -1, 1))
-    if points >= _LEAST_POINTS and np.ptp(x) > 0:
-        line = scipy.stats.linregress(x, y)
-        slope = float(line.slope)
-        if varied:
-            reach = float(scipy.stats.t.ppf(0.975, points - 2) * line.stderr)
-            low, high, r_squared = slope - reach, slope + reach, float(line.rvalue**2)
-    return Alignment(slope, low, high, tau, rho, r_squared, points)

@@ -237,5 +237,9 @@ def validated_row(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> V
     """
     if not isinstance(setting, dict):
         raise RequestError(f"the setting of {file} is not an object")
-    score = Score.from_dict({field.name: row[field.name] for field in dataclasses.fields(Score)})
+    # Rows of earlier versions lack what has a default.
+    told = [
+        one.name for one in dataclasses.fields(Score) if one.default is dataclasses.MISSING or one.name in row
+    ]
+    score = Score.from_dict({name: row[name] for name in told})
     return Validated(file, dict(setting), {"method": row["method"], **row}, score)

@@ -15,6 +15,7 @@ from tiny_text import byte_tokenizer
 
 import hessian_lr as hlr
 from hessian_lr import integrations, results
+from hessian_lr.alignment import Alignment
 from hessian_lr.commands.grids import Plan
 from hessian_lr.commands.spectrum import Request
 from hessian_lr.curvature import ClosedForm
@@ -24,7 +25,6 @@ from hessian_lr.measure import Curvature, ModuleSharpness, ModuleSpectrum
 from hessian_lr.models import alias
 from hessian_lr.predict import Prediction
 from hessian_lr.records import read_json
-from hessian_lr.score import Alignment
 from hessian_lr.spectrum import SpectralDensity
 
 DOCS = pages.ROOT / "docs"

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 import hessian_lr
+from hessian_lr.alignment import align
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.figures import EigenvaluePoint, SweepPanel, density_figure, eigenvalue_figure, sweep_figure
 from hessian_lr.figures.style import (
@@ -26,7 +27,7 @@ from hessian_lr.figures.style import (
     short,
     styled,
 )
-from hessian_lr.score import Score, align, score
+from hessian_lr.score import Score, score
 from hessian_lr.setting import Setting
 from hessian_lr.spectrum import spectral_density
 from hessian_lr.sweep import RunResult, Sweep

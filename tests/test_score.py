@@ -8,8 +8,9 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from hessian_lr.alignment import align
 from hessian_lr.errors import RequestError
-from hessian_lr.score import align, chance, score
+from hessian_lr.score import chance, score
 from hessian_lr.setting import Setting
 from hessian_lr.sweep import RunResult, Sweep
 
@@ -30,6 +31,35 @@ def sweep_of(losses, seeds=(0, 1), **more):
 
 def parabola(centre, height=1.0, width=0.2, grid=GRID):
     return {x: height + width * (x - centre) ** 2 for x in grid}
+
+
+def scattered(draw, seeds, scatter, offsets):
+    """A flat sweep whose runs scatter by ``scatter`` beyond what each seed adds to all of its own."""
+    losses = 1 + scatter * draw.standard_normal((4, seeds)) + np.array(offsets)
+    rates = [10.0**x for x in GRID[:4]]
+    runs = tuple(run(lr, float(losses[i, s]), s) for i, lr in enumerate(rates) for s in range(seeds))
+    return Sweep(Setting(), runs, censored=False)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_noise_is_the_standard_error_of_the_difference_of_two_means(seeds):
+    draw, scatter = np.random.default_rng(0), 0.01
+    told = [scattered(draw, seeds, scatter, [0.03 * s for s in range(seeds)]) for _ in range(400)]
+    squares = [
+        (score(sweep, None, None, None).noise * (INITIAL - score(sweep, None, None, None).best_loss)) ** 2
+        for sweep in told
+    ]
+    # Oracle: the variance of a difference of two means of independent draws.
+    assert np.mean(squares) == pytest.approx(2 * scatter**2 / seeds, rel=0.1)
+
+
+def test_noise_needs_two_seeds_and_knows_nothing_of_what_a_seed_adds_to_all_or_of_bad_rates():
+    assert score(sweep_of(parabola(-3.0), seeds=(0,)), None, None, None).noise is None
+    one, other = (scattered(np.random.default_rng(1), 2, 0.01, offsets) for offsets in ([0, 0], [0.2, -0.2]))
+    assert score(one, None, None, None).noise == pytest.approx(score(other, None, None, None).noise)
+    far = tuple(run(1.0, loss, seed) for seed, loss in enumerate((1.4, 1.9)))
+    wider = score(Sweep(Setting(), (*one.runs, *far), censored=False), None, None, None)
+    assert wider.noise == score(one, None, None, None).noise
 
 
 centres = st.floats(GRID[1] - 0.12, GRID[-2] + 0.12)

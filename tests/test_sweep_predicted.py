@@ -13,11 +13,11 @@ import pytest
 import yaml
 from tiny_text import save, sums, tiny_llama, write_rows
 
+from hessian_lr.alignment import align
 from hessian_lr.cli import main
 from hessian_lr.errors import HessianLRError
 from hessian_lr.predict.prediction import Prediction
 from hessian_lr.report.documents import read_documents
-from hessian_lr.score import align
 from hessian_lr.sweep import RunResult, engine, run_key
 from hessian_lr.validated import read_validated
 

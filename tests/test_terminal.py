@@ -2,9 +2,9 @@
 
 import pytest
 
+from hessian_lr.alignment import align
 from hessian_lr.commands import tables
 from hessian_lr.methods import METHODS
-from hessian_lr.score import align
 
 WIDEST = {
     "method": max(METHODS, key=len),

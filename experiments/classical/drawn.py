@@ -12,8 +12,8 @@ import pandas as pd
 
 from experiments.lr_bench.held_out import fit, left_out
 from experiments.lr_bench.laws import FREE, SETTING, THEORY, Law
+from hessian_lr.alignment import align
 from hessian_lr.records import read_json, write_bytes
-from hessian_lr.score import align
 
 from .findings import aligned, spread
 from .run import DRAWN

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from hessian_lr.alignment import align
 from hessian_lr.figures.style import INK, MUTED, log_ticks, method_style, styled
-from hessian_lr.score import align
 
 from .findings import Row, scheduled_edge
 

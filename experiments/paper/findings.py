@@ -20,7 +20,8 @@ import scipy.stats
 
 from experiments.lr_bench.curves import curves
 from experiments.lr_bench.laws import AFTER
-from hessian_lr.score import Alignment, align, score
+from hessian_lr.alignment import Alignment, align
+from hessian_lr.score import score
 from hessian_lr.sweep import Sweep
 
 # What two methods must share to be compared.

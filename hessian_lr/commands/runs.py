@@ -31,10 +31,10 @@ def align(
         options.check_writable(out, "--out")
 
     from .. import results, validated
+    from ..alignment import align as fit
     from ..copies import once
     from ..figures import eigenvalue_figure
     from ..figures.style import files, save
-    from ..score import align as fit
     from . import tables, terminal
 
     drawn = [] if out is None else [("--out", str(file)) for file in files(out)]

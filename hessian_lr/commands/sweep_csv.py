@@ -15,7 +15,7 @@ TABLE = "sweep.csv"
 _BESIDE = (
     *("best_lr", "best_loss", "band_low", "band_high", "censored"),
     *("lambda_max", "lambda_preconditioned", "predicted_lr", "predicted_low", "predicted_high"),
-    *("factor_error", "regret", "inside_band"),
+    *("factor_error", "regret", "inside_band", "noise"),
 )
 _SETTING = tuple(field.name for field in fields(Setting) if field.name != "seed")
 

@@ -12,8 +12,8 @@ from ..results import all_diverged
 from .terminal import table
 
 if TYPE_CHECKING:
+    from ..alignment import Alignment
     from ..predict import Calibration
-    from ..score import Alignment
 
 Row = dict[str, Any]
 
@@ -133,9 +133,14 @@ def validate_table(rows: Sequence[Row]) -> None:
 def _scored(row: Row) -> tuple[str, str, str]:
     return (
         "–" if row["factor_error"] is None else f"{row['factor_error']:.2f}×",
-        "–" if row["regret"] is None else f"{row['regret']:.1%}",
+        "–" if row["regret"] is None else f"{row['regret']:.1%}{_noise(row)}",
         {True: "yes", False: "no", None: "–"}[row["inside_band"]],
     )
+
+
+def _noise(row: Row) -> str:
+    # One seed has none, and rows of earlier versions.
+    return "" if row.get("noise") is None else f"\n±{row['noise']:.1%}"
 
 
 def advice(rows: Sequence[Row]) -> str:

@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
+from ..alignment import Alignment, align
 from ..errors import RequestError
-from ..score import Alignment, Score, align
+from ..score import Score
 from ..sweep.runner import Sweep
 from ..sweep.wanted import complete_runs, mean_final_loss
 from .style import (

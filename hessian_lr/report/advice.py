@@ -14,7 +14,7 @@ from ..results import all_diverged
 from ..score import BAND_REGRET
 from ..setting import SGD
 from .documents import Entry
-from .numbers import factor, measured, share
+from .numbers import factor, measured, regret
 from .sections import Sourced, labels
 from .view import Advice
 
@@ -139,7 +139,7 @@ def _prediction(row: Row) -> list[str]:
     if row["factor_error"] is not None and not row["censored"]:
         text += f", {factor(row['factor_error'])} off"
     if row["regret"] is not None and not row["censored"]:
-        text += f"; training there would have given up {share(row['regret'])} of the improvement"
+        text += f"; training there would have given up {regret(row)} of the improvement"
     return [f"{text}."]
 
 

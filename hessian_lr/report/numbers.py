@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from .. import digits
 from ..figures.style import times
@@ -52,6 +54,12 @@ def factor(value: float | None) -> str:
 def share(value: float | None) -> str:
     """A share in per cent: 0.1%, 25%."""
     return ABSENT if value is None else f"{value:.1%}" if abs(value) < 0.095 else f"{value:.0%}"
+
+
+def regret(row: Mapping[str, Any]) -> str:
+    """A scored row's regret, with its error where several seeds tell of one: 2.1% ± 1.4%."""
+    told, noise = share(row.get("regret")), row.get("noise")
+    return told if noise is None or told == ABSENT else f"{told} ± {share(noise)}"
 
 
 def duration(seconds: float | None) -> str:

@@ -13,7 +13,7 @@ from ..score import BAND_REGRET
 from ..spectrum.certificate import CONFIDENCE
 from ..validated import Validated
 from .documents import Document, Entry
-from .numbers import ABSENT, count, duration, factor, interval, measured, number, share
+from .numbers import ABSENT, count, duration, factor, interval, measured, number, regret
 from .view import Section, Table
 
 Row = dict[str, Any]
@@ -71,13 +71,14 @@ def learning_rates(rows: Sequence[Sourced]) -> Section | None:
         caption += (
             f" Within 1%: the learning rates that keep {1 - BAND_REGRET:.0%} of the improvement; an open end "
             "lies beyond what was run. Held-out loss in nats per token. Cost of the prediction: the share of "
-            "the improvement that training at the predicted learning rate gives up."
+            "the improvement that training at the predicted learning rate gives up, with its standard error "
+            "where there are several seeds."
         )
     return Section("Learning rates", tables=[Table(caption, columns, cells)])
 
 
 def _scored(row: Row) -> tuple[str, str]:
-    return factor(row.get("factor_error")), share(row.get("regret"))
+    return factor(row.get("factor_error")), regret(row)
 
 
 def _best(row: Row) -> str:
