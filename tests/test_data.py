@@ -83,6 +83,17 @@ def test_the_math_rows_are_the_same_on_every_call_and_leave_the_random_state():
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
+def test_a_long_value_of_csv_costs_its_own_row_at_most(tmp_path):
+    before = csv.field_size_limit()
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "prompt,response\n" + "".join(f"q{i},{'a' * (1 + 200_000 * (i == 1))}\n" for i in range(3))
+    )
+    loaded = data.load(str(path), tiny.byte_tokenizer())
+    assert len(loaded.train) + len(loaded.heldout) == 3 and "1 rows were longer" in "".join(loaded.notes)
+    assert csv.field_size_limit() == before
+
+
 def test_a_built_in_family_has_no_columns_to_choose():
     with pytest.raises(RequestError, match="fields"):
         data.load("math", tiny.byte_tokenizer(), fields=("a", "b"))

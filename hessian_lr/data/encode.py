@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import inspect
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import hub
 from ..errors import RequestError
 from .bad_row import BadRow, kind
-from .chats import Chat, conversation
-from .fixed_date import on_one_day
+from .chats import conversation
+from .templates import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +26,6 @@ Batch = dict[str, torch.Tensor]
 IGNORED = -100
 
 _HALF = re.compile("[\ud800-\udfff]")  # JSON can name one, and no encoding holds it
-_OWN_MASK = re.compile(r"\{%-?\s*generation\b")
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer)
         self.max_length = max_length
         self.cut = 0
         # Whether a chat's template would have written today's date.
@@ -92,9 +90,7 @@ class Encoder:
     ) -> Example:
         """A conversation in the tokenizer's own chat template; labels on the assistant's turns only.
 
-        And of these not on turns of weight 0. The template's own mask is used where it has one. Elsewhere
-        a turn is what the template adds to the conversation before it, generation prompt included; that
-        the shorter text's tokens begin the longer's is checked.
+        And of these not on turns of weight 0.
 
         Args:
             messages: The turns.
@@ -111,15 +107,8 @@ class Encoder:
                 "or data with a prompt and a response column"
             )
         try:
-            unspoken = self._unspoken(chat)
-            if _OWN_MASK.search(str(self.tokenizer.chat_template)):
-                own = self._template(chat, return_assistant_tokens_mask=True)
-                ids, mask = list(own["input_ids"]), [bool(flag) for flag in own["assistant_masks"]]
-                self._mark(chat, ids, mask, learned=False)
-            else:
-                ids = self._rendered(chat, len(chat.turns))
-                mask = [False] * len(ids)
-                self._mark(chat, ids, mask, learned=True)
+            unspoken, dated = self.template.unspoken(chat), self.template.dated(chat)
+            ids, mask = self.template.labelled(chat)
         except BadRow:
             raise
         except Exception as error:  # templates are programs: they raise what they like
@@ -128,47 +117,9 @@ class Encoder:
             ids, [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
         )
         self.unspoken.update(unspoken)
+        self.dated |= dated
         self.unlearned += chat.muted()
         return example
-
-    def _unspoken(self, chat: Chat) -> list[str]:
-        """What the chat has and the template leaves out: the text is the same without it."""
-        names, unspoken = chat.names(), []
-        text = self._template(chat, tokenize=False) if names else ""
-        for name in names:
-            with contextlib.suppress(Exception):  # a template that refuses the rest does look at it
-                if self._template(chat.without(name), tokenize=False) == text:
-                    unspoken.append(name)
-        said = {"content", *names} - {*unspoken, "tools"}
-        for turn in chat.turns:
-            if turn["role"] == "assistant" and not any(str(turn.get(name, "")).strip() for name in said):
-                raise BadRow("an empty assistant turn")
-        return unspoken
-
-    def _mark(self, chat: Chat, ids: list[int], mask: list[bool], *, learned: bool) -> None:
-        """Say in ``mask`` which of ``ids`` belong to the turns that are, or are not, to be learned."""
-        for index in chat.replies(learned=learned):
-            before, upto = self._rendered(chat, index, prompt=True), self._rendered(chat, index + 1)
-            if ids[: len(upto)] != upto or upto[: len(before)] != before:
-                raise BadRow("a chat whose assistant turns cannot be told apart in this template's tokens")
-            mask[len(before) : len(upto)] = [learned] * (len(upto) - len(before))
-
-    def _rendered(self, chat: Chat, turns: int, *, prompt: bool = False) -> list[int]:
-        return list(self._template(chat.begun(turns), add_generation_prompt=prompt)["input_ids"])
-
-    def _template(self, chat: Chat, *, tokenize: bool = True, **options: Any) -> Any:
-        if tokenize:
-            options["return_dict"] = True
-        tools = cast(Any, chat.tools)
-        template = self.tokenizer.get_chat_template(tools=tools)
-        options["chat_template"] = on_one_day(template)
-        self.dated |= options["chat_template"] != template
-        # A row may switch the template, not the tokenizer.
-        if own := chat.switches.keys() & inspect.signature(self.tokenizer.apply_chat_template).parameters:
-            raise BadRow(f"chat_template_kwargs that are not for the template ({', '.join(sorted(own))})")
-        return self.tokenizer.apply_chat_template(
-            chat.turns, tools=tools, tokenize=tokenize, **options, **chat.switches
-        )
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -81,12 +81,16 @@ def _object(value: Any) -> dict[str, Any] | BadRow:
 
 def _read_csv(path: Path, content: bytes) -> list[Row]:
     """Rows by the names in the first line; all values are text."""
+    # The library's own limit would cost the file for one long value; none is longer than the file.
+    limit = csv.field_size_limit(len(content) + 1)
     try:
         lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         names = next(lines, [])
         rows = [(lines.line_num, cells) for cells in lines if cells]
     except (UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"{path} is not a readable CSV file in UTF-8: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
     if len(set(names)) < len(names):
         raise RequestError(f"{path}: two columns have one name in its first line ({', '.join(names)})")
     unlike = BadRow(f"another number of values than the {len(names)} columns of the first line")
