@@ -19,6 +19,7 @@ from .results import IDENTITIES, RUN, SCHEMA, SWEEP_FILE, VALIDATE_FILE
 from .score import Score
 from .setting import ADAMW, Setting
 from .sweep import RunResult, Sweep
+from .sweep.run import TOLD_BY_CONTENTS
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,56 @@ class Validated:
         setting: The common setting.
         row: The row itself.
         score: Its scores.
+        contents: The digests that tell its data and its model; None where its file has none.
+        seeds: Those of its runs, ascending.
     """
 
     file: Path
     setting: dict[str, Any]
     row: dict[str, Any]
     score: Score
+    contents: tuple[str | None, ...] = (None,) * len(IDENTITIES)
+    seeds: tuple[int, ...] = ()
 
     @property
     def method(self) -> str:
         """The method's name."""
         return str(self.row["method"])
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message: what tells it from the others of its file, and the file."""
+        return f"{self.row.get('label') or self.method} of {self.file}"
+
+    @property
+    def identity(self) -> str:
+        """A short hash of what decides the numbers, but for which learning rates and how many seeds were run.
+
+        Where the digests tell data and model, their names do not matter.
+
+        Raises:
+            RequestError: the setting is not one.
+        """
+        try:
+            setting = _setting(self)
+        except RequestError as error:
+            raise RequestError(f"{self.file}: {error}") from error
+        values = setting.training_identity() | {"samples": setting.samples}
+        values["seed"] = min(self.seeds, default=setting.seed)
+        if None not in self.contents:
+            for name in TOLD_BY_CONTENTS:
+                del values[name]
+        return digest([values, self.contents])
+
+    @property
+    def told(self) -> tuple[int, int]:
+        """How much it tells: whether it has a curvature, and how many runs."""
+        return int(self.is_measured), len(self.row.get("runs") or ())
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it has a curvature."""
+        return self.number("lambda_max") is not None or self.number("lr_stability") is not None
 
     def number(self, name: str) -> float | None:
         """A number of the row, or None where it has none.
@@ -114,7 +154,7 @@ def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
             raise RequestError(f"{file} is not a {VALIDATE_FILE} or {SWEEP_FILE} of schema {SCHEMA}")
         try:
             for one in documents(found):
-                rows += [validated_row(file, one["setting"], row) for row in one["results"]]
+                rows += [validated_row(file, one, row) for row in one["results"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(
                 f"{file} is not what `hessian-lr validate` or `sweep` writes: {type(error).__name__} {error}"
@@ -129,8 +169,7 @@ def sweep_panel(one: Validated) -> SweepPanel:
         RequestError: the setting or a run is not what ``validate`` writes.
         KeyError: a run lacks a field.
     """
-    own = {name: value for name, value in one.setting.items() if name != "methods"}
-    setting = Setting.from_dict({**own, "method": one.method})
+    setting = _setting(one)
     runs = []
     for run in one.row["runs"]:
         seeded = {**setting.to_dict(), "seed": run["seed"]}
@@ -201,17 +240,24 @@ def observation(one: Validated) -> Observation | None:
     )
 
 
+def each_once(rows: Sequence[Validated]) -> tuple[list[Validated], list[str]]:
+    """Of each setting the row with a curvature and the most runs, and a note on each that was found again."""
+    return once(
+        rows,
+        key=lambda one: one.identity,
+        told=lambda one: (one.told,),  # as one: runs without a curvature teach nothing here
+        name=lambda one: one.name,
+    )
+
+
 def observations(rows: Sequence[Validated]) -> tuple[list[Observation], list[str]]:
     """What a calibration can learn from rows, each setting once, and a note on each that was found again.
 
     Raises:
         RequestError: a row lacks what a calibration needs.
     """
-    return once(
-        filter(None, map(observation, rows)),
-        key=lambda one: (one.method, one.best_lr, one.quantities),
-        name=lambda one: f"{one.method} of {one.source}",
-    )
+    counted, notes = each_once(rows)
+    return list(filter(None, map(observation, counted))), notes
 
 
 def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]]:
@@ -223,18 +269,23 @@ def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]
     found = []
     for one in rows:
         if one.score.best_lr is not None and not one.score.censored:
-            values = {name: value for name, value in one.setting.items() if name != "methods"}
-            found.append((Setting.from_dict(values | {"method": one.method}), one.score.best_lr))
+            found.append((_setting(one), one.score.best_lr))
     return found
 
 
-def validated_row(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> Validated:
-    """A row of ``file``, a ``validate.json``, with its scores.
+def _setting(one: Validated) -> Setting:
+    values = {name: value for name, value in one.setting.items() if name != "methods"}
+    return Setting.from_dict(values | {"method": one.method})
+
+
+def validated_row(file: Path, whole: dict[str, Any], row: dict[str, Any]) -> Validated:
+    """A row of ``whole``, what stands in ``file``, with its scores.
 
     Raises:
         RequestError: a score is of the wrong kind.
         KeyError: one is missing.
     """
+    setting = whole["setting"]
     if not isinstance(setting, dict):
         raise RequestError(f"the setting of {file} is not an object")
     # Rows of earlier versions lack what has a default.
@@ -242,4 +293,6 @@ def validated_row(file: Path, setting: dict[str, Any], row: dict[str, Any]) -> V
         one.name for one in dataclasses.fields(Score) if one.default is dataclasses.MISSING or one.name in row
     ]
     score = Score.from_dict({name: row[name] for name in told})
-    return Validated(file, dict(setting), {"method": row["method"], **row}, score)
+    contents = tuple(whole.get(name) for name in IDENTITIES)
+    seeds = tuple(sorted({run["seed"] for run in row.get("runs") or ()}))
+    return Validated(file, dict(setting), {"method": row["method"], **row}, score, contents, seeds)

@@ -1,5 +1,6 @@
 """What `calibrate` learns from the rows of `validate`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ SETTING = {
 MEASURED = {"lr_stability": 1e-2, "lr_critical_start": 2e-2, "lr_eigenvalue": 3e-2, "lr_sharpness": 4e-2}
 
 
-def validated(method="lora", best_lr=1e-3, folder="runs", **changed):
+def validated(method="lora", best_lr=1e-3, folder="runs", seeds=(), **changed):
     scored = Score(best_lr, 1.0, None, None, False, None, None, None, None, None, None)
-    return Validated(Path(folder, "validate.json"), SETTING, {"method": method} | MEASURED | changed, scored)
+    return Validated(
+        Path(folder, "validate.json"), SETTING, {"method": method} | MEASURED | changed, scored, seeds=seeds
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,13 +43,44 @@ def test_the_rows_measured_count_where_they_are_told(row, known):
 
 
 def test_a_copied_setting_counts_once_and_is_told():
-    rows = [
-        validated(),
-        validated(folder="copy"),
-        validated("pissa"),
-        validated(best_lr=2e-3, folder="other"),
-    ]
+    rows = [validated(), validated(folder="copy"), validated("pissa")]
     learned, notes = observations(rows)
-    assert learned == [observation(rows[place]) for place in (0, 2, 3)]
-    (note,) = notes
-    assert note.startswith("lora of copy: ") and "is that of lora of runs: " in note
+    assert learned == [observation(rows[place]) for place in (0, 2)]
+    assert notes == ["lora of copy/validate.json is that of lora of runs/validate.json, and counts once"]
+
+
+def test_a_setting_that_gained_a_learning_rate_counts_once_with_all_of_its_runs():
+    """A sweep in the folder of `validate` finds its runs, and moves the best learning rate a little."""
+    before = validated(seeds=(0, 1), runs=[{}] * 4)
+    after = validated(best_lr=1.1e-3, seeds=(0, 1), runs=[{}] * 6, label="lora, rank 2")
+    bare = validated(best_lr=1.2e-3, seeds=(0, 1, 2), runs=[{}] * 9, lr_stability=None)
+    for rows in ([before, after, bare], [bare, after, before]):
+        learned, notes = observations(rows)
+        assert [one.best_lr for one in learned] == [1.1e-3]
+        assert len(notes) == 2 and all("is that of lora, rank 2 of runs/validate.json" in n for n in notes)
+    # The longer row says that the best lies at an edge: then the shorter one's is not the best.
+    edge = replace(after, score=replace(after.score, censored=True))
+    assert observations([before, edge])[0] == []
+
+
+def test_settings_are_told_apart_by_all_that_decides_their_numbers():
+    def told(setting=(), **changed):
+        one = validated()
+        return replace(
+            one, setting=one.setting | dict(setting), **{"contents": ("d1", "m1"), **changed}
+        ).identity
+
+    others = [
+        *(told({name: 9}) for name in ("rank", "batch_size", "steps", "seed", "samples")),
+        *(told(contents=contents) for contents in (("d2", "m1"), ("d1", "m2"))),
+        *(told({"target_modules": ["q"]}), told({"optimizer": "sgd"}), told(seeds=(3, 4))),
+    ]
+    assert len({told(), *others}) == 1 + len(others)
+    assert (
+        told()
+        == told({"model": "elsewhere/m", "data": "e"})
+        == told({"device": "cuda"})
+        == told(seeds=(0, 1))
+    )
+    # Without digests names are all there is.
+    assert told({"model": "n"}, contents=(None, None)) != told(contents=(None, None))

@@ -117,9 +117,9 @@ def test_files_that_are_no_names_are_refused(tmp_path, field):
 
 def test_folders_of_one_name_are_told_apart_by_no_more_of_their_paths_than_it_takes(tmp_path):
     folders = [tmp_path / "one" / "o", tmp_path / "two" / "o", tmp_path / "two" / "other"]
-    for folder in folders:
+    for seed, folder in enumerate(folders):
         folder.mkdir(parents=True)
-        written(folder / "validate.json", first_light())
+        written(folder / "validate.json", of_seed(first_light(), seed))
     (part,) = write_report(folders, tmp_path / "report.html")
     names = ["one/o", "two/o", "other"]
     assert part.advice.sentence.striptags().startswith("Train lora (one/o) at ")
@@ -128,6 +128,33 @@ def test_folders_of_one_name_are_told_apart_by_no_more_of_their_paths_than_it_ta
     assert rates.columns[1] == "from" and {row[1] for row in rates.rows} == set(names)
     (versions,) = section(part, "Versions").tables
     assert [row[0] for row in versions.rows] == names
+
+
+def of_seed(document, seed):
+    for row in document["results"]:
+        row["runs"] = [run | {"seed": seed} for run in row["runs"]]
+    return document
+
+
+def test_a_sweep_that_is_told_twice_counts_once_with_all_of_its_runs(tmp_path):
+    """`sweep` in the folder of `validate` writes what is there already, and what came after, once more."""
+    before, after, bare = first_light(), first_light(), first_light()
+    for document in (before, after, bare):
+        document["results"] = document["results"][:2]
+    for row in before["results"]:
+        row["runs"] = row["runs"][:-1]
+    for row in bare["results"]:
+        row |= {"lambda_max": None, "lr_stability": None}
+    part = part_of(tmp_path, before, after)
+    assert "between 5 short runs" in part.advice.sentence.striptags()
+    assert any(" of 2 methods" in reason for reason in part.advice.reasons)
+    (rates,) = section(part, "Learning rates").tables
+    assert [row[0] for row in rates.rows] == ["lora", "rslora"] and rates.columns[1] == "predicted"
+    told = "lora of 0.json is that of lora of 1.json, and counts once"
+    assert told in section(part, "Notes").lines
+    # What has a curvature and what has more runs both tell something.
+    (rates,) = section(part_of(tmp_path, before, bare), "Learning rates").tables
+    assert len(rates.rows) == 4
 
 
 def measured(path, data, loss):

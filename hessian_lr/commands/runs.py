@@ -32,7 +32,6 @@ def align(
 
     from .. import results, validated
     from ..alignment import align as fit
-    from ..copies import once
     from ..figures import eigenvalue_figure
     from ..figures.style import files, save
     from . import tables, terminal
@@ -47,11 +46,7 @@ def align(
             + ", ".join(f"{file} has {name}" for name, file in trained.items())
             + "; name those of one of them"
         )
-    rows, notes = once(
-        (one for one in rows if one.number("lambda_max") is not None),
-        key=lambda one: (one.method, one.number("lambda_max"), one.score.best_lr, one.score.best_loss),
-        name=lambda one: f"{one.method} of {one.file.parent}",
-    )
+    rows, notes = validated.each_once([one for one in rows if one.number("lambda_max") is not None])
     points = validated.eigenvalue_points(rows)
     used = [(p.eigenvalue, p.score.best_lr) for p in points if p.score.best_lr and not p.score.censored]
     if not used:
@@ -127,7 +122,7 @@ def _measured(runs: list[str]) -> list[Validated]:
     from ..validated import read_validated
 
     rows = read_validated(runs)
-    if all(one.number("lambda_max") is None and one.number("lr_stability") is None for one in rows):
+    if not any(one.is_measured for one in rows):
         raise RequestError(
             "none of these results has a curvature; a sweep's folder gets it, and trains nothing again, from "
             "`hessian-lr sweep FILE.yaml --out DIR --limit 0 --predictor combined`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..copies import once
 from ..records import digest
 from ..setting import SGD
 from . import drawings, sections
@@ -88,7 +89,7 @@ def _untrained_key(document: Document) -> str:
 
 
 def _part(title: str, subtitle: str, documents: Sequence[Document], prefix: str) -> Part:
-    rows = _sourced(documents)
+    rows, again = _sourced(documents)
     scored = sections.validated(rows)
     found: dict[str, Section | None] = {
         "Learning rates": sections.learning_rates(sections.fresh(rows)),
@@ -104,7 +105,7 @@ def _part(title: str, subtitle: str, documents: Sequence[Document], prefix: str)
     shown.append(
         Section("How to make these results again", code=[c for one in documents for c in commands(one)])
     )
-    if (notes := sections.notes(documents, rows)) is not None:
+    if (notes := sections.notes(documents, rows, again)) is not None:
         shown.append(notes)
     lacking = [MISSING[title] for title, section in found.items() if section is None]
     if documents[0].entries[0].setting.optimizer == SGD:  # which has no prediction
@@ -115,10 +116,19 @@ def _part(title: str, subtitle: str, documents: Sequence[Document], prefix: str)
     return Part(title, subtitle, advice(rows), shown)
 
 
-def _sourced(documents: Sequence[Document]) -> list[Sourced]:
-    """The rows of all documents with where they are from, sweeps before what was only measured."""
+def _sourced(documents: Sequence[Document]) -> tuple[list[Sourced], list[str]]:
+    """The rows of all documents with where they are from, sweeps before what was only measured.
+
+    A sweep counts once, wherever its runs are told again; the notes say where they were. Of one whose longest
+    row has no curvature that with one stays as well.
+    """
     ordered = sorted(documents, key=lambda d: ("validate", "predict", "spectrum").index(d.command))
-    return [(document.name, entry) for document in ordered for entry in document.entries]
+    return once(
+        [(document.name, entry) for document in ordered for entry in document.entries],
+        key=lambda row: row[1].validated.identity if row[1].validated else id(row[1]),
+        told=lambda row: row[1].validated.told if row[1].validated else (),
+        name=lambda row: f"{row[1].row.get('label') or row[1].method} of {row[0]}",
+    )
 
 
 def _named(source: str) -> str:

@@ -138,7 +138,7 @@ def _document(file: Path, name: str, whole: dict[str, Any], expected: str) -> Do
     try:
         _notes("the data", whole)
         planned = _planned(whole)
-        entries = tuple(_entry(file, command, setting, row, planned) for row in rows)
+        entries = tuple(_entry(file, command, whole, row, planned) for row in rows)
         return Document(file, name, command, whole, entries)
     except (RequestError, TypeError, AttributeError) as error:
         raise RequestError(f"{expected}: {error}") from error
@@ -168,7 +168,7 @@ def _planned(whole: dict[str, Any]) -> tuple[int, int]:
 
 
 def _entry(
-    file: Path, command: str, common: dict[str, Any], row: dict[str, Any], planned: tuple[int, int]
+    file: Path, command: str, whole: dict[str, Any], row: dict[str, Any], planned: tuple[int, int]
 ) -> Entry:
     method = row.get("method")
     if not isinstance(method, str) or not isinstance(row.get("status"), str):
@@ -177,12 +177,12 @@ def _entry(
         _number(method, row, name)
     _notes(method, row)
     _texts(method, row)
-    own = {name: value for name, value in common.items() if name != "methods"}
+    own = {name: value for name, value in whole["setting"].items() if name != "methods"}
     setting = Setting.from_dict({**own, "method": method})
     if command != "spectrum" and not isinstance(setting.samples, int):
         raise RequestError(f"samples must be a whole number, not {setting.samples!r}")
     if command == "validate":
-        validated = validated_row(file, common, row)
+        validated = validated_row(file, whole, row)
         panel = sweep_panel(validated) if row["runs"] else None
         return Entry(setting, row, planned, validated, panel)
     if command == "spectrum":

@@ -254,10 +254,11 @@ def versions(documents: Sequence[Document]) -> Section:
     return Section("Versions", tables=[Table("What each file was made with.", ["file", *names], rows)])
 
 
-def notes(documents: Sequence[Document], rows: Sequence[Sourced]) -> Section | None:
-    """What the measurements said about themselves."""
+def notes(documents: Sequence[Document], rows: Sequence[Sourced], again: Sequence[str]) -> Section | None:
+    """What the measurements said about themselves, and which results were found ``again``."""
     lines = [f"data: {note}" for document in documents for note in document.whole.get("notes", [])]
     lines += [f"{entry.method}: {note}" for _, entry in rows for note in entry.row.get("notes", [])]
+    lines += again
     return Section("Notes", lines=list(dict.fromkeys(lines))) if lines else None
 
 

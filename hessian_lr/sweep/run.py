@@ -62,6 +62,8 @@ class RunResult(Record):
 
 
 HELDOUT_BATCH = 8
+# Fields that the two fingerprints, of the data and of the model, tell by themselves.
+TOLD_BY_CONTENTS = ("model", "data", "fields", "max_length")
 
 
 def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: str) -> str:
@@ -78,7 +80,7 @@ def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: st
         20 hex digits.
     """
     identity = setting.training_identity()
-    for name in ("model", "data", "fields", "max_length"):  # told by the two fingerprints
+    for name in TOLD_BY_CONTENTS:
         del identity[name]
     identity["dtype"] = str(precision(setting))
     told = {**recipe(setting), "warmup": WARMUP_FRACTION}

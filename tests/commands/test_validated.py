@@ -188,7 +188,8 @@ def test_align_counts_a_copied_result_once_and_says_so(capsys, validated, tmp_pa
     _, found = run_json(capsys, "align", validated, *folders)
     assert found["points"] == one["points"] and found["alignment"] == one["alignment"]
     assert one["notes"] == [] and len(found["notes"]) == 3 * len(one["points"])
-    assert found["notes"][0].endswith(f"a is that of lora of {validated}, and counts once")
+    first = f"lora of {tmp_path / 'a' / 'validate.json'}"
+    assert found["notes"][0] == f"{first} is that of lora of {validated / 'validate.json'}, and counts once"
 
 
 def test_calibrate_hits_the_geometric_mean_and_predict_uses_it(capsys, folder, options, tmp_path):
