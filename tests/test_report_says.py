@@ -32,6 +32,16 @@ def test_the_cost_of_measuring_for_all_predictors_is_told_as_that(tmp_path, pred
     assert ("the cost of the prediction is that of all" in table.caption) == told
 
 
+@pytest.mark.parametrize(
+    ("told", "gradients"), [({}, "60"), ({"samples": 3}, "45"), ({"samples": None}, "60")]
+)
+def test_the_cost_of_a_prediction_is_of_the_rows_it_was_measured_on(tmp_path, told, gradients):
+    """15 times the sample; 4 rows were asked for."""
+    document = predict_document(predict_row(**told))
+    (table,) = section(part_of(tmp_path, document), "Cost against the sweep it replaces").tables
+    assert table.rows[0][table.columns.index("prediction: gradients")] == gradients
+
+
 def test_a_prediction_whose_sweep_failed_is_still_recommended(tmp_path):
     document = first_light()
     (row, *_) = document["results"]

@@ -68,7 +68,7 @@ def predict(
     from .probe import probed
 
     constants = constants_for(predictor, calibration)
-    asked = {"fast": fast, "from": source or None, "calibration_file": calibration}
+    asked = {"samples": None, "fast": fast, "from": source or None, "calibration_file": calibration}
     if source:
         measured = validated.best_learning_rates(validated.read_validated(source))
         rows = [
@@ -100,7 +100,7 @@ def predict(
             report=progress.report,
             checkpoints=turn.checkpoints,
         )
-        notes = prepared.notes
+        notes, samples = prepared.notes, len(prepared.batches)
         if predictor == PROBE:
             del prepared
             gc.collect()  # the runs need the room of this copy of the model
@@ -115,7 +115,7 @@ def predict(
                     progress=partial(progress.sweep, stage="short runs"),
                 )
         row = results.prediction_row(setting.method, prediction) | asked
-        return row | {"notes": [*notes, *row["notes"]]}
+        return row | {"samples": samples, "notes": [*notes, *row["notes"]]}
 
     def failed(setting: Setting, reason: str) -> Row:
         prediction = Prediction.failed(predictor, constants.version, reason)

@@ -163,7 +163,8 @@ def cost(rows: Sequence[Sourced]) -> Section | None:
     for head, (_, entry) in zip(heads, shown, strict=True):
         row, setting = entry.row, entry.setting
         per_run = setting.steps * setting.batch_size
-        gradients = row["gradient_equivalents"] * int(setting.samples)
+        # Of the rows there were; earlier versions tell only those asked for.
+        gradients = row["gradient_equivalents"] * (row.get("samples") or int(setting.samples))
         line = [*head, count(gradients), duration(row["seconds"])]
         if entry.panel is not None:
             steps = sum(run.steps for run in entry.panel.sweep.runs)

@@ -27,6 +27,7 @@ def test_predict_writes_the_promised_keys(capsys, options):
         assert 0 < row["lr_low"] < row["lr"] < row["lr_high"]
         assert row["lambda_max"] > 0 and row["lambda_preconditioned"] > 0, "both are measured"
         assert row["warmup_steps"] == 10 and row["predictor"] == "combined"
+        assert row["samples"] == found["setting"]["samples"], "there are enough rows"
 
 
 def test_the_adam_predictor_measures_no_eigenvalue_at_the_start(capsys, options):
