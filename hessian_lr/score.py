@@ -148,7 +148,9 @@ def chance(runs: Sequence[RunResult]) -> str | None:
         return None
     curve = _curve(groups)
     gained = curve.initial - float(curve.loss[curve.best])
-    sides = curve.loss[: curve.best + 1], curve.loss[curve.best :][::-1]
+    # How far above the start a run ended that lost everything says nothing.
+    losses = np.minimum(curve.loss, curve.initial)
+    sides = losses[: curve.best + 1], losses[curve.best :][::-1]
     rise = max(float(np.max(side - np.minimum.accumulate(side))) for side in sides)
     if not (gained > 0 and rise > BAND_REGRET * gained):
         return None

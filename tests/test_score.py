@@ -104,6 +104,9 @@ def test_a_loss_that_rises_on_the_way_to_the_best_is_told_as_chance():
     one = chance(sweep_of(told | {GRID[1]: 1.6}, seeds=(0,)).runs)
     assert "more seeds than 1 would" in one
     assert chance(sweep_of(dict.fromkeys(GRID, 2.5)).runs) is None, "nothing learned"
+    # The order of rates that diverged says nothing, but one within the valley is a rise to the start's loss.
+    assert chance(sweep_of(told | {GRID[6]: 4.0, GRID[7]: 3.0}).runs) is None
+    assert "rise by 70.0% of" in chance(sweep_of(told | {GRID[1]: 4.0, GRID[0]: 1.3}).runs)
 
 
 def test_beside_a_rate_that_diverged_an_even_grid_keeps_its_vertex():
