@@ -224,6 +224,7 @@ def observation(one: Validated) -> Observation | None:
     samples = one.number("samples") if "samples" in one.row else asked if isinstance(asked, int) else None
     own = one.method in METHODS and METHODS[one.method].optimizer is not None
     return Observation(
+        identity=one.identity,
         source=f"{one.file.parent.name}: {source}",
         method=one.method,
         best_lr=one.score.best_lr,

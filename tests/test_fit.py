@@ -38,7 +38,9 @@ RANGED = replace(
 
 def observed(best_lr, **changes):
     values = {"lr_stability": 1.0, "lr_sharpness": None, "batch_size": 4, "steps": 60} | changes
-    return Observation(source="a run", method="lora", best_lr=best_lr, quantities=Quantities(**values))
+    return Observation(
+        identity=f"{best_lr}", source="a run", method="lora", best_lr=best_lr, quantities=Quantities(**values)
+    )
 
 
 def test_without_a_prior_the_scale_is_the_geometric_mean_and_the_scatter_leaves_one_out():
@@ -192,7 +194,7 @@ def test_settings_fitted_to_are_no_longer_outside_what_was_tried():
     mine = Quantities(64, 2000, **known, samples=2)
     before = rate("combined", current, mine)
     assert "steps 2000 (tried on 15 … 300)" in before.notes[0]
-    sweeps = [Observation(f"run {i}", "lora", 1e-3 * math.exp(0.01 * i), mine) for i in range(20)]
+    sweeps = [Observation(f"{i}", f"run {i}", "lora", 1e-3 * math.exp(0.01 * i), mine) for i in range(20)]
     found = fit(sweeps, current)
     assert found.combined.domain == {"batch_size": [2, 64], "steps": [15, 2000], "samples": [2, 32]}
     after = rate("combined", found, mine)
@@ -211,18 +213,20 @@ def test_other_sweeps_or_other_constants_give_another_version():
 def test_settings_that_the_constants_come_from_already_do_not_count_again():
     """Where a prior holds the scale, each refit would take the same settings further: they are refused."""
     held = replace(CURRENT, adam=replace(CURRENT.adam, spreads={"scale": 0.3}))
-    mine, new = (replace(observed(math.e), source=folder) for folder in ("mine: seed 0", "new: seed 0"))
+    mine, new = (replace(observed(math.e), identity=name) for name in ("mine", "new"))
     first = fit([mine], held)
     second = fit([new], first)
     assert second.adam.sources["scale"].endswith("; from: elsewhere")
-    told = f"{second.version!r} come from 1 of these 2 settings already, the first lora of mine: seed 0, and"
+    assert second.adam.fitted_to == ("mine", "new") and first.eigenvalue.fitted_to == ()
+    told = f"{second.version!r} come from 1 of these 2 settings already, the first lora of elsewhere, and"
     with pytest.raises(RequestError, match=told):
-        fit([replace(mine, source="other: seed 0"), mine], second)
-    for unlike in (replace(mine, method="pissa"), replace(mine, source="e: seed 0")):
-        assert fit([unlike], second).adam.scale > second.adam.scale
+        # Wherever its folder lies now; another setting may lie in a folder of its name.
+        fit([replace(mine, identity="other"), replace(mine, source="elsewhere")], second)
+    assert fit([replace(mine, identity="other")], second).adam.scale > second.adam.scale
     # A free scale is what its settings say, however often they are fitted to.
     free = fit([mine], CURRENT)
     assert fit([mine], free).adam.scale == pytest.approx(free.adam.scale)
+    assert fit([new], free).adam.fitted_to == ("new",)
 
 
 @pytest.mark.parametrize(

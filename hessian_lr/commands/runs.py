@@ -93,12 +93,18 @@ def calibrate(
 
     from .. import results, validated
     from ..predict import load_calibration
-    from ..predict.fit import fit, unheard
+    from ..predict.fit import LAWS, fit, unheard
     from . import tables, terminal
 
     observations, doubled = validated.observations(_measured(runs))
     current = load_calibration(calibration)
     found, notes = fit(observations, current), [*doubled, *unheard(observations, current)]
+    laws = [law for law in (getattr(current, name) for name in LAWS) if law]
+    if calibration is not None and not any(law.fitted_to for law in laws):
+        notes.append(
+            f"{calibration} does not tell which settings it comes from, as files of earlier versions do not: "
+            "those of these settings that are among them count twice"
+        )
     found.write(out)
     output.write(
         {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,12 +30,14 @@ class Observation:
     """One setting whose best learning rate is known from a sweep.
 
     Attributes:
+        identity: What tells it from other settings, wherever its sweep lies.
         source: Names the setting, for the record.
         method: The method's name.
         best_lr: η*, not censored.
         quantities: What was measured before the sweep.
     """
 
+    identity: str
     source: str
     method: str
     best_lr: float
@@ -118,10 +119,7 @@ def _lacks(one: Observation, law: PowerLaw) -> list[str]:
 
 def _knows(law: PowerLaw | None, one: Observation) -> bool:
     """Whether a setting has a part in what a law's new fit is held to."""
-    if law is None or not any(law.spreads.values()):
-        return False
-    listed = re.findall(f"; {re.escape(one.source)}: ([^;]+)", "; ".join(law.sources.values()))
-    return any(one.method in methods.split(", ") for methods in listed)
+    return law is not None and any(law.spreads.values()) and one.identity in law.fitted_to
 
 
 def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
@@ -167,12 +165,14 @@ def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
     if (domain := _widened(law.domain, observations)) != law.domain:
         changed["domain"] = domain
         told["domain"] = f"{law.sources.get('domain', 'as before')}; and {where}"
+    before_it = law.fitted_to if any(law.spreads.values()) else ()
     return replace(
         law,
         scale=math.exp(after.pop("scale")),
         exponents=after,
         settings=len(observations),
         sources=law.sources | told,
+        fitted_to=tuple(sorted({*before_it, *(one.identity for one in observations)})),
         **changed,
     )
 

@@ -85,6 +85,8 @@ class PowerLaw(Record):
             method or model had no part in the fit. None: from ``log_scatter`` (see ``range_factor``).
         domain: The smallest and the largest value of each quantity among the settings that the law was fitted
             to or has stood a test on, by name.
+        fitted_to: What identifies each setting that has a part in it. Files of earlier versions, and the
+            package's, tell none.
     """
 
     scale: float
@@ -96,6 +98,7 @@ class PowerLaw(Record):
     spreads: dict[str, float] = field(default_factory=dict)
     log_half_width: float | None = None
     domain: dict[str, list[float]] = field(default_factory=dict)
+    fitted_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_numbers(*self.exponents.values())

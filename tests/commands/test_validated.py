@@ -221,6 +221,35 @@ def test_calibrate_hits_the_geometric_mean_and_predict_uses_it(capsys, folder, o
     assert row["calibration"] == found["calibration"]["version"]
 
 
+def test_a_setting_is_known_again_wherever_its_folder_lies(capsys, validated, tmp_path):
+    known = json.loads((validated / "validate.json").read_text())
+    assert any(row["best_lr"] and not row["censored"] for row in known["results"])
+    constants, more = tmp_path / "constants.json", tmp_path / "more.json"
+    _, found = run_json(capsys, "calibrate", validated, "--out", constants)
+    assert not any("does not tell" in note for note in found["notes"])
+    told = {one["identity"] for one in found["observations"]}
+    assert set(found["calibration"]["adam"]["fitted_to"]) == told
+
+    copy = shutil.copytree(validated, tmp_path / "elsewhere" / "copy")
+    asked = ("--calibration", str(constants), "--out", str(more))
+    assert main(["calibrate", str(copy), *asked]) == 2
+    assert "would count them twice" in capsys.readouterr().err
+    # Another setting in a folder of the same name is another setting.
+    other = tmp_path / "other" / validated.name
+    other.mkdir(parents=True)
+    del known["sha256"]
+    known["setting"]["max_length"] -= 1
+    known["data_digest"] = "other rows"
+    (other / "validate.json").write_text(json.dumps(known))
+    assert main(["calibrate", str(other), *asked]) == 0
+    # A file of an earlier version has no such list.
+    for law in ("combined", "adam", "eigenvalue", "probe"):
+        del found["calibration"][law]["fitted_to"]
+    constants.write_text(json.dumps(found["calibration"]))
+    status, again = run_json(capsys, "calibrate", copy, *asked)
+    assert status == 0 and f"{constants} does not tell which settings it comes from" in str(again["notes"])
+
+
 def test_tables_are_plain_and_fit_80_columns_when_piped(capsys, options, validated):
     again = ("--lrs", "0.03,0.3,3", "--seeds", "0,1", "--out", str(validated))
     assert main(["validate", *options, "--method", "pissa", "--quiet", *again]) == 0
