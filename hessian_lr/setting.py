@@ -41,7 +41,8 @@ class Setting(Record):
         batch_size: Samples in an optimizer step.
         steps: Optimizer steps of a run, the first of them at the learning rate 0.
         seed: Seed of the adapter's initialization and of the order of the data.
-        samples: Samples on which curvature is measured; ``"auto"``: as many as its error asks for.
+        samples: Samples on which curvature is measured; ``"auto"``: as many as its error asks for, but no
+            more than 64.
         max_length: Tokens a sample is cut to.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
         dtype: Precision of the matrix products: ``"float32"``, ``"bfloat16"`` (autocast, the

@@ -31,7 +31,14 @@ def test_its_result_is_that_of_its_last_sample_and_its_cost_that_of_all_rounds()
     assert found.held_out is None
     assert found.matvecs > plain.matvecs
     assert plain.gradient_equivalents < found.gradient_equivalents < 3 * plain.gradient_equivalents
-    assert any("with all 32 rows there are" in note for note in found.notes)
+    assert any("with all 32 rows it may grow to" in note for note in found.notes)
+
+
+def test_where_no_unseen_row_is_left_others_are_held_out():
+    more = [make_batch(1, 12, seed=500 + i) for i in range(4)]
+    found = grown_sharpness(adapted(), rows(12), held_out=more, rtol=0.01, max_products=100)
+    plain = hlr.sharpness(adapted(), rows(12), held_out=more, rtol=0.01, max_products=100)
+    assert (found.samples, found.held_out) == (12, plain.held_out) and plain.held_out is not None
 
 
 def test_one_small_sample_is_enough_where_it_says_enough():

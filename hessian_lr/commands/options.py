@@ -74,7 +74,7 @@ def settings(
         str,
         typer.Option(
             metavar="N|auto",
-            help="Samples on which curvature is measured; auto (spectrum): until λ is known.",
+            help="Samples on which curvature is measured; auto (spectrum): until λ is known, at most 64.",
         ),
     ] = str(DEFAULTS.samples),
     max_length: Annotated[int, typer.Option(help="Tokens a sample is cut to.")] = DEFAULTS.max_length,

@@ -54,10 +54,8 @@ def measure(
         "progress": progress.lanczos,
         "checkpoints": checkpoints,
     }
-    if setting.samples == AUTO:
-        curvature = grown_sharpness(model, prepared.batches, **common)
-    else:
-        curvature = sharpness(model, prepared.batches, held_out=prepared.held_out or None, **common)
+    measured = grown_sharpness if setting.samples == AUTO else sharpness
+    curvature = measured(model, prepared.batches, held_out=prepared.held_out or None, **common)
     more: dict[str, Any] = {}
     notes: list[str] = []
     if curvature.status != "failed":

@@ -21,6 +21,7 @@ def grown_sharpness(
     model: nn.Module,
     rows: Sequence[Batch],
     *,
+    held_out: Sequence[Batch] | None = None,
     rtol: float = 0.05,
     max_products: int = 40,
     algorithm: str = "lanczos",
@@ -33,12 +34,14 @@ def grown_sharpness(
     """λ on a sample that doubles until its sampling error is at most rtol·λ, or the rows run out.
 
     Each round measures on the first N rows and holds the eigenvector against the next N, which the
-    following round adds to the sample. A round costs twice the one before, so all of them
-    together less than twice the last. Each starts at random, for its certificate's sake.
+    following round adds to the sample. A round on twice the rows costs twice as much, so all of them
+    together less than twice the last; where the rows end before they double once more, less than three times.
+    Each starts at random, for its certificate's sake.
 
     Args:
         model: As for ``sharpness``.
-        rows: The rows there are, one batch each, in random order; the first 8 are the first sample.
+        rows: Those it may grow to, one batch each, in random order; the first 8 are the first sample.
+        held_out: Others, for the eigenvector of a round on all ``rows``.
         rtol: The relative error aimed at, numerical and sampling.
         max_products, algorithm, operator, dtype, seed, progress, checkpoints: As for ``sharpness``.
 
@@ -53,7 +56,7 @@ def grown_sharpness(
     size, spent, history = min(FIRST, len(rows)), 0.0, []
     matvecs, seconds = 0, 0.0
     while True:
-        unseen = rows[size : 2 * size]
+        unseen = rows[size : 2 * size] or held_out
         found = sharpness(
             model,
             rows[:size],
@@ -81,7 +84,7 @@ def grown_sharpness(
     if len(history) > 1:
         notes.append(f"sample grown (rows: λ ± sampling error): {'; '.join(history)}")
     if found.lambda_max is not None and error is not None and not known:
-        notes.append(f"the sampling error still exceeds {rtol:.0%} of λ with all {size} rows there are")
+        notes.append(f"the sampling error still exceeds {rtol:.0%} of λ with all {size} rows it may grow to")
     return replace(
         found,
         matvecs=matvecs,
