@@ -199,6 +199,13 @@ def test_products_are_not_had_in_a_type_that_is_not_there():
             hlr.sharpness(model, BATCHES, dtype=dtype)
 
 
+def test_autocast_is_not_asked_for_what_it_leaves_as_it_is():
+    model = adapted("llama", torch.float64)
+    for call in (hlr.sharpness, hlr.module_sharpness):
+        with pytest.raises(RequestError, match="leaves float64 as it is"):
+            call(model, BATCHES, dtype=torch.bfloat16)
+
+
 def test_gauss_newton_trusts_no_function_that_the_hessian_does_not():
     class Kernel(torch.autograd.Function):
         @staticmethod

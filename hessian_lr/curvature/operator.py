@@ -102,6 +102,11 @@ class HessianOperator:
                 f"products in {dtype} need an adapter in it, and this one is {kind}: convert the model "
                 f"(model.to({dtype})), or ask for float32 or bfloat16"
             )
+        if dtype is torch.bfloat16 and kind is torch.float64:
+            raise RequestError(
+                "products in bfloat16 are autocast's, which leaves float64 as it is, and this adapter is "
+                "float64: ask for torch.float64, or convert the model (model.float())"
+            )
         self._require_causal()
         self.labels = require_labels(batches)
         self.batches = [to_device(batch, self.device) for batch in microbatches(batches, self.device)]
