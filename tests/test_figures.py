@@ -226,6 +226,25 @@ def test_a_panel_shows_prediction_best_and_divergence(drawn):
     assert axes.get_title(loc="left") == f"pissa  ({shown.score.factor_error:.1f}× off)"
 
 
+def test_a_mean_alone_and_each_of_two_crosses_at_one_rate_are_seen(drawn):
+    """Seeds 0 and 1 at three learning rates, of which the upper two diverged."""
+    losses = {1e-3: 0.7, 1e-2: None, 1e-1: None}
+    runs = tuple(
+        RunResult("k", Setting(seed=seed), lr, 1.0, loss, 3, loss is None, 1.0, 1)
+        for lr, loss in losses.items()
+        for seed in (0, 1)
+    )
+    sweep = Sweep(Setting(), runs, True)
+    drawn(sweep_figure([SweepPanel(sweep, score(sweep, None, None, None))]))
+    (axes,) = drawn[0].axes
+    (mean,) = (line for line in axes.lines if list(line.get_xdata()) == [1e-3])
+    assert mean.get_marker() != "None" and list(mean.get_ydata()) == [0.7]
+    (crosses,) = (line for line in axes.lines if line.get_marker() == "x")
+    at = axes.transData.transform(crosses.get_xydata())
+    gaps = [math.dist(a, b) for a, b in itertools.combinations(at, 2)]
+    assert len(at) == 4 and min(gaps) * 72 / drawn[0].dpi > crosses.get_markersize()
+
+
 def test_panels_without_a_diverged_run_are_laid_out_like_any_other(drawn):
     """A line without points once stood at the figure's corner, and the layout gave up over it."""
     whole = [

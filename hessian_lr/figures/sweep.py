@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,6 +32,10 @@ from .style import (
     styled,
     times,
 )
+
+_MEAN: dict[str, Any] = {"marker": "_", "markersize": 9}
+# Between crosses at one learning rate, and all of them together, as shares of a panel's height.
+_APART, _DEEPEST = 0.07, 0.3
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,8 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False
 def sweep_figure(panels: Sequence[SweepPanel], *, narrow: bool = False) -> Figure:
     """Draw one panel a method: held-out loss against learning rate, with the prediction.
 
-    Markers are single runs, the line their mean over seeds. Runs that diverged are crosses at the
-    upper edge, and a learning rate with one has no mean.
+    Markers are single runs, the line with a dash at each learning rate their mean over seeds. Runs that
+    diverged are crosses hanging from the upper edge, and a learning rate with one has no mean.
 
     Args:
         panels: At least one; each sweep with at least one run.
@@ -240,10 +245,15 @@ def _draw_panel(axes: Axes, panel: SweepPanel, ceiling: float) -> None:
     # Only if there is one: a line without points that is not clipped counts as standing at the figure's
     # corner, and the layout makes room for it.
     if lost := [run.lr for run in runs if run.diverged]:
-        axes.plot(lost, [ceiling] * len(lost), "x", color=colour, markersize=5.5, clip_on=False, zorder=5)
+        # One below the other where several have one learning rate.
+        before = [lost[:place].count(lr) for place, lr in enumerate(lost)]
+        apart = min(_APART, _DEEPEST / max(1, *before)) * (ceiling - axes.get_ylim()[0])
+        heights = [ceiling - place * apart for place in before]
+        axes.plot(lost, heights, "x", color=colour, markersize=5.5, clip_on=False, zorder=5)
     groups = complete_runs(runs).items()
     means = [(lr, mean) for lr, group in groups if math.isfinite(mean := mean_final_loss(group))]
-    axes.plot(*np.array(means).reshape(-1, 2).T, color=colour, zorder=3)
+    # A line through one point shows nothing.
+    axes.plot(*np.array(means).reshape(-1, 2).T, color=colour, zorder=3, **_MEAN)
     off = "" if score.factor_error is None else f"  ({times(score.factor_error)} off)"
     if score.censored:
         off = "  (none learned)" if score.best_lr is None else "  (best at the edge)"
@@ -263,7 +273,7 @@ def _sweep_legend() -> list[Line2D | Patch]:
             color=MUTED,
             label="one run",
         ),
-        Line2D([], [], color=MUTED, label="mean over seeds"),
+        Line2D([], [], color=MUTED, label="mean over seeds", **_MEAN),
         Line2D([], [], marker="x", linestyle="", color=MUTED, label="diverged"),
         Line2D([], [], linestyle="--", linewidth=1.3, color=INK, label="predicted"),
         Patch(facecolor=INK, alpha=0.09, linewidth=0, label="predicted range"),

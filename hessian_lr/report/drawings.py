@@ -31,9 +31,8 @@ def sweeps(rows: Sequence[Sourced], prefix: str) -> Section | None:
         lambda narrow: sweep_figure(panels, narrow=narrow),
         f"{prefix}-sweep",
         "Held-out loss against learning rate, one panel a method. " + " ".join(map(_panel_in_words, panels)),
-        predicted
-        + "The dotted line is the best learning rate of the sweep. A cross at the top is a run that "
-        "diverged.",
+        predicted + "The dotted line is the best learning rate of the sweep. A cross at the top, or "
+        "below another, is a run that diverged.",
     )
     return Section("Sweeps", drawings=[drawing])
 
