@@ -44,7 +44,7 @@ def cold_start(model, products):
 # λ nearly triples over these runs. Largest error over all updates that is allowed, and the median.
 @pytest.mark.parametrize(
     ("every", "products", "worst", "median"),
-    [(2, 2, 0.06, 0.03), (2, 3, 0.01, 0.005), (4, 2, 0.2, 0.03), (4, 3, 0.05, 0.005)],
+    [(2, 2, 0.01, 0.005), (2, 3, 0.01, 0.005), (4, 2, 0.01, 0.005), (4, 3, 0.01, 0.005)],
 )
 def test_tracked_values_follow_the_dense_hessian_where_cold_starts_do_not(every, products, worst, median):
     tracker = SharpnessTracker(SAMPLE, products=products, dtype=torch.float64)
@@ -55,16 +55,18 @@ def test_tracked_values_follow_the_dense_hessian_where_cold_starts_do_not(every,
         assert found.value <= truth * (1 + 1e-9)
         truths.append(truth)
         if step:
-            assert found.products == products
+            assert products <= found.products <= 3 * products
+            # As long as it is due, and no longer.
+            assert found.residual <= 0.03 * found.value or found.products == 3 * products
             warm.append(1 - found.value / truth)
-            cold.append(1 - cold_start(model, products) / truth)
+            cold.append(1 - cold_start(model, found.products) / truth)
     assert max(truths) > 2 * min(truths)
     warm.sort()
     cold.sort()
     assert warm[-1] <= worst
     assert warm[UPDATES // 2] <= median
-    # Even the best of three cold starts of the same price is several times as far off.
-    assert cold[UPDATES // 2] > 5 * warm[UPDATES // 2]
+    # Even the best of three cold starts of the same price is further off.
+    assert cold[UPDATES // 2] > 2 * warm[UPDATES // 2]
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -78,6 +80,22 @@ def test_the_random_component_finds_a_larger_eigenvalue_than_the_one_followed(fr
     followed = [tracker.update(model, step).value for step in range(6 if not fresh else 25)]
     assert followed[0] == pytest.approx(float(values[-2]), rel=1e-3)
     assert followed[-1] == pytest.approx(float(values[-1] if fresh else values[-2]), rel=1e-2)
+
+
+def test_an_update_goes_on_while_the_vector_has_not_kept_up():
+    model = adapted()
+    values, vectors = torch.linalg.eigh(dense_hessian(copy.deepcopy(model), SAMPLE))
+    noise = torch.randn(len(values), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def update(vector):
+        tracker = SharpnessTracker(SAMPLE, dtype=torch.float64)
+        tracker.vector = vector
+        return tracker.update(model, 1)
+
+    kept = update(vectors[:, -1])
+    assert kept.products == 3 and kept.value == pytest.approx(float(values[-1]), rel=0.01)
+    turned = update(0.2 * vectors[:, -1] + noise / noise.norm())
+    assert 3 < turned.products <= 9 and turned.value == pytest.approx(float(values[-1]), rel=0.01)
 
 
 def test_forgetting_the_vector_starts_anew():
@@ -114,9 +132,9 @@ def test_the_account_of_an_update():
     tracker = SharpnessTracker(SAMPLE, dtype=torch.float64, products=2, memory_budget=0)
     tracker.update(model, 0)
     found = tracker.update(model, 7)
-    # Two products whose graph is rebuilt each time.
-    assert (found.step, found.products) == (7, 2)
-    assert found.gradient_equivalents == pytest.approx(4)
+    # Products whose graph is rebuilt each time; a third, as the random component is still there after two.
+    assert (found.step, found.products) == (7, 3)
+    assert found.gradient_equivalents == pytest.approx(6)
     with torch.no_grad():
         total = sum(float(model(**b, use_cache=False).loss) * b["labels"][:, 1:].numel() for b in SAMPLE)
     assert found.loss == pytest.approx(total / sum(b["labels"][:, 1:].numel() for b in SAMPLE))

@@ -54,8 +54,10 @@ class PredictedLearningRate(TrainerCallback):
 
     With ``track_every``, the log gets ``sharpness`` (λ), ``sharpness_preconditioned`` (λ_P, in the geometry
     that the run's AdamW has then) and ``sharpness_times_lr`` (λ_P·η: stable on a quadratic below 38 for
-    β₁ = 0.9). An update costs about ten gradients over the ``samples`` rows. Where one fails, tracking
-    ends with a warning and the run goes on.
+    β₁ = 0.9), and beside the first two ``_residual``: one of more than a few percent of its value says that
+    the value may be too low (``SharpnessTracker``). An update costs about ten gradients over the ``samples``
+    rows, early in a run up to three times as many. Where one fails, tracking ends with a warning and the
+    run goes on.
 
     Args:
         trainer: The Trainer, or a subclass that trains with the token-level cross-entropy of ``labels``.
@@ -161,10 +163,12 @@ class PredictedLearningRate(TrainerCallback):
             logger.warning("sharpness is no longer followed, from step %d on: %s", state.global_step, error)
             self.tracker = None
             return
-        assert found.preconditioned is not None
+        assert found.preconditioned is not None and found.preconditioned_residual is not None
         told = {
             "sharpness": found.value,
+            "sharpness_residual": found.residual,
             "sharpness_preconditioned": found.preconditioned,
+            "sharpness_preconditioned_residual": found.preconditioned_residual,
             "sharpness_times_lr": found.preconditioned * optimizer.param_groups[0]["lr"],
         }
         self._log(told, control)

@@ -75,6 +75,7 @@ def lanczos(
     max_products: int = 40,
     seed: int = 0,
     start: Tensor | None = None,
+    min_products: int = 1,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
@@ -99,6 +100,7 @@ def lanczos(
         seed: Seed of the random start vector; the caller's generator is not touched.
         start: Start vector, shape (n,), instead of a random one. Then nothing is known of what it
             hides: ρ ≤ rtol·|θ| ends the iteration, and ``upper`` is None.
+        min_products: With ``start``, how many there are before rtol ends the iteration.
         device: Where the basis lives.
         dtype: Type of the basis, float32 or float64.
         progress: Called after each step with (products, max_products, θ, ρ).
@@ -127,7 +129,7 @@ def lanczos(
         if t.exhausted:
             converged = True
         elif start is not None:
-            converged = residual <= rtol * abs(theta)
+            converged = residual <= rtol * abs(theta) and len(basis) >= min_products
         else:
             converged = settled(theta, error_estimate(residual, gap), *coefficients, rtol)
         if converged or len(basis) == steps:
