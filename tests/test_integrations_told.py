@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import learned
 from tiny_trainer import STEPS, Watched, collate, counted, entries, trainer, with_callback
+from torch.optim import lr_scheduler
 
 from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
 from hessian_lr.integrations import PredictedLearningRate
@@ -41,12 +42,42 @@ def test_what_a_prediction_knows_nothing_of_is_said(rows, tmp_path, caplog):
             {"lr_scheduler_type": "constant_with_warmup"},
             ["a constant schedule: it is for one that falls to 0"],
         ),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"},
+            ["a constant schedule: it is for one that falls to 0"],
+        ),
         ({"lr_scheduler_type": "linear"}, []),
     ],
 )
 def test_what_moves_the_best_learning_rate_is_said_and_what_does_not_is_not(rows, tmp_path, options, said):
     made = trainer(rows, tmp_path, **options)
+    made.create_optimizer_and_scheduler(STEPS)
+    made.state.max_steps = STEPS
     assert [one.partition(";")[0] for one in differences(made.args, made)] == said
+
+
+@pytest.mark.parametrize(
+    ("make", "constant"),
+    [
+        (lambda o: lr_scheduler.LambdaLR(o, lambda _: 1.0), True),
+        (lambda o: lr_scheduler.ConstantLR(o, 1.0, 1), True),
+        (lambda o: lr_scheduler.ReduceLROnPlateau(o), True),
+        (lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 - step / STEPS), False),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS), False),
+        (
+            lambda o: lr_scheduler.SequentialLR(
+                o, [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.LinearLR(o, 1.0, 0.0, 4)], [2]
+            ),
+            False,
+        ),
+    ],
+)
+def test_a_schedule_of_ones_own_is_asked_what_it_does(rows, tmp_path, make, constant):
+    made = trainer(rows, tmp_path)
+    made.create_optimizer()
+    made.lr_scheduler = make(made.optimizer)
+    made.state.max_steps = STEPS
+    assert any("a constant schedule" in one for one in differences(made.args, made)) is constant
 
 
 def test_what_a_prediction_notes_is_said_beside_it(rows, tmp_path, caplog):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from transformers import Trainer, TrainingArguments
 
 from ..predict.warmup import BETAS
+from .schedule import stays_up
 
 _FOR = "it is for plain cross-entropy"
 # Up to here the best learning rate of a small model's runs stayed where it was; at 1e-3 it was another. It
 # stayed, too, with noise on the embeddings (NEFTune), weight decay, another clipping and a linear schedule.
 _LARGEST_EPSILON = 1e-5
-_CONSTANT = ("constant", "constant_with_warmup")
 
 
 def differences(args: TrainingArguments, trainer: Trainer) -> list[str]:
@@ -35,6 +35,6 @@ def differences(args: TrainingArguments, trainer: Trainer) -> list[str]:
         )
     if args.adam_epsilon > _LARGEST_EPSILON:
         found.append(f"adam_epsilon={args.adam_epsilon:g}: it is for 1e-08")
-    if args.lr_scheduler_type in _CONSTANT:
+    if stays_up(trainer.lr_scheduler, trainer.state.max_steps):
         found.append("a constant schedule: it is for one that falls to 0; the lower half of the range fits")
     return found

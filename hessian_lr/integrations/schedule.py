@@ -105,6 +105,18 @@ def set_learning_rate(
     return before
 
 
+def stays_up(scheduler: Any, steps: int) -> bool:
+    """Whether a schedule is as high after ``steps`` as halfway, or falls only where an evaluation asks."""
+    schedule = getattr(scheduler, "scheduler", scheduler)
+    if isinstance(schedule, lr_scheduler.SequentialLR):
+        return stays_up(schedule._schedulers[-1], steps - schedule._milestones[-1])
+    if isinstance(schedule, lr_scheduler.ChainedScheduler):
+        return all(stays_up(part, steps) for part in schedule._schedulers)
+    if isinstance(schedule, LambdaLR):
+        return all(share(steps) == share(steps // 2) > 0 for share in schedule.lr_lambdas)
+    return isinstance(schedule, (lr_scheduler.ConstantLR, lr_scheduler.ReduceLROnPlateau))
+
+
 def _from_peak(share: Any, lr: float, floor: float | None) -> Any:
     """A schedule's share of its peak by step, as transformers would have made it for the peak ``lr``."""
     if not isinstance(share, partial):
