@@ -185,6 +185,10 @@ def test_a_prediction_with_its_own_optimizer_leaves_no_trace(method: str) -> Non
         ),
         (lambda model, lr, **_: torch.optim.AdamW(trainable(model), lr=1e-3), "made AdamW with 0.001: the"),
         (lambda model, lr, **_: torch.optim.AdamW(trainable(model)[1:], lr=lr), "lacks 1 of the"),
+        (
+            lambda model, lr, **_: torch.optim.AdamW(trainable(model), lr=lr, betas=(0.95, 0.999)),
+            "a β₁ of 0.9 and made AdamW with 0.95",
+        ),
     ],
 )
 def test_an_optimizer_that_cannot_be_predicted_for_is_named_before_any_search(make, message):

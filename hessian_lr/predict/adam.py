@@ -261,6 +261,14 @@ def _check(made: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
             f"optimizer(model, lr, …) was asked for a learning rate of 1 and made {type(made).__name__} with "
             f"{rate:g}: the learning rate of its first group must be the one it is given"
         )
+    for group in made.param_groups:
+        # The threshold of 38 is β₁'s, and the constants come from runs with this one; β₂ has no part in it.
+        if (beta1 := float(group.get("betas", BETAS)[0])) != BETAS[0]:
+            raise RequestError(
+                f"optimizer(model, lr, betas=…, …) was given a β₁ of {BETAS[0]:g} and made "
+                f"{type(made).__name__} with {beta1:g}: the constants come from runs with {BETAS[0]:g} and "
+                "say nothing of others; hand on the betas it is given, to predict for a run with those"
+            )
 
 
 def _first_step(operator: HessianOperator, gradient: Tensor, optimizer: MakeOptimizer) -> Tensor:

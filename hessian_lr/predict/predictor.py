@@ -71,7 +71,8 @@ def predict_learning_rate(
             two ends, instead of Lanczos, for eight products at most. Where λ is mostly coupling, fewer
             do; elsewhere the two ends may still be apart then: the status is ``"budget"``.
         optimizer: The run's optimizer where it is not plain AdamW: ``optimizer(model, lr, betas=…, eps=…)``
-            makes it for a learning rate ``lr``, which is what is predicted (``adam`` only).
+            makes it for a learning rate ``lr``, which is what is predicted, and with the β₁ it is given
+            (``adam`` only).
         report: Called with (stage, done, total, detail).
         checkpoints: Where the state of the measurements is kept, so that the same call goes on after a
             kill (not with ``fast``).
@@ -82,7 +83,8 @@ def predict_learning_rate(
     Raises:
         RequestError: an unknown predictor, or one that needs more than a model; steps that are no whole
             number from 2 on, a batch size that is none from 1 on, a seed from 0 on; too few batches,
-            nothing trainable or labelled; ``fast`` with another predictor than ``eigenvalue``, or with an
+            nothing trainable or labelled; an ``optimizer`` of another kind than Adam's, or that is not what
+            it was asked for; ``fast`` with another predictor than ``eigenvalue``, or with an
             adapter without a closed form.
     """
     if predictor == PROBE:
