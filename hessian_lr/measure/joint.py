@@ -37,6 +37,7 @@ from .confirm import (
     spectrum_notes,
     verified,
 )
+from .unreached import unreached
 
 ALGORITHMS = {"lanczos": lanczos, "power": power_iteration}
 OPERATORS: dict[str, type[HessianOperator]] = {
@@ -77,6 +78,8 @@ class Curvature(Record):
         loss: L at the point, in nats a token.
         tokens: Tokens of the sample, padding included.
         parameters: n, the number of trainable parameters.
+        unreached: How many of them belong to an embedding and get no gradient from the sample, as those of
+            tokens that are not in it: training on such rows leaves them where they are.
         notes: What a reader should know of how it was obtained.
     """
 
@@ -100,6 +103,7 @@ class Curvature(Record):
     held_out_error: float | None = None
     difference_error: float | None = None
     samples: int = 0
+    unreached: int = 0
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -107,7 +111,7 @@ class Curvature(Record):
         """A result without a number: why, and whichever costs and sizes are known."""
         unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(cls))
         nothing = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
-        sizes = {"tokens": 0, "parameters": 0}
+        sizes = {"tokens": 0, "parameters": 0, "unreached": 0}
         return cls(**(unknown | nothing | sizes | spent | {"status": "failed", "notes": (reason,)}))
 
 
@@ -225,6 +229,12 @@ def _sharpness(
             progress=progress,
         )
 
+    def another(rows: Sequence[Batch]) -> HessianOperator:
+        matrix.release()
+        # In θ's own precision, which is not the search's: they are there to be compared.
+        used.append(make(model, rows, dtype=matrix.dtype, memory_budget=0))
+        return used[-1]
+
     try:
         found = search(matrix)
         if matrix.dtype is torch.bfloat16:
@@ -250,11 +260,9 @@ def _sharpness(
         # Of the search itself; how far differences served is the operator's to tell.
         notes += [*spectrum_notes(found, used[0]), *saddle_note(found, model)]
         found = checked
+        unmoved = unreached(model, found.vector, partial(another, batches))
         if held_out and any(map(count_labels, held_out)):
-            matrix.release()
-            # In θ's own precision, which is not the search's: they are there to be compared.
-            other = make(model, held_out, dtype=matrix.dtype, memory_budget=0)
-            used.append(other)
+            other = another(held_out)
             unseen = dot(found.vector, other.matvec(found.vector))
             unseen_error = sampling_error(other.batch_forms, other.weights)
     except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
@@ -277,6 +285,7 @@ def _sharpness(
         status=found.status,
         loss=matrix.loss,
         samples=sum(len(batch["input_ids"]) for batch in matrix.batches),
+        unreached=unmoved,
         notes=tuple(notes),
         **_spent(used, began),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -27,12 +28,13 @@ def lr_eigenvalue(curvature: Curvature) -> float | None:
     Adam's first kind, η in every one of n parameters, goes far less than its length η·√n that way: over the
     bench's small models the best learning rates ask for η·n^a with a = 0.23 ± 0.03, whose nearest simple
     fraction is taken (experiments/lr_bench). The 2 is left to the constant. Multiplying the loss leaves it as
-    it is; parameters × k make it × k.
+    it is; parameters × k make it × k. Parameters that the sample gives no gradient are none of the n: Adam
+    leaves them where they are.
     """
     value, loss = curvature.lambda_max, curvature.loss
     if value is None or value <= 0 or not loss:
         return None
-    return math.sqrt(loss / value) / curvature.parameters**0.25
+    return math.sqrt(loss / value) / _moved(curvature) ** 0.25
 
 
 def lr_sharpness(curvature: Curvature) -> float | None:
@@ -41,7 +43,11 @@ def lr_sharpness(curvature: Curvature) -> float | None:
     As ``lr_eigenvalue``, but with a step that goes all of its length in the sharpest direction.
     """
     shorter = lr_eigenvalue(curvature)
-    return shorter and shorter / curvature.parameters**0.25
+    return shorter and shorter / _moved(curvature) ** 0.25
+
+
+def _moved(curvature: Curvature) -> int:
+    return curvature.parameters - curvature.unreached
 
 
 def by_lanczos(
@@ -71,7 +77,15 @@ def by_lanczos(
     )
     if curvature.lambda_max is None:
         raise HessianLRError("; ".join(curvature.notes))
-    return curvature
+    if not curvature.unreached:
+        return curvature
+    share, lower = curvature.unreached / curvature.parameters, curvature.parameters / _moved(curvature)
+    note = (
+        f"lr_eigenvalue leaves out {share:.1%} of the parameters, to which the sample gives no gradient (an "
+        "embedding's, of tokens that are not in it): for a run whose rows have all of those tokens it is "
+        f"{lower**0.25:.2g} times too high"
+    )
+    return replace(curvature, notes=(*curvature.notes, note))
 
 
 def by_closed_form(
