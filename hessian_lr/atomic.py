@@ -144,7 +144,5 @@ def _told(path: Path, target: Path, size: int, error: OSError) -> str:
         if error.errno == errno.EFBIG
         else f"{free:,} are free in {folder}"
     )
-    return (
-        f"{said}; it takes {size:,} bytes, and {where}. Make room and give the same command again: "
-        "what was written before is still there"
-    )
+    kept = ": what it held before is still there" if target.is_file() else ""
+    return f"{said}; it takes {size:,} bytes, and {where}. Make room and give the same command again{kept}"

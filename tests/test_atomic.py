@@ -79,11 +79,13 @@ def test_a_full_disk_is_told_with_its_room_and_keeps_what_was_there(small_disk: 
         HessianLRError, match=r"cannot write .*a\.json: .*; it takes 100,000 bytes, and "
     ) as e:
         write_bytes(path, b"x" * 100_000)
-    assert "Make room and give the same command again" in str(e.value)
+    assert "Make room and give the same command again: what it held before is still there" in str(e.value)
     assert read_json(path) == {"version": 1}
     assert os.listdir(path.parent) == ["a.json"]
     write_json(path, {"version": 2})
     assert read_json(path) == {"version": 2}
+    with pytest.raises(HessianLRError, match=r"give the same command again$"):
+        write_bytes(small_disk / "new.json", b"x" * 100_000)
 
 
 def test_a_link_is_followed_and_a_device_stays_one(tmp_path: Path) -> None:

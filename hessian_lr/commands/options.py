@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,6 +151,14 @@ class Output:
             sys.stdout.flush()
         elif self.json is not None:
             write_json(self.json, document)
+
+    @contextmanager
+    def written(self, document: dict[str, Any]) -> Iterator[None]:
+        """On leaving, also by an error, the result's JSON is written: what is shown within needs no disk."""
+        try:
+            yield
+        finally:
+            self.write(document)
 
 
 def output(

@@ -114,13 +114,13 @@ def each_method(
 def tell(document: dict[str, Any], output: Output, table: Table) -> int:
     """Write the JSON, show the table and the notes; the exit status is 1 if a method failed."""
     rows = document["results"]
-    output.write(document)
-    if output.tables:
-        table(rows)
-    for note in () if output.quiet else document["notes"]:
-        terminal.say(f"data: {note}")
-    for row in rows:
-        # Why a method failed is no mere note.
-        for note in row["notes"] if row["status"] == "failed" or not output.quiet else ():
-            terminal.say(f"{row['method']}: {note}")
+    with output.written(document):
+        if output.tables:
+            table(rows)
+        for note in () if output.quiet else document["notes"]:
+            terminal.say(f"data: {note}")
+        for row in rows:
+            # Why a method failed is no mere note.
+            for note in row["notes"] if row["status"] == "failed" or not output.quiet else ():
+                terminal.say(f"{row['method']}: {note}")
     return 1 if any(row["status"] == "failed" for row in rows) else 0

@@ -100,12 +100,12 @@ def sweep(
             print(sweep_words.told(plan, 1))
         _notes(plan.notes, output)
         return 0
-    output.write(document)
     rows = document["results"]
-    if output.tables:
-        tables.sweep_table(rows)
-        print(sweep_words.common(grid))
-    _notes([*document["notes"], *sweep_words.shared(rows)], output)
+    with output.written(document):
+        if output.tables:
+            tables.sweep_table(rows)
+            print(sweep_words.common(grid))
+        _notes([*document["notes"], *sweep_words.shared(rows)], output)
     if not output.quiet:
         for line in sweep_words.advice([row for row in rows if tables.decided(row)], grid.varying):
             terminal.say(line)
@@ -146,11 +146,11 @@ def merge(
 
     with _job(grid, out, output) as (job, _, _):
         document = job.merge([Path(folder) for folder in folders])
-    output.write(document)
     rows = document["results"]
-    if output.tables:
-        tables.sweep_table(rows)
-    _notes(document["notes"], output)
+    with output.written(document):
+        if output.tables:
+            tables.sweep_table(rows)
+        _notes(document["notes"], output)
     gaps = sweep_words.gaps(rows)
     for gap in gaps:
         terminal.say(f"missing: {gap}")

@@ -47,6 +47,15 @@ def test_the_eigenvalue_predictor_reports_what_spectrum_measures(capsys, options
         assert row[name] == curvature[name] is not None
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_what_was_measured_is_shown_though_the_disk_is_full(capsys, options):
+    status = main([*map(str, ["predict", *options, "--predictor", "eigenvalue"]), "--json", "/dev/full"])
+    told = capsys.readouterr()
+    assert status == 1 and "cannot write /dev/full: No space left" in told.err
+    assert "what it held before" not in told.err
+    assert "lora" in told.out and "no learning rate" not in told.out
+
+
 @pytest.mark.parametrize(
     ("line", "word", "completed"), [("pre", 1, "predict"), ("predict --meth", 2, "--method")]
 )
