@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from tiny_models import adapted, counting_batch, dense_hessian, learned
+from peft import LoraConfig, get_peft_model
+from tiny_models import VOCABULARY, adapted, base_model, counting_batch, dense_hessian, learned
 from tolerances import FAST_RATE
 
 import hessian_lr as hlr
@@ -255,3 +256,18 @@ def test_why_no_step_leads_uphill_is_told_by_the_loss_at_the_start(loudness, tol
     monkeypatch.setattr(adam, "critical_learning_rate", lambda *_, **__: (None, 1))
     with pytest.raises(HessianLRError, match=f"turns downhill into uphill .*{told}"):
         adam_sharpness(model, known, known)
+
+
+def test_an_adapter_that_saturates_is_told_as_one():
+    """Queries alone: however far they are thrown, attention gives a weighted mean."""
+    base = base_model("qwen2")
+    base.lm_head.weight.data.mul_(0.5)
+    ids = torch.arange(48).view(4, 12) % VOCABULARY
+    # Each position's fifth likeliest token: the start is a little better than guessing.
+    with torch.no_grad():
+        labels = base(ids).logits.topk(5).indices[..., 4].roll(1, 1)
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], lora_alpha=2))
+    rows = [{"input_ids": ids, "labels": labels}]
+    with pytest.raises(HessianLRError, match=r"even a step of 1000 ends below, at .* saturates"):
+        adam_sharpness(model, rows, rows)

@@ -28,7 +28,7 @@ from ..errors import HessianLRError, NonFiniteError, RequestError
 from ..measure import peak_rss_bytes, unchanged
 from ..records import Record
 from .after_warmup import Report, after_warm_up
-from .line_search import critical_learning_rate
+from .line_search import LARGEST, NOISE, critical_learning_rate, loss_along
 from .warmup import BETAS, EPSILON, MakeOptimizer, adamw, warm_up
 
 WARMUP_STEPS = 10
@@ -229,12 +229,14 @@ def _initial_critical(
     if critical is None:
         raise HessianLRError(
             f"no learning rate between 1e-9 and 1e3 turns downhill into uphill along {called}: "
-            + _why_never_uphill(model, operator.loss)
+            + _why_never_uphill(model, operator.loss, batches, direction, dtype)
         )
     return critical, forwards
 
 
-def _why_never_uphill(model: nn.Module, loss: float) -> str:
+def _why_never_uphill(
+    model: nn.Module, loss: float, batches: Sequence[Batch], direction: Tensor, dtype: torch.dtype
+) -> str:
     guessing = math.log(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     if loss > guessing:
         # Steps that are far too long end near guessing, which is downhill from here.
@@ -242,6 +244,12 @@ def _why_never_uphill(model: nn.Module, loss: float) -> str:
             f"the loss at the start is {loss:.3g}, more than the {guessing:.3g} of guessing among all tokens "
             "alike, so that even a ruinous step lowers it; is the model trained, and do tokenizer and data "
             "belong to it?"
+        )
+    if (end := loss_along(model, batches, direction, LARGEST, dtype)) < loss * (1 - NOISE[dtype]):
+        return (
+            f"the loss is {loss:.3g} at the start and even a step of {LARGEST:g} ends below, at {end:.3g}: "
+            "what is adapted saturates, as attention's queries and keys and what a norm follows do: no step "
+            "is ruinous. Adapt more modules, or predict by 'eigenvalue'"
         )
     return "the loss does not respond to the adapter as a loss should (frozen output? constant labels?)"
 

@@ -53,6 +53,14 @@ def critical_learning_rate(
     return found, forwards
 
 
+def loss_along(
+    model: nn.Module, batches: Sequence[Batch], direction: Tensor, rate: float, dtype: torch.dtype
+) -> float:
+    """L(θ − η·u) for η = ``rate``."""
+    with displaced(trainable(model), direction, -rate):
+        return _loss(model, batches, dtype)
+
+
 def _search(
     model: nn.Module,
     batches: Sequence[Batch],
@@ -61,7 +69,7 @@ def _search(
     factor: float,
     dtype: torch.dtype,
 ) -> tuple[float | None, int]:
-    forwards, parameters = 1, trainable(model)
+    forwards = 1
     base = _loss(model, batches, dtype)
     noise = NOISE[dtype] * abs(base)
 
@@ -69,8 +77,7 @@ def _search(
         """+1 uphill, −1 downhill, 0 where the difference is rounding."""
         nonlocal forwards
         forwards += 1
-        with displaced(parameters, direction, -rate):
-            loss = _loss(model, batches, dtype)
+        loss = loss_along(model, batches, direction, rate, dtype)
         if not math.isfinite(loss) or loss - base > noise:
             return 1
         return -1 if base - loss > noise else 0
