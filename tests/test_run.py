@@ -143,6 +143,13 @@ def test_it_leaves_no_trace(capfd, monkeypatch, tmp_path):
     assert capfd.readouterr().out == ""
 
 
+def test_a_killed_run_leaves_no_folder_for_it_makes_none(monkeypatch):
+    made, mkdir = [], os.mkdir
+    monkeypatch.setattr(os, "mkdir", lambda path, *more, **options: (made.append(path), mkdir(path, *more)))
+    train_once(SETTING, 0.1, tiny.tiny_model(), tiny.tiny_data())
+    assert not made
+
+
 ENVIRONMENTS = {
     "bfloat16": {"ACCELERATE_MIXED_PRECISION": "bf16"},
     "deepspeed": {"ACCELERATE_USE_DEEPSPEED": "true"},

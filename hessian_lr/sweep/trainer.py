@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -63,9 +62,8 @@ def fit(
     stop = _StopWhenNotFinite()
     with ExitStack() as stack:
         stack.enter_context(_no_trace(device))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hessian-lr-"))
         arguments = _OneDevice(
-            output_dir=folder,
+            output_dir=os.devnull,  # that it has one is all that is asked
             learning_rate=lr,
             max_steps=setting.steps,
             warmup_steps=math.ceil(WARMUP_FRACTION * setting.steps),
@@ -146,7 +144,14 @@ class _StopWhenNotFinite(TrainerCallback):
 
 
 class _OneDevice(TrainingArguments):
-    """The current device only. The Trainer would take the first GPU and split batches over all others."""
+    """The current device only. The Trainer would take the first GPU and split batches over all others.
+
+    Nothing is saved, so that no folder is made either, which a killed process would leave behind.
+    """
+
+    @property
+    def should_save(self) -> bool:
+        return False
 
     @cached_property
     def _setup_devices(self) -> torch.device:
