@@ -42,10 +42,6 @@ def test_what_a_prediction_knows_nothing_of_is_said(rows, tmp_path, caplog):
             {"lr_scheduler_type": "constant_with_warmup"},
             ["a constant schedule: it is for one that falls to 0"],
         ),
-        (
-            {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"},
-            ["a constant schedule: it is for one that falls to 0"],
-        ),
         ({"lr_scheduler_type": "linear"}, []),
     ],
 )
