@@ -207,7 +207,7 @@ def other_on_the_last(other):
         "scaling": rescaled,
         "number": lambda: measured(change=fewer),
         "operator": lambda: measured(operator="gauss-newton" if other else "hessian"),
-        "dtype": lambda: measured(dtype=torch.bfloat16 if other else torch.float32),
+        "dtype": lambda: measured(dtype=torch.float64 if other else torch.float32),
     }
 
 
