@@ -33,7 +33,6 @@ from .style import (
     times,
 )
 
-_MEAN: dict[str, Any] = {"marker": "_", "markersize": 9}
 # Between crosses at one learning rate, and all of them together, as shares of a panel's height.
 _APART, _DEEPEST = 0.07, 0.3
 
@@ -123,7 +122,7 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False
 def sweep_figure(panels: Sequence[SweepPanel], *, narrow: bool = False) -> Figure:
     """Draw one panel a method: held-out loss against learning rate, with the prediction.
 
-    Markers are single runs, the line with a dash at each learning rate their mean over seeds. Runs that
+    Markers are single runs, the line their mean over seeds, a dash where there is one alone. Runs that
     diverged are crosses hanging from the upper edge, and a learning rate with one has no mean.
 
     Args:
@@ -252,8 +251,9 @@ def _draw_panel(axes: Axes, panel: SweepPanel, ceiling: float) -> None:
         axes.plot(lost, heights, "x", color=colour, markersize=5.5, clip_on=False, zorder=5)
     groups = complete_runs(runs).items()
     means = [(lr, mean) for lr, group in groups if math.isfinite(mean := mean_final_loss(group))]
-    # A line through one point shows nothing.
-    axes.plot(*np.array(means).reshape(-1, 2).T, color=colour, zorder=3, **_MEAN)
+    # A line through one point shows nothing; a dash at every other would look like an error bar.
+    alone: dict[str, Any] = {"marker": "_", "markersize": 9} if len(means) == 1 else {}
+    axes.plot(*np.array(means).reshape(-1, 2).T, color=colour, zorder=3, **alone)
     off = "" if score.factor_error is None else f"  ({times(score.factor_error)} off)"
     if score.censored:
         off = "  (none learned)" if score.best_lr is None else "  (best at the edge)"
@@ -273,7 +273,7 @@ def _sweep_legend() -> list[Line2D | Patch]:
             color=MUTED,
             label="one run",
         ),
-        Line2D([], [], color=MUTED, label="mean over seeds", **_MEAN),
+        Line2D([], [], color=MUTED, label="mean over seeds"),
         Line2D([], [], marker="x", linestyle="", color=MUTED, label="diverged"),
         Line2D([], [], linestyle="--", linewidth=1.3, color=INK, label="predicted"),
         Patch(facecolor=INK, alpha=0.09, linewidth=0, label="predicted range"),
