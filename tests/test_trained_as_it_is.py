@@ -267,12 +267,14 @@ def test_groups_at_a_rate_of_nothing():
 
 
 def test_the_closed_form_is_of_the_layers_that_the_active_adapter_is_on():
+    torch.manual_seed(0)
     model = get_peft_model(base_model("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
     model.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"]))
     model.set_adapter("other")
     found = closed_form(model.double(), SAMPLE, dtype=torch.float64)
     exact = hlr.sharpness(model, SAMPLE, **TIGHT).lambda_max
-    assert found.lower <= exact * (1 + DENSE64) and exact <= found.upper * (1 + DENSE64)
+    # Both lower ends are Ritz values of their own: λ itself lies above either, by as much as is asked for.
+    assert found.lower <= exact * (1 + TIGHT["rtol"]) and exact <= found.upper * (1 + DENSE64)
     assert "v_proj" in found.module
 
 
