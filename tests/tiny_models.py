@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -200,3 +201,10 @@ class _SiLU(nn.Module):
 class _GELUTanh(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def with_adapter(model: PreTrainedModel, **more: Any) -> PeftModel:
+    """A plain LoRA of rank 2, of one seed, on a model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return get_peft_model(model.eval(), LoraConfig(r=2, lora_alpha=2, task_type="CAUSAL_LM", **more))
