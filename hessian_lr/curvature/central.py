@@ -69,7 +69,7 @@ class CentralOperator(HessianOperator):
         memory_budget: int | None = None,
         why: str = "as asked",
     ) -> None:
-        # Of gradients in bfloat16 no step leaves more than noise on most models (tests/test_central.py).
+        # Of bfloat16 gradients no step leaves more than noise, mostly (tests/curvature/test_central.py).
         exact = torch.float32 if dtype is torch.bfloat16 else dtype
         super().__init__(model, batches, dtype=exact, memory_budget=0)
         self._narrow = bool(narrow_types(model))

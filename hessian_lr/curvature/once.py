@@ -22,7 +22,7 @@ _SIGNS = (
 )
 
 # Functions of others whose backward stays in the graph, and so has a true derivative: RandLoRA's, in PEFT
-# (tests/test_methods_derivatives.py holds its products against differences of gradients).
+# (tests/methods/test_derivatives.py holds its products against differences of gradients).
 _TRUSTED = {("peft.tuners.randlora.layer", "UniqueBaseGrad")}
 
 

@@ -89,8 +89,8 @@ def lanczos(
     rtol is the relative error of λ. The iteration ends when min(ρ, ρ²/gap) ≤ rtol·|θ| and a uniformly
     random start would hide an eigenvalue above θ + rtol·|θ| with a probability of at most 20%
     (``stopping.settled``). On random operators of eight kinds it ended with an error above rtol = 0.05 in
-    2 of 100 cases, ρ ≤ rtol·|θ| alone in 4 for a fifth fewer products (tests/test_spectrum.py). That is no
-    proof; whoever needs one has ``upper``.
+    2 of 100 cases, ρ ≤ rtol·|θ| alone in 4 for a fifth fewer products (tests/spectrum/test_spectrum.py).
+    That is no proof; whoever needs one has ``upper``.
 
     Args:
         matvec: v ↦ H·v for v of shape (n,).

@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "helpers"))
 
-from faults.harness import Server  # noqa: E402
-from faults.trials import TRIALS  # noqa: E402
-from faults.undisturbed import Undisturbed  # noqa: E402
 from hessian_lr.errors import unknown_name  # noqa: E402
 from hessian_lr.records import read_json, write_bytes, write_json  # noqa: E402
+from tests.faults.harness import Server  # noqa: E402
+from tests.faults.trials import TRIALS  # noqa: E402
+from tests.faults.undisturbed import Undisturbed  # noqa: E402
 
 RESULTS, TABLE = HERE / "results.json", HERE / "results.md"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from faults.harness import Server
-from faults.trials import TRIALS
-from faults.undisturbed import Undisturbed
+from tests.faults.harness import Server
+from tests.faults.trials import TRIALS
+from tests.faults.undisturbed import Undisturbed
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from hessian_lr.records import write_bytes
-from provoked.failures import FAILURES
-from provoked.page import PAGE, with_tables
-from provoked.running import provoking
+from tests.provoked.failures import FAILURES
+from tests.provoked.page import PAGE, with_tables
+from tests.provoked.running import provoking
 
 
 def main() -> None:

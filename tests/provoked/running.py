@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from faults.harness import Ended, Server
+from tests.faults.harness import Ended, Server
 
 from .failures import Failure
 from .hub import refusing_hub

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from provoked.failures import FAILURES
-from provoked.page import BEGIN, END, PAGE, with_tables
-from provoked.running import PREFIX, provoking
+from tests.provoked.failures import FAILURES
+from tests.provoked.page import BEGIN, END, PAGE, with_tables
+from tests.provoked.running import PREFIX, provoking
 
 ALL = [one for group in FAILURES.values() for one in group]
 #: Sizes and times are the machine's.

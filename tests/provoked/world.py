@@ -7,10 +7,11 @@ import math
 from pathlib import Path
 
 import torch
-from faults.harness import Server
 from peft import LoraConfig, get_peft_model
 from tiny_text import VOCABULARY, save, sums, tiny_llama, write_rows
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from tests.faults.harness import Server
 
 #: Said of every command that works on a model, where its own arguments do not say otherwise.
 COMMON = (
