@@ -20,9 +20,11 @@ from .rate import PROBE
 
 # In ln η: beyond this a setting's residual counts linearly (Huber 1964), and against this the priors weigh.
 SCATTER = 0.5
-# From so many settings on, of more than one method, the range comes from their own errors with their method
-# left out, even where these are smaller than the current law's.
-LEAST_FOR_RANGE = 10
+# From so many settings on, of so many methods, the range comes from their own errors with their method left
+# out, even where these are smaller than the current law's. Errors of one method are alike: with offsets
+# between methods of twice the settings' own scatter, ten settings of two methods held 72% of a third's, 20 of
+# five 80%.
+LEAST_FOR_RANGE, LEAST_METHODS = 10, 5
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
     ``log_scatter`` is the root mean square by which each law misses a setting left out of its fit
     (of fewer than three settings the current one's).
 
-    From ten settings of more than one method on, the range is as wide as their errors with each method left
-    out ask for, and holds four of five settings of a new method. Of fewer, or of one method alone, it is the
-    current one's, or that of these errors (of one method: with each setting left out) where that is wider:
-    it then holds four of five new settings of the same methods, of n < 4 settings n of n + 1.
+    From ten settings of five methods on, the range is as wide as their errors with each method left out ask
+    for, and holds about four of five settings of a new method. Of fewer it is the current one's, or that of
+    these errors (of one method: with each setting left out) where that is wider: it then holds four of five
+    new settings of the same methods, of n < 4 settings n of n + 1.
 
     Args:
         observations: Those without a law's quantity do not count for that law.
@@ -152,11 +154,12 @@ def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
         changed["log_scatter"] = float(np.sqrt(np.mean(errors**2)))
         told["log_scatter"] = f"root mean square error of each setting left out; {where}"
     methods = np.array([one.method for one in observations])
-    several = len(set(methods)) > 1
-    missed = conformal(np.abs(_left_out(design, y, means, free, methods if several else np.arange(len(y)))))
-    errors_of = f"the errors with each {'method' if several else 'setting'} left out"
+    kinds = len(set(methods))
+    missed = conformal(np.abs(_left_out(design, y, means, free, methods if kinds > 1 else np.arange(len(y)))))
+    errors_of = f"the errors with each {'method' if kinds > 1 else 'setting'} left out"
     width = law.log_half_width
-    if (several and len(y) >= LEAST_FOR_RANGE) or (width is not None and missed > width):
+    enough = len(y) >= LEAST_FOR_RANGE and kinds >= LEAST_METHODS
+    if enough or (width is not None and missed > width):
         changed["log_half_width"] = missed
         told["log_half_width"] = f"80% quantile of {errors_of}; {where}"
     elif width is not None:
