@@ -25,9 +25,9 @@ from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.measure import Curvature, sharpness, unchanged
+from hessian_lr.measure.line_search import critical_learning_rate
+from hessian_lr.measure.warmup import warm_up
 from hessian_lr.methods import method_of
-from hessian_lr.predict.line_search import critical_learning_rate
-from hessian_lr.predict.warmup import warm_up
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.progress import quiet_libraries
 from hessian_lr.records import read_json, write_json

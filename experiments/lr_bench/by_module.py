@@ -20,7 +20,7 @@ from hessian_lr.curvature.adam import PreconditionedOperator, adam_preconditione
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.curvature.vectors import flatten, unflatten
 from hessian_lr.measure.adapter_modules import cost_shares, owned_parameters
-from hessian_lr.predict.warmup import warm_up
+from hessian_lr.measure.warmup import warm_up
 from hessian_lr.prepare import Prepared
 from hessian_lr.records import write_json
 from hessian_lr.spectrum import lanczos

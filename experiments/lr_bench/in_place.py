@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from hessian_lr.curvature.adam import stability_threshold
-from hessian_lr.predict.warmup import BETAS
+from hessian_lr.measure.warmup import BETAS
 from hessian_lr.prepare import Prepared, prepare
 
 from .again import again

@@ -13,8 +13,8 @@ from hessian_lr import methods
 from hessian_lr.curvature.loss import count_labels, summed_loss, trainable
 from hessian_lr.curvature.modes import quiet_model
 from hessian_lr.data import TaskData, make_batches
+from hessian_lr.measure.warmup import BETAS, EPSILON
 from hessian_lr.models import LoadedModel
-from hessian_lr.predict.warmup import BETAS, EPSILON
 from hessian_lr.setting import Setting
 
 STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0

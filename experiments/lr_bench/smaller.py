@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from hessian_lr.curvature.operator import HessianOperator
-from hessian_lr.predict.adam import WARMUP_SHARE
+from hessian_lr.measure.preconditioned import WARMUP_SHARE
 from hessian_lr.prepare import prepare
 from hessian_lr.records import write_json
 

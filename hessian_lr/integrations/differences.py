@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import Trainer, TrainingArguments
 
-from ..predict.warmup import BETAS
+from ..measure.warmup import BETAS
 from .schedule import stays_up
 
 _FOR = "it is for plain cross-entropy"

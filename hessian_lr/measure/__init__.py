@@ -1,19 +1,24 @@
-"""λ of an adapter with its error: of all parameters together, of a growing sample, by module, along a run."""
+"""λ of an adapter with its error: of all parameters together, of a growing sample, by module, along a run, in
+Adam's geometry after a warm-up.
+"""
 
 from .grow import grown_sharpness
 from .joint import ALGORITHMS, OPERATORS, Curvature, peak_rss_bytes, sharpness, unchanged
 from .module_block import ModuleSharpness
 from .per_module import ModuleSpectrum, module_sharpness
+from .preconditioned import AdamSharpness, adam_sharpness
 from .track import SharpnessTracker, TrackedSharpness
 
 __all__ = [
     "ALGORITHMS",
     "OPERATORS",
+    "AdamSharpness",
     "Curvature",
     "ModuleSharpness",
     "ModuleSpectrum",
     "SharpnessTracker",
     "TrackedSharpness",
+    "adam_sharpness",
     "grown_sharpness",
     "module_sharpness",
     "peak_rss_bytes",

@@ -13,7 +13,7 @@ from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError
 from ..exhausted import memory_errors
 from ..measure import Curvature
-from .adam import Report
+from ..measure.after_warmup import Report
 from .law import NO_LAW
 from .prediction import Prediction
 from .predictor import shown

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..measure import Curvature
+from ..measure import AdamSharpness, Curvature
 from ..records import Record
-from .adam import AdamSharpness
 from .law import Rate
 
 

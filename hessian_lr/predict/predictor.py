@@ -15,17 +15,17 @@ from ..curvature.loss import Batch, require_batches, require_labels
 from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
-from ..measure import Curvature, peak_rss_bytes
+from ..measure import AdamSharpness, Curvature, adam_sharpness, peak_rss_bytes
+from ..measure.after_warmup import Report
+from ..measure.warmup import MakeOptimizer, adamw
 from ..setting import Setting, check_counts
 from ..spectrum.lanczos import Progress
-from .adam import AdamSharpness, Report, adam_sharpness
 from .calibration import Calibration, load_calibration
 from .law import Quantities
 from .other_adapters import other_adapter
 from .prediction import Prediction
 from .rate import ASSUMED, PROBE, rate
 from .start import by_closed_form, by_lanczos, lr_eigenvalue, lr_sharpness
-from .warmup import MakeOptimizer, adamw
 
 # A residual of this share of λ_P leaves no more than its order of magnitude.
 UNKNOWN = 0.5

@@ -12,8 +12,8 @@ from dataclasses import replace
 from numbers import Real
 
 from ..errors import HessianLRError, RequestError
+from ..measure import AdamSharpness
 from ..setting import Setting, check_counts
-from .adam import AdamSharpness
 from .calibration import Calibration, load_calibration
 from .law import PowerLaw, Quantities
 from .prediction import Prediction

@@ -18,9 +18,8 @@ from hessian_lr.curvature import HessianOperator
 from hessian_lr.curvature.adam import PreconditionedOperator
 from hessian_lr.curvature.central import CentralOperator, twice_or_central
 from hessian_lr.errors import NotTwiceDifferentiable
+from hessian_lr.measure import adam_sharpness, preconditioned
 from hessian_lr.methods import METHODS
-from hessian_lr.predict import adam
-from hessian_lr.predict.adam import adam_sharpness
 from hessian_lr.setting import Setting
 from hessian_lr.spectrum import checkpoint as state
 
@@ -67,7 +66,9 @@ def test_an_optimizers_own_geometry_is_that_which_steps_and_errors_are_measured_
     """The same weights, as LoFT's warm-up makes much of the last bits in which two functions differ."""
     options = {"optimizer": METHODS[method].optimizer, "rtol": 0.01, "max_products": 80}
     exact = adam_sharpness(bent(plain), SAMPLE, WARMUP, **options)
-    monkeypatch.setattr(adam, "twice_or_central", lambda measure: measure(partial(CentralOperator, why="x")))
+    monkeypatch.setattr(
+        preconditioned, "twice_or_central", lambda measure: measure(partial(CentralOperator, why="x"))
+    )
     found = adam_sharpness(bent(plain), SAMPLE, WARMUP, **options)
     alike(found, exact)
     assert (found.lr_directional or 0.0) == pytest.approx(exact.lr_directional or 0.0, rel=CENTRAL_LAMBDA_P)

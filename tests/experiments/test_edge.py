@@ -16,7 +16,7 @@ from hessian_lr.curvature.adam import PreconditionedOperator
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.curvature.vectors import flatten, unflatten
 from hessian_lr.measure.adapter_modules import owned_parameters
-from hessian_lr.predict.adam import SMALLER, WARMUP_SHARE
+from hessian_lr.measure.preconditioned import SMALLER, WARMUP_SHARE
 from hessian_lr.records import read_json
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from hessian_lr.measure.preconditioned import AdamSharpness
 from hessian_lr.predict import Prediction
-from hessian_lr.predict.adam import AdamSharpness
 
 
 def predicted(lr=1e-3, lr_stability=2e-3, **changes):

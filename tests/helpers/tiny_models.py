@@ -110,6 +110,11 @@ def counting_batch(samples: int, step: int, seed: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
+def learnable(count: int, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Batches of a task that ``learned`` has not learned: counting by three."""
+    return [counting_batch(8, 3, seed + index) for index in range(count)]
+
+
 @lru_cache
 def _learned_weights(steps: int = 300) -> dict[str, Tensor]:
     model = base_model("llama")

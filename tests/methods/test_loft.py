@@ -16,11 +16,11 @@ from hessian_lr.curvature.loss import mean_loss, trainable
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.curvature.vectors import flatten, unflatten
 from hessian_lr.errors import RequestError
+from hessian_lr.measure.warmup import warm_up
 from hessian_lr.methods import METHODS, find_targets
 from hessian_lr.methods import loft as loft_module
 from hessian_lr.methods.loft_adamw import LoftAdamW, LoftGeometry
 from hessian_lr.predict import load_calibration, predict_learning_rate
-from hessian_lr.predict.warmup import warm_up
 from hessian_lr.setting import Setting
 
 LR, BETAS, EPSILON = 0.05, (0.9, 0.999), 1e-8

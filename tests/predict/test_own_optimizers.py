@@ -20,12 +20,12 @@ from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.vectors import flatten
 from hessian_lr.data import make_batches
 from hessian_lr.errors import HessianLRError, RequestError
+from hessian_lr.measure.preconditioned import adam_sharpness
+from hessian_lr.measure.warmup import warm_up
 from hessian_lr.methods import METHODS
 from hessian_lr.methods.lora_plus import RATIO
 from hessian_lr.predict import predict_learning_rate
-from hessian_lr.predict.adam import adam_sharpness
 from hessian_lr.predict.other_adapters import other_adapter
-from hessian_lr.predict.warmup import warm_up
 from hessian_lr.sweep import run_key, train_once
 from hessian_lr.sweep.run import adapted
 from hessian_lr.sweep.trainer import fit
@@ -211,7 +211,9 @@ def test_parameters_held_at_a_rate_of_0_are_told_as_such():
 
 @pytest.mark.parametrize("method", OWN)
 def test_along_what_no_step_leads_uphill_is_the_methods_own_step(method, monkeypatch):
-    monkeypatch.setattr("hessian_lr.predict.adam.critical_learning_rate", lambda *_, **__: (None, 1))
+    monkeypatch.setattr(
+        "hessian_lr.measure.preconditioned.critical_learning_rate", lambda *_, **__: (None, 1)
+    )
     optimizer = METHODS[method].optimizer
     with pytest.raises(HessianLRError, match="into uphill along the optimizer's first step: "):
         adam_sharpness(learned(method=method), batches(2), batches(2), optimizer=optimizer)

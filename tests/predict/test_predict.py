@@ -7,26 +7,17 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny_models import VOCABULARY, adapted, base_model, counting_batch, dense_hessian, learned
+from tiny_models import counting_batch, learnable, learned
 from tolerances import FAST_RATE
 
 import hessian_lr as hlr
-from hessian_lr.curvature import HessianOperator, mean_loss
-from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, stability_threshold
+from hessian_lr.curvature import mean_loss
 from hessian_lr.curvature.closed_form import FAST_PRODUCTS
 from hessian_lr.curvature.loss import trainable
-from hessian_lr.curvature.vectors import flatten
-from hessian_lr.errors import HessianLRError, RequestError
-from hessian_lr.predict import adam, load_calibration
-from hessian_lr.predict.adam import AdamSharpness, adam_sharpness
+from hessian_lr.errors import RequestError
+from hessian_lr.measure.preconditioned import AdamSharpness
+from hessian_lr.predict import load_calibration
 from hessian_lr.predict.law import EXTRAPOLATION, PowerLaw
-from hessian_lr.predict.warmup import warm_up
-
-
-def learnable(count, seed=0):
-    """Batches of a task that the tiny model has not learned: counting by three."""
-    return [counting_batch(8, 3, seed + index) for index in range(count)]
 
 
 @pytest.mark.parametrize("predictor", ["adam", "eigenvalue"])
@@ -105,43 +96,6 @@ def test_the_same_request_gives_the_same_prediction_to_the_last_bit():
     assert (one.lr, one.adam.lambda_preconditioned) == (two.lr, two.adam.lambda_preconditioned)
 
 
-def test_lambda_p_is_the_dense_preconditioned_eigenvalue():
-    batches, model = learnable(12), adapted(rank=2, alpha=2)
-    optimizer = warm_up(model, batches[:10], steps=10, top_lr=1e-3, dtype=torch.float64)
-    diagonal = adam_preconditioner(optimizer, trainable(model))
-    root = torch.diag(diagonal.rsqrt())
-    moved = [p.detach().clone() for p in trainable(model)]
-    found = adam_sharpness_at(model, batches[10:], diagonal)
-    reference = adapted(rank=2, alpha=2)
-    with torch.no_grad():
-        for parameter, value in zip(trainable(reference), moved, strict=True):
-            parameter.copy_(value)
-    truth = torch.linalg.eigvalsh(root @ dense_hessian(reference, batches[10:]) @ root)[-1]
-    assert found == pytest.approx(float(truth), rel=1e-6)
-
-
-def adam_sharpness_at(model, batches, diagonal):
-    from hessian_lr.curvature import PreconditionedOperator
-    from hessian_lr.spectrum import lanczos
-
-    operator = PreconditionedOperator(HessianOperator(model, batches), diagonal)
-    return lanczos(operator.matvec, operator.size, rtol=1e-5, max_products=300, dtype=torch.float64).value
-
-
-def test_adams_direction_is_the_step_that_torch_takes():
-    batches, model = learnable(10), learned()
-    warm_up(model, batches, steps=9, top_lr=9e-4, dtype=torch.float32)
-    before = flatten(trainable(model)).clone()
-    again = learned()
-    optimizer = warm_up(again, batches, steps=10, top_lr=1e-3, dtype=torch.float32)
-    step = before - flatten(trainable(again))
-    torch.testing.assert_close(step, 1e-3 * adam_direction(optimizer, trainable(again)), rtol=1e-2, atol=1e-6)
-
-
-def test_stability_threshold_of_adams_default_is_38():
-    assert stability_threshold(0.9) == pytest.approx(38)
-
-
 def test_alpha_traded_for_the_size_of_a_moves_the_prediction_as_it_moves_training():
     # s·B·A with s/p² , p·A and p·B is the same function, and Adam's steps are worth p times less.
     p = 4.0
@@ -158,21 +112,6 @@ def test_alpha_traded_for_the_size_of_a_moves_the_prediction_as_it_moves_trainin
     assert mean_loss(plain, batches) == pytest.approx(mean_loss(scaled, batches), rel=1e-4)
     # The warm-up's size is found on a grid of factors of two, which p = 4 lies on.
     assert two.lr == pytest.approx(p * one.lr, rel=0.05)
-
-
-def test_a_loss_multiplied_by_c_leaves_the_adam_prediction_where_it_was(monkeypatch):
-    import hessian_lr.curvature.loss as loss_module
-    import hessian_lr.curvature.operator as operator_module
-    import hessian_lr.predict.warmup as warmup_module
-
-    batches = learnable(12)
-    plain = adam_sharpness(learned(method="pissa"), batches[10:], batches[:10])
-    original = loss_module.summed_loss
-    for module in (loss_module, operator_module, warmup_module):
-        monkeypatch.setattr(module, "summed_loss", lambda model, batch: 8.0 * original(model, batch))
-    scaled = adam_sharpness(learned(method="pissa"), batches[10:], batches[:10])
-    assert scaled.lambda_preconditioned == pytest.approx(plain.lambda_preconditioned, rel=1e-3)
-    assert scaled.lr_directional == pytest.approx(plain.lr_directional, rel=1e-3)
 
 
 def test_without_held_out_errors_the_range_is_that_of_a_prediction_interval():
@@ -245,29 +184,3 @@ def test_failures_are_results_without_numbers_and_wrong_requests_are_errors():
         hlr.predict_learning_rate(learned(), learnable(12), predictor="eigenvalues")
     with pytest.raises(RequestError, match="at least two batches"):
         hlr.predict_learning_rate(learned(), learnable(1))
-
-
-@pytest.mark.parametrize(("loudness", "told"), [(1, "frozen output"), (40, "more than the 3.14 of guessing")])
-def test_why_no_step_leads_uphill_is_told_by_the_loss_at_the_start(loudness, told, monkeypatch):
-    model = learned()
-    known = [counting_batch(4, 1, seed=0)]  # which it has learned
-    # A model that is sure of the wrong tokens: its loss exceeds ln 23 = 3.135.
-    model.get_output_embeddings().weight.data.mul_(-loudness if loudness > 1 else 1)
-    monkeypatch.setattr(adam, "critical_learning_rate", lambda *_, **__: (None, 1))
-    with pytest.raises(HessianLRError, match=f"turns downhill into uphill .*{told}"):
-        adam_sharpness(model, known, known)
-
-
-def test_an_adapter_that_saturates_is_told_as_one():
-    """Queries alone: however far they are thrown, attention gives a weighted mean."""
-    base = base_model("qwen2")
-    base.lm_head.weight.data.mul_(0.5)
-    ids = torch.arange(48).view(4, 12) % VOCABULARY
-    # Each position's fifth likeliest token: the start is a little better than guessing.
-    with torch.no_grad():
-        labels = base(ids).logits.topk(5).indices[..., 4].roll(1, 1)
-    torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], lora_alpha=2))
-    rows = [{"input_ids": ids, "labels": labels}]
-    with pytest.raises(HessianLRError, match=r"even a step of 1000 ends below, at .* saturates"):
-        adam_sharpness(model, rows, rows)

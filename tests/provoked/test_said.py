@@ -10,8 +10,8 @@ from tiny_models import counting_batch, learned
 from hessian_lr import hub, models
 from hessian_lr.curvature import HessianOperator
 from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
-from hessian_lr.measure import sharpness
-from hessian_lr.predict import predict_learning_rate, warmup
+from hessian_lr.measure import sharpness, warmup
+from hessian_lr.predict import predict_learning_rate
 
 BATCHES = [counting_batch(4, 3, seed=seed) for seed in range(4)]
 LAYER = "base_model.model.model.layers.1.mlp"

@@ -25,9 +25,9 @@ from ..curvature.operator import Cost, HessianOperator
 from ..curvature.vectors import flatten, unflatten
 from ..distributed import laid_out
 from ..errors import HessianLRError, NonFiniteError, RequestError
-from ..measure import peak_rss_bytes, unchanged
 from ..records import Record
 from .after_warmup import Report, after_warm_up
+from .joint import peak_rss_bytes, unchanged
 from .line_search import LARGEST, NOISE, critical_learning_rate, loss_along
 from .warmup import BETAS, EPSILON, MakeOptimizer, adamw, warm_up
 

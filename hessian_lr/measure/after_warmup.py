@@ -15,9 +15,9 @@ from ..curvature.central import CentralOperator
 from ..curvature.loss import Batch
 from ..curvature.operator import Cost, HessianOperator
 from ..curvature.vectors import working_type
-from ..measure.confirm import differences_checked, sampling_error, spectrum_notes, verified
 from ..spectrum import Eigenvalue, lanczos
 from ..spectrum.lanczos import dot
+from .confirm import differences_checked, sampling_error, spectrum_notes, verified
 
 Report = Callable[[str, int, int, str], None]
 

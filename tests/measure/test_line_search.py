@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import counting_batch, learned
+from tiny_models import learnable, learned
 
 from hessian_lr.curvature import HessianOperator, mean_loss
 from hessian_lr.curvature.loss import trainable
-from hessian_lr.predict import line_search
-from hessian_lr.predict.line_search import critical_learning_rate
-
-
-def learnable(count):
-    """Batches of a task that the tiny model has not learned: counting by three."""
-    return [counting_batch(8, 3, index) for index in range(count)]
+from hessian_lr.measure import line_search
+from hessian_lr.measure.line_search import critical_learning_rate
 
 
 def test_the_critical_learning_rate_of_a_direction_is_where_the_loss_is_back():

@@ -1,0 +1,108 @@
+"""λ_P after a warm-up: against the dense matrix, under other scales, and where there is none to be had."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import VOCABULARY, adapted, base_model, counting_batch, dense_hessian, learnable, learned
+
+import hessian_lr as hlr
+from hessian_lr.curvature import HessianOperator, PreconditionedOperator
+from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, stability_threshold
+from hessian_lr.curvature.loss import trainable
+from hessian_lr.curvature.vectors import flatten
+from hessian_lr.errors import HessianLRError
+from hessian_lr.measure import adam_sharpness, preconditioned
+from hessian_lr.measure.warmup import warm_up
+from hessian_lr.spectrum import lanczos
+
+SAMPLE = [counting_batch(4, 3, seed=s) for s in range(8)]
+
+
+def test_lambda_p_is_the_dense_preconditioned_eigenvalue():
+    batches, model = learnable(12), adapted(rank=2, alpha=2)
+    optimizer = warm_up(model, batches[:10], steps=10, top_lr=1e-3, dtype=torch.float64)
+    diagonal = adam_preconditioner(optimizer, trainable(model))
+    root = torch.diag(diagonal.rsqrt())
+    moved = [p.detach().clone() for p in trainable(model)]
+    found = adam_sharpness_at(model, batches[10:], diagonal)
+    reference = adapted(rank=2, alpha=2)
+    with torch.no_grad():
+        for parameter, value in zip(trainable(reference), moved, strict=True):
+            parameter.copy_(value)
+    truth = torch.linalg.eigvalsh(root @ dense_hessian(reference, batches[10:]) @ root)[-1]
+    assert found == pytest.approx(float(truth), rel=1e-6)
+
+
+def adam_sharpness_at(model, batches, diagonal):
+    operator = PreconditionedOperator(HessianOperator(model, batches), diagonal)
+    return lanczos(operator.matvec, operator.size, rtol=1e-5, max_products=300, dtype=torch.float64).value
+
+
+def test_adams_direction_is_the_step_that_torch_takes():
+    batches, model = learnable(10), learned()
+    warm_up(model, batches, steps=9, top_lr=9e-4, dtype=torch.float32)
+    before = flatten(trainable(model)).clone()
+    again = learned()
+    optimizer = warm_up(again, batches, steps=10, top_lr=1e-3, dtype=torch.float32)
+    step = before - flatten(trainable(again))
+    torch.testing.assert_close(step, 1e-3 * adam_direction(optimizer, trainable(again)), rtol=1e-2, atol=1e-6)
+
+
+def test_stability_threshold_of_adams_default_is_38():
+    assert stability_threshold(0.9) == pytest.approx(38)
+
+
+def test_a_loss_multiplied_by_c_leaves_the_adam_prediction_where_it_was(monkeypatch):
+    import hessian_lr.curvature.loss as loss_module
+    import hessian_lr.curvature.operator as operator_module
+    import hessian_lr.measure.warmup as warmup_module
+
+    batches = learnable(12)
+    plain = adam_sharpness(learned(method="pissa"), batches[10:], batches[:10])
+    original = loss_module.summed_loss
+    for module in (loss_module, operator_module, warmup_module):
+        monkeypatch.setattr(module, "summed_loss", lambda model, batch: 8.0 * original(model, batch))
+    scaled = adam_sharpness(learned(method="pissa"), batches[10:], batches[:10])
+    assert scaled.lambda_preconditioned == pytest.approx(plain.lambda_preconditioned, rel=1e-3)
+    assert scaled.lr_directional == pytest.approx(plain.lr_directional, rel=1e-3)
+
+
+def test_a_warm_up_that_went_far_beyond_the_edge_is_made_smaller(monkeypatch):
+    small = hlr.predict_learning_rate(learned(), SAMPLE, predictor="adam").adam
+    monkeypatch.setattr(preconditioned, "WARMUP_SHARE", 16 * preconditioned.WARMUP_SHARE)
+    found = hlr.predict_learning_rate(learned(), SAMPLE, predictor="adam").adam
+    notes = [note for note in found.notes if "warm-up made 4 times smaller" in note]
+    assert notes and found.warmup_lr == pytest.approx(16 * small.warmup_lr / 4 ** len(notes))
+    assert found.warmup_lr <= preconditioned.BEYOND * found.lr_stability
+    assert not any("stayed too large" in note for note in found.notes)
+    monkeypatch.setattr(preconditioned, "ATTEMPTS", 0)
+    notes = hlr.predict_learning_rate(learned(), SAMPLE, predictor="adam").notes
+    assert any(note.startswith("the warm-up stayed too large, so λ_P may be anything: its") for note in notes)
+
+
+@pytest.mark.parametrize(("loudness", "told"), [(1, "frozen output"), (40, "more than the 3.14 of guessing")])
+def test_why_no_step_leads_uphill_is_told_by_the_loss_at_the_start(loudness, told, monkeypatch):
+    model = learned()
+    known = [counting_batch(4, 1, seed=0)]  # which it has learned
+    # A model that is sure of the wrong tokens: its loss exceeds ln 23 = 3.135.
+    model.get_output_embeddings().weight.data.mul_(-loudness if loudness > 1 else 1)
+    monkeypatch.setattr(preconditioned, "critical_learning_rate", lambda *_, **__: (None, 1))
+    with pytest.raises(HessianLRError, match=f"turns downhill into uphill .*{told}"):
+        adam_sharpness(model, known, known)
+
+
+def test_an_adapter_that_saturates_is_told_as_one():
+    """Queries alone: however far they are thrown, attention gives a weighted mean."""
+    base = base_model("qwen2")
+    base.lm_head.weight.data.mul_(0.5)
+    ids = torch.arange(48).view(4, 12) % VOCABULARY
+    # Each position's fifth likeliest token: the start is a little better than guessing.
+    with torch.no_grad():
+        labels = base(ids).logits.topk(5).indices[..., 4].roll(1, 1)
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], lora_alpha=2))
+    rows = [{"input_ids": ids, "labels": labels}]
+    with pytest.raises(HessianLRError, match=r"even a step of 1000 ends below, at .* saturates"):
+        adam_sharpness(model, rows, rows)
