@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoints import Checkpoints
-from ..curvature.adam import geometry, require_adam, stability_threshold
+from ..curvature.adam import Geometry, geometry, stability_threshold
 from ..curvature.central import twice_or_central
 from ..curvature.loss import Batch, count_labels, count_tokens, trainable
-from ..curvature.operator import Cost, HessianOperator
-from ..curvature.vectors import flatten, unflatten
-from ..distributed import laid_out
-from ..errors import HessianLRError, NonFiniteError, RequestError
+from ..curvature.operator import Cost
+from ..errors import NonFiniteError, RequestError
 from ..records import Record
-from .after_warmup import Report, after_warm_up
+from .after_warmup import AfterWarmUp, Report, after_warm_up
+from .first_step import initial_critical
 from .joint import peak_rss_bytes, unchanged
-from .line_search import LARGEST, NOISE, critical_learning_rate, loss_along
-from .warmup import BETAS, EPSILON, MakeOptimizer, adamw, warm_up
+from .line_search import critical_learning_rate
+from .warmup import BETAS, MakeOptimizer, adamw, warm_up
 
 WARMUP_STEPS = 10
 # The warm-up's largest step as a share of the critical learning rate at initialization. One rule
@@ -121,71 +121,24 @@ def adam_sharpness(
             "the adapter float32 (PEFT does unless autocast_adapter_dtype=False)"
         )
     began = time.perf_counter()
-    tell = report or (lambda *_: None)
-    notes: list[str] = []
-    work = 0.0
-    costs: list[Cost] = []
-    measure = partial(
-        after_warm_up,
+    study = _Study(
         model=model,
         batches=batches,
+        warmup_batches=warmup_batches,
         dtype=dtype,
-        memory_budget=memory_budget,
-        costs=costs,
         rtol=rtol,
         max_products=max_products,
+        memory_budget=memory_budget,
         seed=seed,
-        tell=tell,
+        optimizer=optimizer,
+        tell=report or (lambda *_: None),
         checkpoints=checkpoints,
     )
     with unchanged(model):
-        tell("critical learning rate", 0, 1, "at the start")
-        begin = partial(_initial_critical, model=model, batches=batches, dtype=dtype, optimizer=optimizer)
-        first, forwards = twice_or_central(begin)
-        work += (1 + 0.5 * forwards) * count_tokens(batches)
-        top_lr = first * WARMUP_SHARE
-        for attempt in range(1 + ATTEMPTS):
-            with unchanged(model):
-                tell("warm-up", 0, WARMUP_STEPS, f"up to a learning rate of {top_lr:.1e}")
-                work += sum(
-                    count_tokens([warmup_batches[i % len(warmup_batches)]]) for i in range(WARMUP_STEPS)
-                )
-                try:
-                    made = warm_up(
-                        model,
-                        warmup_batches,
-                        steps=WARMUP_STEPS,
-                        top_lr=top_lr,
-                        dtype=dtype,
-                        optimizer=optimizer,
-                    )
-                    metric = geometry(made, trainable(model))
-                    seen = twice_or_central(partial(measure, metric=metric))
-                    # Thrown far enough, a model is dead, and no direction bends upward.
-                    dead = seen.found.value <= 0
-                    beyond = math.inf if dead else top_lr * seen.found.value / stability_threshold(BETAS[0])
-                except NonFiniteError:
-                    if attempt == ATTEMPTS:
-                        raise
-                    beyond = math.inf
-                far = "left no curvature" if math.isinf(beyond) else f"was {beyond:.2g} times the stable one"
-                its = f"its learning rate of {top_lr:.1e} {far}"
-                if beyond <= BEYOND or attempt == ATTEMPTS:
-                    if beyond > BEYOND:
-                        notes.append(f"the warm-up stayed too large, so λ_P may be anything: {its}")
-                    directional = seen.slope / seen.bend if seen.slope > 0 and seen.bend > 0 else None
-                    critical = None
-                    if directional is not None:
-                        tell("critical learning rate", 0, 1, "along Adam's step")
-                        first_rows = [next(batch for batch in batches if count_labels(batch))]
-                        critical, forwards = critical_learning_rate(
-                            model, first_rows, metric.direction, start=2 * directional, dtype=dtype
-                        )
-                        work += 0.5 * forwards * count_tokens(first_rows)
-                    break
-            notes.append(f"warm-up made {SMALLER:g} times smaller: {its}")
-            top_lr /= SMALLER
-    found = seen.found
+        start = study.at_start()
+        with study.warmed_up(start * WARMUP_SHARE) as warm:
+            directional, critical = study.along_step(warm)
+    seen, found = warm.seen, warm.seen.found
     return AdamSharpness(
         lambda_preconditioned=found.value,
         residual=found.residual,
@@ -195,98 +148,145 @@ def adam_sharpness(
         lr_stability=stability_threshold(BETAS[0]) / found.value if found.value > 0 else math.inf,
         lr_directional=directional,
         lr_critical=critical,
-        lr_critical_start=first,
-        warmup_lr=top_lr,
+        lr_critical_start=start,
+        warmup_lr=warm.top_lr,
         warmup_steps=WARMUP_STEPS,
-        matvecs=sum(cost.matvecs for cost in costs),
-        gradient_equivalents=round(work / seen.tokens + sum(cost.gradient_equivalents for cost in costs), 3),
+        matvecs=sum(cost.matvecs for cost in study.costs),
+        gradient_equivalents=study.gradient_equivalents(seen.tokens),
         seconds=round(time.perf_counter() - began, 3),
         peak_rss_bytes=peak_rss_bytes(),
-        notes=(*notes, *seen.notes),
-        stability_slack=metric.stability_slack,
+        notes=(*study.notes, *seen.notes),
+        stability_slack=warm.metric.stability_slack,
     )
 
 
-def _initial_critical(
-    make: Callable[..., HessianOperator],
-    *,
-    model: nn.Module,
-    batches: Sequence[Batch],
-    dtype: torch.dtype,
-    optimizer: MakeOptimizer,
-) -> tuple[float, int]:
-    """η_c along the optimizer's first step at initialization, with the forward passes it took."""
-    operator = make(model, batches, dtype=dtype, memory_budget=0)
-    gradient = operator.gradient()
-    if not bool(gradient.any()):
-        raise HessianLRError("the gradient is zero at the start: nothing to learn from these batches")
-    # Adam's is the gradient's sign: there is no need to take it.
-    if optimizer is adamw:
-        direction, called = gradient.sign(), "the gradient's sign"
-    else:
-        direction, called = _first_step(operator, gradient, optimizer), "the optimizer's first step"
-    critical, forwards = critical_learning_rate(model, batches, direction, dtype=dtype)
-    if critical is None:
-        raise HessianLRError(
-            f"no learning rate between 1e-9 and 1e3 turns downhill into uphill along {called}: "
-            + _why_never_uphill(model, operator.loss, batches, direction, dtype)
+@dataclass(frozen=True)
+class _Warm:
+    """A warm-up that was made: its largest learning rate, where it led, and what was seen there."""
+
+    top_lr: float
+    metric: Geometry
+    seen: AfterWarmUp
+
+    @property
+    def beyond(self) -> float:
+        """How many times the stable learning rate the warm-up's largest was."""
+        if self.seen.found.value <= 0:
+            # Thrown far enough, a model is dead, and no direction bends upward.
+            return math.inf
+        return self.top_lr * self.seen.found.value / stability_threshold(BETAS[0])
+
+
+@dataclass(kw_only=True)
+class _Study:
+    """The steps of ``adam_sharpness``, what they share, and what they have cost so far.
+
+    Attributes:
+        work: Tokens that went forward and back, beside those of the products; forward alone counts half.
+        costs: Of the products, one an operator.
+        notes: What a reader should know of the warm-up.
+    """
+
+    model: nn.Module
+    batches: Sequence[Batch]
+    warmup_batches: Sequence[Batch]
+    dtype: torch.dtype
+    rtol: float
+    max_products: int
+    memory_budget: int | None
+    seed: int
+    optimizer: MakeOptimizer
+    tell: Report
+    checkpoints: Checkpoints | None
+    work: float = 0.0
+    costs: list[Cost] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def at_start(self) -> float:
+        """η_c along the first step, at initialization."""
+        self.tell("critical learning rate", 0, 1, "at the start")
+        begin = partial(
+            initial_critical,
+            model=self.model,
+            batches=self.batches,
+            dtype=self.dtype,
+            optimizer=self.optimizer,
         )
-    return critical, forwards
+        critical, forwards = twice_or_central(begin)
+        self.work += (1 + 0.5 * forwards) * count_tokens(self.batches)
+        return critical
 
+    @contextmanager
+    def warmed_up(self, top_lr: float) -> Iterator[_Warm]:
+        """Within it the model is where a warm-up to ``top_lr`` leads, or to less where that is unstable.
 
-def _why_never_uphill(
-    model: nn.Module, loss: float, batches: Sequence[Batch], direction: Tensor, dtype: torch.dtype
-) -> str:
-    guessing = math.log(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    if loss > guessing:
-        # Steps that are far too long end near guessing, which is downhill from here.
-        return (
-            f"the loss at the start is {loss:.3g}, more than the {guessing:.3g} of guessing among all tokens "
-            "alike, so that even a ruinous step lowers it; is the model trained, and do tokenizer and data "
-            "belong to it?"
+        Raises:
+            NonFiniteError: the smallest that was tried is still too large for any number.
+        """
+        for attempt in range(1 + ATTEMPTS):
+            last = attempt == ATTEMPTS
+            with unchanged(self.model):
+                try:
+                    warm = self._warm_up(top_lr)
+                    beyond = warm.beyond
+                except NonFiniteError:
+                    if last:
+                        raise
+                    beyond = math.inf
+                far = "left no curvature" if math.isinf(beyond) else f"was {beyond:.2g} times the stable one"
+                its = f"its learning rate of {top_lr:.1e} {far}"
+                if beyond <= BEYOND or last:
+                    if beyond > BEYOND:
+                        self.notes.append(f"the warm-up stayed too large, so λ_P may be anything: {its}")
+                    yield warm
+                    return
+            self.notes.append(f"warm-up made {SMALLER:g} times smaller: {its}")
+            top_lr /= SMALLER
+
+    def _warm_up(self, top_lr: float) -> _Warm:
+        """Warm the model up, which is changed, and measure there."""
+        self.tell("warm-up", 0, WARMUP_STEPS, f"up to a learning rate of {top_lr:.1e}")
+        rows = self.warmup_batches
+        self.work += sum(count_tokens([rows[i % len(rows)]]) for i in range(WARMUP_STEPS))
+        made = warm_up(
+            self.model,
+            rows,
+            steps=WARMUP_STEPS,
+            top_lr=top_lr,
+            dtype=self.dtype,
+            optimizer=self.optimizer,
         )
-    if (end := loss_along(model, batches, direction, LARGEST, dtype)) < loss * (1 - NOISE[dtype]):
-        return (
-            f"the loss is {loss:.3g} at the start and even a step of {LARGEST:g} ends below, at {end:.3g}: "
-            "what is adapted saturates, as attention's queries and keys and what a norm follows do: no step "
-            "is ruinous. Adapt more modules, or predict by 'eigenvalue'"
+        metric = geometry(made, trainable(self.model))
+        measure = partial(
+            after_warm_up,
+            model=self.model,
+            batches=self.batches,
+            metric=metric,
+            dtype=self.dtype,
+            memory_budget=self.memory_budget,
+            costs=self.costs,
+            rtol=self.rtol,
+            max_products=self.max_products,
+            seed=self.seed,
+            tell=self.tell,
+            checkpoints=self.checkpoints,
         )
-    return "the loss does not respond to the adapter as a loss should (frozen output? constant labels?)"
+        return _Warm(top_lr, metric, twice_or_central(measure))
 
-
-def _check(made: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Refuse, before anything is spent on it, what ``optimizer`` made for a learning rate of 1."""
-    if not hasattr(made, "geometry"):
-        require_adam(made)
-    held = {id(p) for group in made.param_groups for p in group["params"]}
-    if lacking := sum(id(p) not in held for p in parameters):
-        raise RequestError(
-            f"what optimizer(model, lr, …) made lacks {lacking} of the {len(parameters)} trainable "
-            "parameters: give it all of them, or set requires_grad_(False) on those that are not trained"
+    def along_step(self, warm: _Warm) -> tuple[float | None, float | None]:
+        """The directional step and η_c along Adam's own step from where the model is; None: there is none."""
+        slope, bend = warm.seen.slope, warm.seen.bend
+        if not (slope > 0 and bend > 0):
+            return None, None
+        directional = slope / bend
+        self.tell("critical learning rate", 0, 1, "along Adam's step")
+        first_rows = [next(batch for batch in self.batches if count_labels(batch))]
+        critical, forwards = critical_learning_rate(
+            self.model, first_rows, warm.metric.direction, start=2 * directional, dtype=self.dtype
         )
-    if (rate := made.param_groups[0]["lr"]) != 1.0:
-        raise RequestError(
-            f"optimizer(model, lr, …) was asked for a learning rate of 1 and made {type(made).__name__} with "
-            f"{rate:g}: the learning rate of its first group must be the one it is given"
-        )
-    for group in made.param_groups:
-        # The threshold of 38 is β₁'s, and the constants come from runs with this one; β₂ has no part in it.
-        if (beta1 := float(group.get("betas", BETAS)[0])) != BETAS[0]:
-            raise RequestError(
-                f"optimizer(model, lr, betas=…, …) was given a β₁ of {BETAS[0]:g} and made "
-                f"{type(made).__name__} with {beta1:g}: the constants come from runs with {BETAS[0]:g} and "
-                "say nothing of others; hand on the betas it is given, to predict for a run with those"
-            )
+        self.work += 0.5 * forwards * count_tokens(first_rows)
+        return directional, critical
 
-
-def _first_step(operator: HessianOperator, gradient: Tensor, optimizer: MakeOptimizer) -> Tensor:
-    """What the optimizer's first step subtracts at a learning rate of 1."""
-    parameters = operator.parameters
-    with unchanged(operator.model):
-        made = optimizer(operator.model, 1.0, betas=BETAS, eps=EPSILON)
-        _check(made, parameters)
-        before = flatten(parameters)
-        for parameter, piece in zip(parameters, unflatten(gradient, parameters), strict=True):
-            parameter.grad = laid_out(piece, parameter)
-        made.step()
-        return before - flatten(parameters)
+    def gradient_equivalents(self, tokens: int) -> float:
+        """All work, in gradients of the loss over a sample of so many tokens."""
+        return round(self.work / tokens + sum(cost.gradient_equivalents for cost in self.costs), 3)

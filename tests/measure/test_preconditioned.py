@@ -13,7 +13,7 @@ from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, stabi
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.vectors import flatten
 from hessian_lr.errors import HessianLRError
-from hessian_lr.measure import adam_sharpness, preconditioned
+from hessian_lr.measure import adam_sharpness, first_step, preconditioned
 from hessian_lr.measure.warmup import warm_up
 from hessian_lr.spectrum import lanczos
 
@@ -88,7 +88,7 @@ def test_why_no_step_leads_uphill_is_told_by_the_loss_at_the_start(loudness, tol
     known = [counting_batch(4, 1, seed=0)]  # which it has learned
     # A model that is sure of the wrong tokens: its loss exceeds ln 23 = 3.135.
     model.get_output_embeddings().weight.data.mul_(-loudness if loudness > 1 else 1)
-    monkeypatch.setattr(preconditioned, "critical_learning_rate", lambda *_, **__: (None, 1))
+    monkeypatch.setattr(first_step, "critical_learning_rate", lambda *_, **__: (None, 1))
     with pytest.raises(HessianLRError, match=f"turns downhill into uphill .*{told}"):
         adam_sharpness(model, known, known)
 

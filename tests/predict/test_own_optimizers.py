@@ -211,9 +211,7 @@ def test_parameters_held_at_a_rate_of_0_are_told_as_such():
 
 @pytest.mark.parametrize("method", OWN)
 def test_along_what_no_step_leads_uphill_is_the_methods_own_step(method, monkeypatch):
-    monkeypatch.setattr(
-        "hessian_lr.measure.preconditioned.critical_learning_rate", lambda *_, **__: (None, 1)
-    )
+    monkeypatch.setattr("hessian_lr.measure.first_step.critical_learning_rate", lambda *_, **__: (None, 1))
     optimizer = METHODS[method].optimizer
     with pytest.raises(HessianLRError, match="into uphill along the optimizer's first step: "):
         adam_sharpness(learned(method=method), batches(2), batches(2), optimizer=optimizer)
