@@ -13,6 +13,7 @@ from .data import Batch, TaskData, make_batches
 from .devices import precision_notes, resolve_device, resolve_dtype
 from .errors import HessianLRError, RequestError
 from .exhausted import memory_errors
+from .measure.warmup import WARMUP_STEPS
 from .setting import Setting
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from .models import LoadedModel
 
-WARMUP_BATCHES = 10
 Row = TypeVar("Row")
 
 
@@ -93,7 +93,7 @@ def split_rows(setting: Setting, rows: Sequence[Row]) -> tuple[Sequence[Row], Se
             f"{setting.data} has {len(rows)} training rows, but at least 2 are needed: one to warm up on and "
             "one to measure on"
         )
-    wanted = WARMUP_BATCHES * setting.batch_size
+    wanted = WARMUP_STEPS * setting.batch_size
     asked = setting.most_samples
     taken = min(asked, max(len(rows) - wanted, len(rows) // 2))
     warmup = min(wanted, len(rows) - taken)

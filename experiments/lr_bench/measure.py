@@ -26,8 +26,8 @@ from hessian_lr.curvature.weight_gradients import gradient_norms
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import sharpness, unchanged
 from hessian_lr.measure.line_search import critical_learning_rate
-from hessian_lr.measure.preconditioned import ATTEMPTS, BEYOND, SMALLER, WARMUP_SHARE, WARMUP_STEPS
-from hessian_lr.measure.warmup import BETAS, warm_up
+from hessian_lr.measure.preconditioned import ATTEMPTS, BEYOND, SMALLER, WARMUP_SHARE
+from hessian_lr.measure.warmup import BETAS, WARMUP_STEPS, warm_up
 from hessian_lr.prepare import Prepared
 from hessian_lr.spectrum import lanczos
 from hessian_lr.spectrum.lanczos import dot, random_vectors

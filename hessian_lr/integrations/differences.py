@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import Trainer, TrainingArguments
 
-from ..measure.warmup import BETAS
+from ..measure.warmup import BETAS, EPSILON
 from .schedule import stays_up
 
 _FOR = "it is for plain cross-entropy"
@@ -34,7 +34,7 @@ def differences(args: TrainingArguments, trainer: Trainer) -> list[str]:
             f"Adam's betas {args.adam_beta1:g}, {args.adam_beta2:g}: it is for {BETAS[0]}, {BETAS[1]}"
         )
     if args.adam_epsilon > _LARGEST_EPSILON:
-        found.append(f"adam_epsilon={args.adam_epsilon:g}: it is for 1e-08")
+        found.append(f"adam_epsilon={args.adam_epsilon:g}: it is for {EPSILON:g}")
     if stays_up(trainer.lr_scheduler, trainer.state.max_steps):
         found.append("a constant schedule: it is for one that falls to 0; the lower half of the range fits")
     return found

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..curvature.loss import Batch, require_batches
 from ..errors import HessianLRError, RequestError
 from ..measure import SharpnessTracker
+from ..measure.warmup import split_batches
 from ..predict import Calibration, Prediction, predict_learning_rate
 from ..setting import check_counts
 from .differences import differences
@@ -193,8 +194,7 @@ class PredictedLearningRate(TrainerCallback):
                     rows,
                     size,
                 )
-            cut = min(len(self.batches) // 2, 10)
-            return Sample(self.batches[:cut], self.batches[cut:], ())
+            return Sample(*split_batches(self.batches), ())
         return sample(
             dataloader.dataset,
             dataloader.collate_fn,

@@ -29,9 +29,8 @@ from .after_warmup import AfterWarmUp, Report, after_warm_up
 from .first_step import initial_critical
 from .joint import peak_rss_bytes, unchanged
 from .line_search import critical_learning_rate
-from .warmup import BETAS, MakeOptimizer, adamw, warm_up
+from .warmup import BETAS, WARMUP_STEPS, MakeOptimizer, adamw, warm_up
 
-WARMUP_STEPS = 10
 # The warm-up's largest step as a share of the critical learning rate at initialization. One rule
 # for every method: the size of the warm-up moves λ_P, so it must not be chosen by taste.
 WARMUP_SHARE = 1 / 8

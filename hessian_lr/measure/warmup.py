@@ -24,10 +24,19 @@ from ..distributed import Team, team
 
 # Tokens whose graph is there at once, as in a microbatch of a GPU's.
 PART_TOKENS = 8192
+# Of a warm-up; a batch each, where there are as many.
+WARMUP_STEPS = 10
+# Of every run with AdamW, too (``sweep.recipe``): 38/λ_P is the threshold of this β₁.
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 #: ``make(model, lr, betas=…, eps=…)``: the optimizer of a run whose learning rate is ``lr``.
 MakeOptimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
+
+
+def split_batches(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """Training batches to warm up on (the first half, but no more than there are steps) and to measure on."""
+    cut = min(len(batches) // 2, WARMUP_STEPS)
+    return batches[:cut], batches[cut:]
 
 
 def adamw(model: nn.Module, lr: float, *, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:

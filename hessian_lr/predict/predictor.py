@@ -17,7 +17,7 @@ from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
 from ..measure import AdamSharpness, Curvature, adam_sharpness, peak_rss_bytes
 from ..measure.after_warmup import Report
-from ..measure.warmup import MakeOptimizer, adamw
+from ..measure.warmup import MakeOptimizer, adamw, split_batches
 from ..setting import Setting, check_counts
 from ..spectrum.lanczos import Progress
 from .calibration import Calibration, load_calibration
@@ -108,8 +108,7 @@ def predict_learning_rate(
             raise RequestError(
                 "give at least two batches (some to warm up on, some to measure on) or warmup_batches"
             )
-        cut = min(len(batches) // 2, 10)
-        warmup_batches, batches = batches[:cut], batches[cut:]
+        warmup_batches, batches = split_batches(batches)
     require_labels(warmup_batches)
     require_labels(batches)
     constants = calibration or load_calibration()

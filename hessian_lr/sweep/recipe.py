@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..measure.warmup import BETAS, EPSILON
 from ..setting import SGD, Setting
 
 #: What a user of transformers' Trainer gets who asks for AdamW with a cosine schedule: gradients
 #: clipped to norm 1, no weight decay. Part of every run's key, so a changed recipe repeats its runs.
 RECIPE: dict[str, Any] = {
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
+    "adam_beta1": BETAS[0],
+    "adam_beta2": BETAS[1],
+    "adam_epsilon": EPSILON,
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "lr_scheduler_type": "cosine",
