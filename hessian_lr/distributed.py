@@ -158,7 +158,7 @@ class Team:
     def _fail(self, failure: Exception | None) -> None:
         """Tell all ranks which failed, and raise the first one's failure on each."""
         kind = next((i for i, one in enumerate(_KINDS) if isinstance(failure, one)), len(_KINDS) - 1)
-        known = isinstance(failure, (HessianLRError, MemoryError, torch.OutOfMemoryError))
+        known = isinstance(failure, FAILURES)
         said = f"{failure}" if known and f"{failure}" else f"{type(failure).__name__}: {failure}"
         told: list[tuple[int, str] | None] = [None] * self.size
         with self._whole():
@@ -279,6 +279,23 @@ def _stamp(alike: Sequence[Tensor | str]) -> int:
         raw = whole(one.detach()).contiguous().view(-1).view(torch.uint8)
         checksum = zlib.crc32(raw.cpu().numpy().tobytes(), checksum)
     return checksum % _STAMP
+
+
+#: What makes of a measurement a result without a number, where no fault of the request is behind it.
+FAILURES = (HessianLRError, MemoryError, torch.OutOfMemoryError)
+
+
+def failed(error: BaseException) -> str:
+    """Why a measurement has no number, of one of ``FAILURES`` that was caught.
+
+    Raises:
+        RequestError: the error is one, which nothing but another request mends.
+        RankError: the error may be this rank's alone (see ``require_shared``).
+    """
+    if isinstance(error, RequestError):
+        raise error
+    require_shared(error)
+    return str(error) or type(error).__name__
 
 
 def require_shared(error: BaseException) -> None:

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list  # type: ignore[import-untype
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..curvature.loss import Batch, require_batches
+from ..distributed import FAILURES
 from ..errors import HessianLRError, RequestError
 from ..measure import SharpnessTracker
 from ..measure.warmup import split_batches
@@ -160,7 +161,7 @@ class PredictedLearningRate(TrainerCallback):
         try:
             with unwrapped(kwargs["model"]) as model:
                 found = self.tracker.update(model, state.global_step, optimizer)
-        except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
+        except FAILURES as error:
             logger.warning("sharpness is no longer followed, from step %d on: %s", state.global_step, error)
             self.tracker = None
             return

@@ -21,8 +21,8 @@ from ..curvature.loss import Batch, count_labels, require_batches, trainable
 from ..curvature.operator import HessianOperator
 from ..curvature.vectors import working_type
 from ..digits import percent
-from ..distributed import require_shared
-from ..errors import HessianLRError, NotTwiceDifferentiable, unknown_name
+from ..distributed import FAILURES, failed
+from ..errors import NotTwiceDifferentiable, unknown_name
 from ..records import Record
 from ..setting import check_counts
 from ..spectrum import Eigenvalue, lanczos, power_iteration
@@ -265,11 +265,10 @@ def _sharpness(
             other = another(held_out)
             unseen = dot(found.vector, other.matvec(found.vector))
             unseen_error = sampling_error(other.batch_forms, other.weights)
-    except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
-        if getattr(error, "exit_status", 1) == 2 or isinstance(error, NotTwiceDifferentiable):
-            raise
-        require_shared(error)
-        return Curvature.failed(str(error) or type(error).__name__, **_spent(used, began))
+    except NotTwiceDifferentiable:
+        raise
+    except FAILURES as error:
+        return Curvature.failed(failed(error), **_spent(used, began))
     return Curvature(
         lambda_max=found.value,
         lambda_lower=found.value,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..curvature.caveats import model_notes
 from ..curvature.loss import Batch
 from ..curvature.operator import HessianOperator
-from ..distributed import require_shared
-from ..errors import HessianLRError, RequestError
+from ..distributed import FAILURES, failed
+from ..errors import RequestError
 from ..records import Record
 from ..setting import check_counts
 from ..spectrum.certificate import CONFIDENCE
@@ -115,11 +115,8 @@ def module_sharpness(
             exact = HessianOperator(model, batches, dtype=torch.float32, memory_budget=memory_budget)
             used.append(exact)
             notes += _verified(exact, blocks, progress)
-    except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
-        if getattr(error, "exit_status", 1) == 2:
-            raise
-        require_shared(error)
-        notes.append(str(error) or type(error).__name__)
+    except FAILURES as error:
+        notes.append(failed(error))
         for block in blocks:
             # No number that float32 has not confirmed.
             if operator.dtype is torch.bfloat16 and block.rounding is None:

@@ -9,8 +9,7 @@ from torch import nn
 
 from ..checkpoints import Checkpoints
 from ..curvature.loss import Batch
-from ..distributed import require_shared
-from ..errors import HessianLRError, RequestError
+from ..distributed import FAILURES, failed
 from ..exhausted import memory_errors
 from ..measure import Curvature
 from ..measure.after_warmup import Report
@@ -55,11 +54,8 @@ def unpredicted(
                 progress=shown(report, "Lanczos"),
                 checkpoints=checkpoints,
             )
-    except RequestError:
-        raise
-    except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
-        require_shared(error)
-        return Prediction.failed(NONE, calibration, str(error) or type(error).__name__)
+    except FAILURES as error:
+        return Prediction.failed(NONE, calibration, failed(error))
     bound = stability_bound(found)
     told = "λ is not positive, so that it sets no bound" if bound is None else f"2/λ is {bound:.3g}"
     return Prediction.measured(NONE, found, calibration, (*found.notes, f"no prediction: {NO_LAW}; {told}"))

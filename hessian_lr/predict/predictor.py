@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checkpoints import Checkpoints
 from ..curvature.loss import Batch, require_batches, require_labels
-from ..distributed import require_shared
+from ..distributed import FAILURES, failed
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
 from ..measure import AdamSharpness, Curvature, adam_sharpness, peak_rss_bytes
@@ -130,12 +130,8 @@ def predict_learning_rate(
     try:
         with memory_errors():
             prediction = PREDICTORS[predictor](request, constants)
-    except RequestError:
-        raise
-    except (HessianLRError, MemoryError, torch.OutOfMemoryError) as error:
-        require_shared(error)
-        reason = str(error) or type(error).__name__
-        prediction = Prediction.failed(predictor, constants.version, reason)
+    except FAILURES as error:
+        prediction = Prediction.failed(predictor, constants.version, failed(error))
     if assumed and prediction.lr is not None:
         note = f"{ASSUMED}{steps} steps, as none were given: give those of yours, steps=…"
         prediction = replace(prediction, notes=(*prediction.notes, note))
@@ -173,23 +169,17 @@ def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
 
 def _by_both(request: _Request, constants: Calibration) -> Prediction:
     """Both measurements; where one fails, the other's law has to do."""
-    failed: dict[str, list[str]] = {}  # what, by why
+    lacking: dict[str, list[str]] = {}  # what, by why
     adam, start = None, None
     try:
         start = _start(request)
-    except RequestError:
-        raise
     except HessianLRError as error:
-        require_shared(error)
-        failed.setdefault(str(error), []).append("λ at initialization")
+        lacking.setdefault(failed(error), []).append("λ at initialization")
     try:
         adam = _adam(request)
-    except RequestError:
-        raise
     except HessianLRError as error:
-        require_shared(error)
-        failed.setdefault(str(error), []).append("sharpness in Adam's geometry")
-    failures = [f"{' and '.join(what)}: {why}" for why, what in failed.items()]
+        lacking.setdefault(failed(error), []).append("sharpness in Adam's geometry")
+    failures = [f"{' and '.join(what)}: {why}" for why, what in lacking.items()]
     if adam is None and start is None:
         raise HessianLRError("; ".join(failures))
     return _told("combined", request, constants, adam, start, failures)
