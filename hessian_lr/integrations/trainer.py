@@ -165,13 +165,14 @@ class PredictedLearningRate(TrainerCallback):
             logger.warning("sharpness is no longer followed, from step %d on: %s", state.global_step, error)
             self.tracker = None
             return
-        assert found.preconditioned is not None and found.preconditioned_residual is not None
+        scaled, residual = found.lambda_preconditioned, found.residual_preconditioned
+        assert scaled is not None and residual is not None
         told = {
-            "sharpness": found.value,
+            "sharpness": found.lambda_max,
             "sharpness_residual": found.residual,
-            "sharpness_preconditioned": found.preconditioned,
-            "sharpness_preconditioned_residual": found.preconditioned_residual,
-            "sharpness_times_lr": found.preconditioned * optimizer.param_groups[0]["lr"],
+            "sharpness_preconditioned": scaled,
+            "sharpness_preconditioned_residual": residual,
+            "sharpness_times_lr": scaled * optimizer.param_groups[0]["lr"],
         }
         self._log(told, control)
 

@@ -34,23 +34,23 @@ class TrackedSharpness(Record):
 
     Attributes:
         step: The run's step, as given.
-        value: θ, a Ritz value of the Hessian then: θ ≤ λ.
+        lambda_max: θ, a Ritz value of the Hessian then: θ ≤ λ.
         residual: ρ = ‖H·v − θ·v‖; some eigenvalue lies within ρ of θ.
-        products: Hessian-vector products of this update.
+        matvecs: Hessian-vector products of this update.
         gradient_equivalents: Its work, in gradients of the loss over the tracker's batches.
         loss: L on the tracker's batches, in nats a token.
-        preconditioned: θ of P^-½·H·P^-½, P as Adam has it now; None where no optimizer was given.
-        preconditioned_residual: Its ρ.
+        lambda_preconditioned: θ of P^-½·H·P^-½, P as Adam has it now; None where no optimizer was given.
+        residual_preconditioned: Its ρ.
     """
 
     step: int
-    value: float
+    lambda_max: float
     residual: float
-    products: int
+    matvecs: int
     gradient_equivalents: float
     loss: float
-    preconditioned: float | None = None
-    preconditioned_residual: float | None = None
+    lambda_preconditioned: float | None = None
+    residual_preconditioned: float | None = None
 
 
 class SharpnessTracker:
@@ -142,13 +142,13 @@ class SharpnessTracker:
             self.direction = scaled.vector * diagonal.rsqrt()
         return TrackedSharpness(
             step=step,
-            value=found.value,
+            lambda_max=found.value,
             residual=found.residual,
-            products=found.products + (scaled.products if scaled else 0),
+            matvecs=found.products + (scaled.products if scaled else 0),
             gradient_equivalents=round(operator.cost.gradient_equivalents, 3),
             loss=operator.loss,
-            preconditioned=scaled.value if scaled else None,
-            preconditioned_residual=scaled.residual if scaled else None,
+            lambda_preconditioned=scaled.value if scaled else None,
+            residual_preconditioned=scaled.residual if scaled else None,
         )
 
     def _follow(

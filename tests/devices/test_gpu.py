@@ -130,8 +130,8 @@ def test_lambda_is_tracked_on_either_device(batches):
         return [tracker.update(model, step, optimizer) for step in range(3)][-1]
 
     here, there = last("cuda"), last("cpu")
-    assert here.value == pytest.approx(there.value, rel=CENTRAL_LAMBDA_P)
-    assert here.preconditioned == pytest.approx(there.preconditioned, rel=CENTRAL_LAMBDA_P)
+    assert here.lambda_max == pytest.approx(there.lambda_max, rel=CENTRAL_LAMBDA_P)
+    assert here.lambda_preconditioned == pytest.approx(there.lambda_preconditioned, rel=CENTRAL_LAMBDA_P)
 
 
 @pytest.mark.parametrize("method", METHODS)

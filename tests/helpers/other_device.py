@@ -162,7 +162,7 @@ def _tracked(trained: Any) -> float:
         trained(**BATCHES[0], use_cache=False).loss.backward()
         optimizer.step()
     before = [p.detach().cpu() for p in parameters]
-    value = hlr.SharpnessTracker(BATCHES).update(trained, 2, optimizer).value
+    value = hlr.SharpnessTracker(BATCHES).update(trained, 2, optimizer).lambda_max
     assert all(torch.equal(p.detach().cpu(), b) for p, b in zip(parameters, before, strict=True))
     return value
 

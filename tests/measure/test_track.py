@@ -52,14 +52,14 @@ def test_tracked_values_follow_the_dense_hessian_where_cold_starts_do_not(every,
     for step, model in moments_of_a_run(every):
         found, truth = tracker.update(model, step), truth_of(model)
         assert found.step == step
-        assert found.value <= truth * (1 + 1e-9)
+        assert found.lambda_max <= truth * (1 + 1e-9)
         truths.append(truth)
         if step:
-            assert products <= found.products <= 3 * products
+            assert products <= found.matvecs <= 3 * products
             # As long as it is due, and no longer.
-            assert found.residual <= 0.03 * found.value or found.products == 3 * products
-            warm.append(1 - found.value / truth)
-            cold.append(1 - cold_start(model, found.products) / truth)
+            assert found.residual <= 0.03 * found.lambda_max or found.matvecs == 3 * products
+            warm.append(1 - found.lambda_max / truth)
+            cold.append(1 - cold_start(model, found.matvecs) / truth)
     assert max(truths) > 2 * min(truths)
     warm.sort()
     cold.sort()
@@ -77,7 +77,7 @@ def test_the_random_component_finds_a_larger_eigenvalue_than_the_one_followed(fr
     tracker = SharpnessTracker(SAMPLE, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(dense_hessian(copy.deepcopy(model), SAMPLE))
     tracker.vector = vectors[:, -2]
-    followed = [tracker.update(model, step).value for step in range(6 if not fresh else 25)]
+    followed = [tracker.update(model, step).lambda_max for step in range(6 if not fresh else 25)]
     assert followed[0] == pytest.approx(float(values[-2]), rel=1e-3)
     assert followed[-1] == pytest.approx(float(values[-1] if fresh else values[-2]), rel=1e-2)
 
@@ -93,9 +93,9 @@ def test_an_update_goes_on_while_the_vector_has_not_kept_up():
         return tracker.update(model, 1)
 
     kept = update(vectors[:, -1])
-    assert kept.products == 3 and kept.value == pytest.approx(float(values[-1]), rel=0.01)
+    assert kept.matvecs == 3 and kept.lambda_max == pytest.approx(float(values[-1]), rel=0.01)
     turned = update(0.2 * vectors[:, -1] + noise / noise.norm())
-    assert 3 < turned.products <= 9 and turned.value == pytest.approx(float(values[-1]), rel=0.01)
+    assert 3 < turned.matvecs <= 9 and turned.lambda_max == pytest.approx(float(values[-1]), rel=0.01)
 
 
 def test_forgetting_the_vector_starts_anew():
@@ -133,7 +133,7 @@ def test_the_account_of_an_update():
     tracker.update(model, 0)
     found = tracker.update(model, 7)
     # Products whose graph is rebuilt each time; a third, as the random component is still there after two.
-    assert (found.step, found.products) == (7, 3)
+    assert (found.step, found.matvecs) == (7, 3)
     assert found.gradient_equivalents == pytest.approx(6)
     with torch.no_grad():
         total = sum(float(model(**b, use_cache=False).loss) * b["labels"][:, 1:].numel() for b in SAMPLE)

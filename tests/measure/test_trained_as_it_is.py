@@ -100,7 +100,7 @@ def test_lambda_p_is_that_of_the_step_that_the_optimizer_took(amsgrad):
     model, optimizer, p = _trained(torch.optim.AdamW, weight_decay=0.0, amsgrad=amsgrad, betas=(0.9, 0.5))
     tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
     for _ in range(2):
-        found = tracker.update(model, 3, optimizer).preconditioned
+        found = tracker.update(model, 3, optimizer).lambda_preconditioned
     root = p.rsqrt()
     expected = torch.linalg.eigvalsh(root[:, None] * dense_hessian(copy.deepcopy(model), SAMPLE) * root)[-1]
     assert found == pytest.approx(float(expected), rel=1e-5)
@@ -154,7 +154,7 @@ def test_adamw_counts_as_itself_whoever_made_it():
     for make in (loraplus, accelerated, renamed):
         model, optimizer = _stepped(make)
         tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64)
-        found.append(tracker.update(model, 1, optimizer).preconditioned)
+        found.append(tracker.update(model, 1, optimizer).lambda_preconditioned)
     assert found[0] > 0 and found == pytest.approx([found[0]] * 3, rel=DENSE64)
 
 
@@ -221,7 +221,7 @@ def test_the_present_rates_of_groups_count_where_a_schedule_does_not_scale_them_
         schedule.step()
     tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=40)
     for _ in range(2):
-        found = tracker.update(model, 3, optimizer).preconditioned
+        found = tracker.update(model, 3, optimizer).lambda_preconditioned
     assert found == pytest.approx(truth(), rel=1e-5)
 
 
@@ -232,7 +232,7 @@ def test_groups_that_take_turns_are_tracked():
         for index, group in enumerate(optimizer.param_groups):
             group["lr"] = 1e-4 * (index == turn % 2)
         step()
-        found = tracker.update(model, turn, optimizer).preconditioned
+        found = tracker.update(model, turn, optimizer).lambda_preconditioned
         assert found == pytest.approx(truth(), rel=0.05)
 
 
@@ -247,13 +247,13 @@ def test_groups_at_a_rate_of_nothing():
     optimizer.param_groups[0] |= {"lr": 0.0, "initial_lr": 1e-3}
     tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
     for _ in range(2):
-        found = tracker.update(model, 1, optimizer).preconditioned
+        found = tracker.update(model, 1, optimizer).lambda_preconditioned
     # What stands still has no part in it: the other group's own λ_P, at its own rate.
     for p in first:
         p.requires_grad_(False)
     alone = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
     for _ in range(2):
-        expected = alone.update(model, 1, optimizer).preconditioned
+        expected = alone.update(model, 1, optimizer).lambda_preconditioned
     assert found == pytest.approx(expected, rel=1e-5)
     for p in first:
         p.requires_grad_(True)

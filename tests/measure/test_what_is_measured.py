@@ -246,7 +246,7 @@ def test_each_parameter_counts_its_own_steps_in_adams_geometry():
         roots.append(((1 - 0.9**t) * second).rsqrt().reshape(-1))
     root = torch.cat(roots)
     truth = float(torch.linalg.eigvalsh(root[:, None] * dense_hessian(model, BATCHES) * root)[-1])
-    assert found.preconditioned == pytest.approx(truth, rel=DEFAULT_LAMBDA)
+    assert found.lambda_preconditioned == pytest.approx(truth, rel=DEFAULT_LAMBDA)
 
 
 def test_an_adapter_in_bfloat16_has_its_lambda_p_from_a_wider_basis():
