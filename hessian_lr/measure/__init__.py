@@ -2,11 +2,15 @@
 Adam's geometry after a warm-up.
 """
 
+from .cost import peak_rss_bytes
+from .curvature import Curvature
 from .grow import grown_sharpness
-from .joint import ALGORITHMS, OPERATORS, Curvature, peak_rss_bytes, sharpness, unchanged
+from .how import ALGORITHMS
+from .joint import OPERATORS, sharpness
 from .module_block import ModuleSharpness
 from .per_module import ModuleSpectrum, module_sharpness
 from .preconditioned import AdamSharpness, adam_sharpness
+from .state import unchanged
 from .track import SharpnessTracker, TrackedSharpness
 
 __all__ = [

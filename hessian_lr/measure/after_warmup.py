@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from ..checkpoints import Checkpoints
 from ..curvature.adam import Geometry
 from ..curvature.central import CentralOperator
 from ..curvature.loss import Batch
 from ..curvature.operator import Cost, HessianOperator
-from ..curvature.vectors import working_type
-from ..spectrum import Eigenvalue, lanczos
+from ..spectrum import Eigenvalue
 from ..spectrum.lanczos import dot
 from .confirm import differences_checked, sampling_error, spectrum_notes, verified
-
-Report = Callable[[str, int, int, str], None]
+from .how import How
 
 
 @dataclass(frozen=True)
@@ -48,13 +44,9 @@ def after_warm_up(
     model: nn.Module,
     batches: Sequence[Batch],
     metric: Geometry,
-    dtype: torch.dtype,
-    memory_budget: int | None,
+    how: How,
     rtol: float,
     max_products: int,
-    seed: int,
-    tell: Report,
-    checkpoints: Checkpoints | None,
     costs: list[Cost],
 ) -> AfterWarmUp:
     """Measure at the model's weights as they are.
@@ -63,17 +55,19 @@ def after_warm_up(
         make: ``HessianOperator``, or what makes one of its kind from the same arguments.
         model, batches: Where to measure, and on which sample.
         metric: The geometry of the optimizer that led here.
-        dtype, memory_budget, rtol, max_products, seed, checkpoints: As for ``adam_sharpness``.
-        tell: Called with (stage, done, total, detail).
+        how, rtol, max_products: As for ``adam_sharpness``.
         costs: Gets what the products cost, also of an attempt that fails.
     """
-    operator = make(model, batches, dtype=dtype, memory_budget=memory_budget)
+    operator = make(model, batches, dtype=how.dtype, memory_budget=how.memory_budget)
     costs.append(operator.cost)
     if isinstance(operator, CentralOperator):
         operator.choose_step(metric.root)
     u = metric.direction
     slope, bend = dot(operator.gradient(), u), dot(u, operator.matvec(u))
-    found = _preconditioned(operator, metric, rtol, max_products, seed, tell, checkpoints)
+    preconditioned = metric.precondition(operator)
+    # Adam's step tells P and the moments apart, as the weights tell the warm-up.
+    found = how.search(operator, preconditioned, u, stage="adam", rtol=rtol, max_products=max_products)
+    found = verified(found, preconditioned, rtol)
     scatter = sampling_error(operator.batch_forms, operator.weights)
     checked, _ = differences_checked(found, operator, found.vector, rtol, metric.root)
     # Of the search itself; whether differences served is the operator's to tell.
@@ -86,35 +80,3 @@ def after_warm_up(
             "gradient, or their learning rate is 0"
         )
     return AfterWarmUp(slope, bend, checked, scatter, operator.tokens, tuple(notes))
-
-
-def _preconditioned(
-    operator: HessianOperator,
-    metric: Geometry,
-    rtol: float,
-    max_products: int,
-    seed: int,
-    tell: Report,
-    checkpoints: Checkpoints | None,
-) -> Eigenvalue:
-    preconditioned = metric.precondition(operator)
-
-    def show(done: int, total: int, theta: float, residual: float) -> None:
-        tell(
-            "preconditioned Lanczos", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
-        )
-
-    asked: dict[str, Any] = {"rtol": 0.8 * rtol, "max_products": max_products, "seed": seed}
-    found = lanczos(
-        preconditioned.matvec,
-        operator.size,
-        **asked,
-        device=operator.device,
-        dtype=working_type(operator.parameters[0]),
-        progress=show,
-        # Adam's step tells P and the moments apart, as the weights tell the warm-up.
-        checkpoint=None
-        if checkpoints is None
-        else checkpoints.of(operator, metric.direction, stage="adam", **asked),
-    )
-    return verified(found, preconditioned, rtol)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -16,17 +15,10 @@ from ..curvature.weight_gradients import zero_b
 from ..digits import percent
 from ..spectrum import Eigenvalue, Status, lanczos
 from ..spectrum.lanczos import dot
+from .how import Symmetric, vectors_of
 
 # Products in float32 from an eigenvector found in bfloat16, whose rounding they take out.
 REFINEMENTS = 4
-
-
-class Symmetric(Protocol):
-    """A symmetric matrix known by its products."""
-
-    def matvec(self, vector: Tensor, /) -> Tensor:
-        """The matrix times a vector of shape (n,)."""
-        ...
 
 
 def refined(rough: Eigenvalue, operator: HessianOperator, rtol: float) -> Eigenvalue:
@@ -41,8 +33,7 @@ def refined(rough: Eigenvalue, operator: HessianOperator, rtol: float) -> Eigenv
         rtol=0.95 * rtol,
         max_products=REFINEMENTS,
         start=rough.vector,
-        device=operator.device,
-        dtype=rough.vector.dtype,
+        **vectors_of(operator),
     )
     better = again if again.products == 1 else verified(again, operator, rtol)
     ended = rough.status == better.status == "converged"

@@ -14,8 +14,8 @@ from ..curvature.operator import HessianOperator
 from ..curvature.vectors import flatten, unflatten
 from ..distributed import laid_out
 from ..errors import HessianLRError, RequestError
-from .joint import unchanged
 from .line_search import LARGEST, NOISE, critical_learning_rate, loss_along
+from .state import unchanged
 from .warmup import BETAS, EPSILON, MakeOptimizer, adamw
 
 

@@ -12,7 +12,8 @@ from ..checkpoints import Checkpoints
 from ..curvature.loss import Batch
 from ..errors import RequestError
 from ..spectrum.lanczos import Progress
-from .joint import Curvature, sharpness
+from .curvature import Curvature
+from .joint import sharpness
 
 FIRST = 8
 

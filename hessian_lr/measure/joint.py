@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints import Checkpoints
 from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.gauss_newton import GaussNewtonOperator
-from ..curvature.loss import Batch, count_labels, require_batches, trainable
+from ..curvature.loss import Batch, count_labels, require_batches
 from ..curvature.operator import HessianOperator
-from ..curvature.vectors import working_type
 from ..digits import percent
 from ..distributed import FAILURES, failed
 from ..errors import NotTwiceDifferentiable, unknown_name
-from ..records import Record
 from ..setting import check_counts
-from ..spectrum import Eigenvalue, lanczos, power_iteration
+from ..spectrum import Eigenvalue
 from ..spectrum.lanczos import Progress, dot
 from ..spectrum.stopping import check_stopping
 from .confirm import (
@@ -37,82 +31,16 @@ from .confirm import (
     spectrum_notes,
     verified,
 )
+from .cost import peak_rss_bytes
+from .curvature import Curvature
+from .how import ALGORITHMS, How
 from .unreached import unreached
 
-ALGORITHMS = {"lanczos": lanczos, "power": power_iteration}
 OPERATORS: dict[str, type[HessianOperator]] = {
     "hessian": HessianOperator,
     "gauss-newton": GaussNewtonOperator,
     "central-differences": CentralOperator,
 }
-
-
-@dataclass(frozen=True)
-class Curvature(Record):
-    """The sharpness λ = λ_max(∇²L) over an adapter's parameters, and what is known of its error.
-
-    Attributes:
-        lambda_max: The Ritz value θ: a Rayleigh quotient, so θ ≤ λ.
-        lambda_lower: λ is at least this, up to the rounding of the products: θ itself.
-        lambda_upper: λ is at most this with probability ``confidence`` over the random start.
-        confidence: That probability.
-        lambda_min: Smallest Ritz value, at least the smallest eigenvalue.
-        residual: ρ = ‖H·v − θ·v‖; some eigenvalue lies within ρ of θ.
-        rounding: How far θ lay from its value in the lower precision that the eigenvector was found
-            in; null where all products had one precision. What a base in a type narrower than
-            float32 rounds comes besides.
-        sampling_error: Standard error of v·H·v from its scatter over the microbatches; null with
-            fewer than two.
-        held_out: v·H·v on samples that the eigenvector v has not seen. θ is the largest value that any
-            direction has on its own sample and so too large, on average, for the population; this
-            one is on average no larger than the population's λ. Null where none were given.
-        held_out_error: Its standard error, as ``sampling_error``.
-        difference_error: Where products are central differences, how far the one with the eigenvector may be
-            off as a share of θ (see ``CentralOperator.check``); null where they are exact.
-        samples: Rows of the sample.
-        status: ``"converged"``, ``"budget"`` (stopped at the limit; the bounds hold) or ``"failed"``.
-        matvecs: Hessian-vector products spent.
-        gradient_equivalents: All work, in gradients of the loss over the sample.
-        seconds: Wall time.
-        peak_rss_bytes: The process's largest resident memory so far.
-        loss: L at the point, in nats a token.
-        tokens: Tokens of the sample, padding included.
-        parameters: n, the number of trainable parameters.
-        unreached: How many of them belong to an embedding and get no gradient from the sample, as those of
-            tokens that are not in it: training on such rows leaves them where they are.
-        notes: What a reader should know of how it was obtained.
-    """
-
-    lambda_max: float | None
-    lambda_lower: float | None
-    lambda_upper: float | None
-    confidence: float | None
-    lambda_min: float | None
-    residual: float | None
-    sampling_error: float | None
-    status: str
-    matvecs: int
-    gradient_equivalents: float
-    seconds: float
-    peak_rss_bytes: int
-    loss: float | None
-    tokens: int
-    parameters: int
-    rounding: float | None = None
-    held_out: float | None = None
-    held_out_error: float | None = None
-    difference_error: float | None = None
-    samples: int = 0
-    unreached: int = 0
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def failed(cls, reason: str, **spent: Any) -> Curvature:
-        """A result without a number: why, and whichever costs and sizes are known."""
-        unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(cls))
-        nothing = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
-        sizes = {"tokens": 0, "parameters": 0, "unreached": 0}
-        return cls(**(unknown | nothing | sizes | spent | {"status": "failed", "notes": (reason,)}))
 
 
 def sharpness(
@@ -174,154 +102,141 @@ def sharpness(
         # Not when all products are spent.
         require_batches(held_out)
 
-    measure = partial(
-        _sharpness,
-        model=model,
-        batches=batches,
-        held_out=held_out,
-        rtol=rtol,
-        max_products=max_products,
-        algorithm=algorithm,
-        dtype=dtype,
-        memory_budget=memory_budget,
-        seed=seed,
-        progress=progress,
-        checkpoints=checkpoints,
-    )
+    def measure(make: Callable[..., HessianOperator]) -> Curvature:
+        how = How(dtype, memory_budget, seed, progress, checkpoints)
+        return _Measurement(make, model, batches, how, rtol, max_products, algorithm).result(held_out)
+
     return twice_or_central(measure) if operator == "hessian" else measure(OPERATORS[operator])
 
 
-def _sharpness(
-    make: Callable[..., HessianOperator],
-    *,
-    model: nn.Module,
-    batches: Sequence[Batch],
-    held_out: Sequence[Batch] | None,
-    rtol: float,
-    max_products: int,
-    algorithm: str,
-    dtype: torch.dtype,
-    memory_budget: int | None,
-    seed: int,
-    progress: Progress | None,
-    checkpoints: Checkpoints | None,
-) -> Curvature:
-    """``sharpness`` with products made by ``make``."""
-    began = time.perf_counter()
-    matrix = make(model, batches, dtype=dtype, memory_budget=memory_budget)
-    used = [matrix]
-    notes: list[str] = []
-    rounding, unseen, unseen_error = None, None, None
+class _Measurement:
+    """λ of one sample, in the operators that it takes, one after the other.
 
-    def search(on: HessianOperator) -> Eigenvalue:
-        # A little tighter than asked, so that the residual measured afresh still meets rtol.
-        asked: dict[str, Any] = {"rtol": 0.8 * rtol, "max_products": max_products, "seed": seed}
-        kept: dict[str, Any] = {}
-        if checkpoints is not None and algorithm == "lanczos":
-            kept["checkpoint"] = checkpoints.of(on, stage="start", **asked)
-        return ALGORITHMS[algorithm](
-            on.matvec,
-            on.size,
-            **asked,
-            **kept,
-            device=on.device,
-            dtype=working_type(on.parameters[0]),
-            progress=progress,
+    Args:
+        make: Makes them: ``HessianOperator``, or one of its kind.
+        model, batches, how, rtol, max_products, algorithm: As for ``sharpness``.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., HessianOperator],
+        model: nn.Module,
+        batches: Sequence[Batch],
+        how: How,
+        rtol: float,
+        max_products: int,
+        algorithm: str,
+    ) -> None:
+        self.began = time.perf_counter()
+        self.make, self.model, self.batches, self.how = make, model, batches, how
+        self.rtol, self.max_products, self.algorithm = rtol, max_products, algorithm
+        self.used: list[HessianOperator] = []
+        self.notes: list[str] = []
+        self._build(batches, how.dtype, how.memory_budget)
+
+    def result(self, held_out: Sequence[Batch] | None) -> Curvature:
+        """λ, or why there is none.
+
+        Raises:
+            RequestError: as ``sharpness``.
+            NotTwiceDifferentiable: products cannot be made this way.
+        """
+        try:
+            return self._measured(held_out)
+        except NotTwiceDifferentiable:
+            raise
+        except FAILURES as error:
+            return Curvature.failed(failed(error), **self._spent())
+
+    def _measured(self, held_out: Sequence[Batch] | None) -> Curvature:
+        found, rounding = self._search(), None
+        if self.used[0].dtype is torch.bfloat16:
+            found, rounding = self._in_float32(found)
+        else:
+            found = verified(found, self.matrix, self.rtol)
+        # That of θ: later operators serve other questions.
+        matrix, vector = self.matrix, found.vector
+        scatter = sampling_error(matrix.batch_forms, matrix.weights)
+        checked, difference_error = differences_checked(found, matrix, vector, self.rtol)
+        # Of the search itself; how far differences served is the operator's to tell.
+        self.notes += [*spectrum_notes(found, self.used[0]), *saddle_note(found, self.model)]
+        unmoved = unreached(self.model, vector, partial(self._another, self.batches))
+        unseen, unseen_error = self._on_held_out(held_out, vector)
+        return Curvature(
+            lambda_max=checked.value,
+            lambda_lower=checked.value,
+            lambda_upper=checked.upper,
+            confidence=checked.confidence if checked.upper is not None else None,
+            lambda_min=checked.smallest,
+            residual=checked.residual,
+            rounding=rounding,
+            sampling_error=scatter,
+            difference_error=difference_error,
+            held_out=unseen,
+            held_out_error=unseen_error,
+            status=checked.status,
+            loss=matrix.loss,
+            samples=sum(len(batch["input_ids"]) for batch in matrix.batches),
+            unreached=unmoved,
+            notes=tuple(self.notes),
+            **self._spent(),
         )
 
-    def another(rows: Sequence[Batch]) -> HessianOperator:
-        matrix.release()
+    @property
+    def matrix(self) -> HessianOperator:
+        """The operator that is multiplied with at present."""
+        return self.used[-1]
+
+    def _build(self, rows: Sequence[Batch], dtype: torch.dtype, budget: int | None) -> HessianOperator:
+        self.used.append(self.make(self.model, rows, dtype=dtype, memory_budget=budget))
+        return self.used[-1]
+
+    def _search(self) -> Eigenvalue:
+        return self.how.search(
+            self.matrix,
+            self.matrix,
+            stage="start",
+            rtol=self.rtol,
+            max_products=self.max_products,
+            algorithm=self.algorithm,
+        )
+
+    def _in_float32(self, rough: Eigenvalue) -> tuple[Eigenvalue, float | None]:
+        """What was found in bfloat16, by products in float32; and how far it was off, where that served."""
+        self.matrix.release()
+        found = refined(rough, self._build(self.batches, torch.float32, 0), self.rtol)
+        if rough.status != "converged" or found.status == "converged":
+            return found, abs(rough.value - found.value)
+        left = percent(found.residual / abs(found.value))
+        self.notes.append(
+            f"bfloat16 did not serve: {REFINEMENTS} products in float32 from its eigenvector leave a "
+            f"residual of {left} of θ; searched again in float32"
+        )
+        self._build(self.batches, torch.float32, self.how.memory_budget)
+        return verified(self._search(), self.matrix, self.rtol), None
+
+    def _another(self, rows: Sequence[Batch]) -> HessianOperator:
+        """An operator for a product or two beside θ's."""
+        self.matrix.release()
         # In θ's own precision, which is not the search's: they are there to be compared.
-        used.append(make(model, rows, dtype=matrix.dtype, memory_budget=0))
-        return used[-1]
+        return self._build(rows, self.matrix.dtype, 0)
 
-    try:
-        found = search(matrix)
-        if matrix.dtype is torch.bfloat16:
-            matrix.release()
-            matrix = make(model, batches, dtype=torch.float32, memory_budget=0)
-            used.append(matrix)
-            rough, found = found, refined(found, matrix, rtol)
-            if rough.status == "converged" and found.status != "converged":
-                left = percent(found.residual / abs(found.value))
-                notes.append(
-                    f"bfloat16 did not serve: {REFINEMENTS} products in float32 from its eigenvector leave a "
-                    f"residual of {left} of θ; searched again in float32"
-                )
-                matrix = make(model, batches, dtype=torch.float32, memory_budget=memory_budget)
-                used.append(matrix)
-                found = verified(search(matrix), matrix, rtol)
-            else:
-                rounding = abs(rough.value - found.value)
-        else:
-            found = verified(found, matrix, rtol)
-        scatter = sampling_error(matrix.batch_forms, matrix.weights)
-        checked, difference_error = differences_checked(found, matrix, found.vector, rtol)
-        # Of the search itself; how far differences served is the operator's to tell.
-        notes += [*spectrum_notes(found, used[0]), *saddle_note(found, model)]
-        found = checked
-        unmoved = unreached(model, found.vector, partial(another, batches))
-        if held_out and any(map(count_labels, held_out)):
-            other = another(held_out)
-            unseen = dot(found.vector, other.matvec(found.vector))
-            unseen_error = sampling_error(other.batch_forms, other.weights)
-    except NotTwiceDifferentiable:
-        raise
-    except FAILURES as error:
-        return Curvature.failed(failed(error), **_spent(used, began))
-    return Curvature(
-        lambda_max=found.value,
-        lambda_lower=found.value,
-        lambda_upper=found.upper,
-        confidence=found.confidence if found.upper is not None else None,
-        lambda_min=found.smallest,
-        residual=found.residual,
-        rounding=rounding,
-        sampling_error=scatter,
-        difference_error=difference_error,
-        held_out=unseen,
-        held_out_error=unseen_error,
-        status=found.status,
-        loss=matrix.loss,
-        samples=sum(len(batch["input_ids"]) for batch in matrix.batches),
-        unreached=unmoved,
-        notes=tuple(notes),
-        **_spent(used, began),
-    )
+    def _on_held_out(self, rows: Sequence[Batch] | None, vector: Tensor) -> tuple[float | None, float | None]:
+        """v·H·v on other rows with its standard error."""
+        if not rows or not any(map(count_labels, rows)):
+            return None, None
+        other = self._another(rows)
+        return dot(vector, other.matvec(vector)), sampling_error(other.batch_forms, other.weights)
 
-
-def _spent(used: Sequence[HessianOperator], began: float) -> dict[str, Any]:
-    """The costs and sizes of a measurement; work on other samples counts by its tokens."""
-    tokens = used[0].tokens
-    work = sum(one.cost.gradient_equivalents * one.tokens for one in used) / tokens
-    return {
-        "matvecs": sum(one.cost.matvecs for one in used),
-        "gradient_equivalents": round(work, 3),
-        "seconds": round(time.perf_counter() - began, 3),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "tokens": tokens,
-        "parameters": used[0].size,
-    }
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore trainable weights, their gradients and every random state, bit for bit, on leaving."""
-    parameters = trainable(model)
-    values = [p.detach().clone() for p in parameters]
-    gradients = [p.grad for p in parameters]
-    devices = list({p.device for p in parameters if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
-                    parameter.copy_(value)
-                    parameter.grad = gradient
+    def _spent(self) -> dict[str, Any]:
+        """The costs and sizes of a measurement; work on other samples counts by its tokens."""
+        tokens = self.used[0].tokens
+        work = sum(one.cost.gradient_equivalents * one.tokens for one in self.used) / tokens
+        return {
+            "matvecs": sum(one.cost.matvecs for one in self.used),
+            "gradient_equivalents": round(work, 3),
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "peak_rss_bytes": peak_rss_bytes(),
+            "tokens": tokens,
+            "parameters": self.used[0].size,
+        }

@@ -25,7 +25,7 @@ from ..setting import check_counts
 from ..spectrum.certificate import CONFIDENCE
 from ..spectrum.stopping import check_stopping
 from .adapter_modules import cost_shares, owned_parameters, places
-from .joint import peak_rss_bytes
+from .cost import peak_rss_bytes
 from .module_block import Block, ModuleSharpness
 
 __all__ = ["ModuleProgress", "ModuleSharpness", "ModuleSpectrum", "module_sharpness"]

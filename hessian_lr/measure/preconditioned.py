@@ -25,10 +25,12 @@ from ..curvature.loss import Batch, count_labels, count_tokens, trainable
 from ..curvature.operator import Cost
 from ..errors import NonFiniteError, RequestError
 from ..records import Record
-from .after_warmup import AfterWarmUp, Report, after_warm_up
+from .after_warmup import AfterWarmUp, after_warm_up
+from .cost import peak_rss_bytes
 from .first_step import initial_critical
-from .joint import peak_rss_bytes, unchanged
+from .how import How, Report, shown
 from .line_search import critical_learning_rate
+from .state import unchanged
 from .warmup import BETAS, WARMUP_STEPS, MakeOptimizer, adamw, warm_up
 
 # The warm-up's largest step as a share of the critical learning rate at initialization. One rule
@@ -120,19 +122,9 @@ def adam_sharpness(
             "the adapter float32 (PEFT does unless autocast_adapter_dtype=False)"
         )
     began = time.perf_counter()
-    study = _Study(
-        model=model,
-        batches=batches,
-        warmup_batches=warmup_batches,
-        dtype=dtype,
-        rtol=rtol,
-        max_products=max_products,
-        memory_budget=memory_budget,
-        seed=seed,
-        optimizer=optimizer,
-        tell=report or (lambda *_: None),
-        checkpoints=checkpoints,
-    )
+    how = How(dtype, memory_budget, seed, shown(report, "preconditioned Lanczos"), checkpoints)
+    tell = report or (lambda *_: None)
+    study = _Study(model, batches, warmup_batches, how, rtol, max_products, optimizer, tell)
     with unchanged(model):
         start = study.at_start()
         with study.warmed_up(start * WARMUP_SHARE) as warm:
@@ -176,7 +168,7 @@ class _Warm:
         return self.top_lr * self.seen.found.value / stability_threshold(BETAS[0])
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Study:
     """The steps of ``adam_sharpness``, what they share, and what they have cost so far.
 
@@ -189,14 +181,11 @@ class _Study:
     model: nn.Module
     batches: Sequence[Batch]
     warmup_batches: Sequence[Batch]
-    dtype: torch.dtype
+    how: How
     rtol: float
     max_products: int
-    memory_budget: int | None
-    seed: int
     optimizer: MakeOptimizer
     tell: Report
-    checkpoints: Checkpoints | None
     work: float = 0.0
     costs: list[Cost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -208,7 +197,7 @@ class _Study:
             initial_critical,
             model=self.model,
             batches=self.batches,
-            dtype=self.dtype,
+            dtype=self.how.dtype,
             optimizer=self.optimizer,
         )
         critical, forwards = twice_or_central(begin)
@@ -252,7 +241,7 @@ class _Study:
             rows,
             steps=WARMUP_STEPS,
             top_lr=top_lr,
-            dtype=self.dtype,
+            dtype=self.how.dtype,
             optimizer=self.optimizer,
         )
         metric = geometry(made, trainable(self.model))
@@ -261,14 +250,10 @@ class _Study:
             model=self.model,
             batches=self.batches,
             metric=metric,
-            dtype=self.dtype,
-            memory_budget=self.memory_budget,
-            costs=self.costs,
+            how=self.how,
             rtol=self.rtol,
             max_products=self.max_products,
-            seed=self.seed,
-            tell=self.tell,
-            checkpoints=self.checkpoints,
+            costs=self.costs,
         )
         return _Warm(top_lr, metric, twice_or_central(measure))
 
@@ -281,7 +266,7 @@ class _Study:
         self.tell("critical learning rate", 0, 1, "along Adam's step")
         first_rows = [next(batch for batch in self.batches if count_labels(batch))]
         critical, forwards = critical_learning_rate(
-            self.model, first_rows, warm.metric.direction, start=2 * directional, dtype=self.dtype
+            self.model, first_rows, warm.metric.direction, start=2 * directional, dtype=self.how.dtype
         )
         self.work += 0.5 * forwards * count_tokens(first_rows)
         return directional, critical

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..curvature.adam import PreconditionedOperator, adam_preconditioner
 from ..curvature.loss import Batch
 from ..curvature.operator import HessianOperator
-from ..curvature.vectors import working_type
 from ..errors import RequestError
 from ..records import Record
 from ..setting import check_counts
 from ..spectrum import Eigenvalue, lanczos
 from ..spectrum.lanczos import random_vectors
+from .how import vectors_of
 
 # Length of the random component that is added to the last eigenvector, against the vector's own:
 # a newly risen eigenvalue shows no sooner with three times as much, and the error doubles.
@@ -159,9 +159,8 @@ class SharpnessTracker:
         times: int = 1,
     ) -> Eigenvalue:
         """The largest eigenvalue, from a unit vector that was its eigenvector lately, or from nothing."""
-        dtype = working_type(operator.parameters[0])
         if vector is None:
-            return lanczos(matvec, operator.size, seed=self._seed, device=operator.device, dtype=dtype)
+            return lanczos(matvec, operator.size, seed=self._seed, **vectors_of(operator))
         if len(vector) != operator.size:
             raise RequestError(
                 f"the model has {operator.size} trainable parameters, the tracker followed "
@@ -175,6 +174,5 @@ class SharpnessTracker:
             min_products=times * self.products,
             max_products=_MOST * times * self.products,
             start=vector.to(operator.device) + _FRESH / operator.size**0.5 * fresh,
-            device=operator.device,
-            dtype=dtype,
+            **vectors_of(operator),
         )

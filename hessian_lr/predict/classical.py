@@ -12,10 +12,9 @@ from ..curvature.loss import Batch
 from ..distributed import FAILURES, failed
 from ..exhausted import memory_errors
 from ..measure import Curvature
-from ..measure.after_warmup import Report
+from ..measure.how import How, Report, shown
 from .law import NO_LAW
 from .prediction import Prediction
-from .predictor import shown
 from .start import by_lanczos
 
 # The predictor of a prediction that names no learning rate.
@@ -45,15 +44,8 @@ def unpredicted(
     """
     try:
         with memory_errors():
-            found = by_lanczos(
-                model,
-                batches,
-                dtype=dtype,
-                memory_budget=None,
-                seed=seed,
-                progress=shown(report, "Lanczos"),
-                checkpoints=checkpoints,
-            )
+            how = How(dtype, None, seed, shown(report, "Lanczos"), checkpoints)
+            found = by_lanczos(model, batches, how)
     except FAILURES as error:
         return Prediction.failed(NONE, calibration, failed(error))
     bound = stability_bound(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +15,9 @@ from ..distributed import FAILURES, failed
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
 from ..measure import AdamSharpness, Curvature, adam_sharpness, peak_rss_bytes
-from ..measure.after_warmup import Report
+from ..measure.how import How, Report, shown
 from ..measure.warmup import MakeOptimizer, adamw, split_batches
 from ..setting import Setting, check_counts
-from ..spectrum.lanczos import Progress
 from .calibration import Calibration, load_calibration
 from .law import Quantities
 from .other_adapters import other_adapter
@@ -119,13 +117,10 @@ def predict_learning_rate(
         warmup_batches=warmup_batches,
         steps=steps,
         batch_size=batch_size or len(warmup_batches[0]["input_ids"]),
-        dtype=dtype,
-        memory_budget=memory_budget,
-        seed=seed,
+        how=How(dtype, memory_budget, seed, checkpoints=checkpoints),
         fast=fast,
         optimizer=optimizer or adamw,
         report=report,
-        checkpoints=checkpoints,
     )
     try:
         with memory_errors():
@@ -145,13 +140,10 @@ class _Request:
     warmup_batches: Sequence[Batch]
     steps: int
     batch_size: int
-    dtype: torch.dtype
-    memory_budget: int | None
-    seed: int
+    how: How
     fast: bool
     optimizer: MakeOptimizer
     report: Report | None
-    checkpoints: Checkpoints | None
 
 
 def _by_adam(request: _Request, constants: Calibration) -> Prediction:
@@ -190,12 +182,12 @@ def _adam(request: _Request) -> AdamSharpness:
         request.model,
         request.batches,
         request.warmup_batches,
-        dtype=request.dtype,
-        memory_budget=request.memory_budget,
-        seed=request.seed,
+        dtype=request.how.dtype,
+        memory_budget=request.how.memory_budget,
+        seed=request.how.seed,
         optimizer=request.optimizer,
         report=request.report,
-        checkpoints=request.checkpoints,
+        checkpoints=request.how.checkpoints,
     )
     if measured.lambda_preconditioned <= 0:
         raise HessianLRError("no direction of positive curvature after the warm-up: λ_P says nothing here")
@@ -208,28 +200,12 @@ def _adam(request: _Request) -> AdamSharpness:
 
 
 def _start(request: _Request) -> Curvature:
-    common: dict[str, Any] = {
-        "dtype": request.dtype,
-        "memory_budget": request.memory_budget,
-        "seed": request.seed,
-        "progress": shown(request.report, "closed form" if request.fast else "Lanczos"),
-    }
-    if request.fast:
-        start = by_closed_form(request.model, request.batches, **common)
-    else:
-        start = by_lanczos(request.model, request.batches, checkpoints=request.checkpoints, **common)
+    measure, stage = (by_closed_form, "closed form") if request.fast else (by_lanczos, "Lanczos")
+    how = replace(request.how, progress=shown(request.report, stage))
+    start = measure(request.model, request.batches, how)
     if lr_eigenvalue(start) is None:
         raise HessianLRError("no direction of positive curvature at initialization: λ says nothing here")
     return start
-
-
-def shown(report: Report | None, stage: str) -> Progress | None:
-    """An eigensolver's progress as a stage of the report."""
-    if report is None:
-        return None
-    return lambda done, total, theta, residual: report(
-        stage, done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
-    )
 
 
 def _told(

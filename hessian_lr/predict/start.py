@@ -6,15 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 
-from ..checkpoints import Checkpoints
 from ..curvature.closed_form import FAST_PRODUCTS, closed_form
 from ..curvature.loss import Batch, trainable
 from ..errors import HessianLRError
 from ..measure import Curvature, peak_rss_bytes, sharpness
-from ..spectrum.lanczos import Progress
+from ..measure.how import How
 
 # λ's error to stop at: laws take a power of λ between −½ and 0, and the constants were fitted to
 # measurements as rough as this.
@@ -50,16 +48,7 @@ def _moved(curvature: Curvature) -> int:
     return curvature.parameters - curvature.unreached
 
 
-def by_lanczos(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    *,
-    dtype: torch.dtype,
-    memory_budget: int | None,
-    seed: int,
-    progress: Progress | None,
-    checkpoints: Checkpoints | None,
-) -> Curvature:
+def by_lanczos(model: nn.Module, batches: Sequence[Batch], how: How) -> Curvature:
     """λ by Lanczos on the Hessian's products.
 
     Raises:
@@ -69,11 +58,11 @@ def by_lanczos(
         model,
         batches,
         rtol=RTOL,
-        dtype=dtype,
-        memory_budget=memory_budget,
-        seed=seed,
-        progress=progress,
-        checkpoints=checkpoints,
+        dtype=how.dtype,
+        memory_budget=how.memory_budget,
+        seed=how.seed,
+        progress=how.progress,
+        checkpoints=how.checkpoints,
     )
     if curvature.lambda_max is None:
         raise HessianLRError("; ".join(curvature.notes))
@@ -88,15 +77,7 @@ def by_lanczos(
     return replace(curvature, notes=(*curvature.notes, note))
 
 
-def by_closed_form(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    *,
-    dtype: torch.dtype,
-    memory_budget: int | None,
-    seed: int,
-    progress: Progress | None,
-) -> Curvature:
+def by_closed_form(model: nn.Module, batches: Sequence[Batch], how: How) -> Curvature:
     """λ of plain LoRA and rsLoRA from a gradient and a few products (``closed_form``).
 
     Raises:
@@ -105,11 +86,11 @@ def by_closed_form(
     found = closed_form(
         model,
         batches,
-        dtype=dtype,
+        dtype=how.dtype,
         max_products=FAST_PRODUCTS,
-        memory_budget=memory_budget,
-        seed=seed,
-        progress=progress,
+        memory_budget=how.memory_budget,
+        seed=how.seed,
+        progress=how.progress,
     )
     told = (
         f"λ by the closed form at B = 0, {found.products} products: between {found.lower:.4g} and "
