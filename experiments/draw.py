@@ -20,8 +20,8 @@ from experiments.peers.summary import read_rows
 from experiments.per_module.figure import draw as draw_modules
 from hessian_lr.figures import eigenvalue_figure, sweep_figure
 from hessian_lr.figures.style import save
+from hessian_lr.files import VALIDATE_FILE
 from hessian_lr.records import read_json
-from hessian_lr.results import VALIDATE_FILE
 from hessian_lr.validated import eigenvalue_points, read_validated, sweep_panel
 
 HERE = Path(__file__).parent

@@ -24,6 +24,7 @@ from .commands.option_groups import Interrupted, takes
 from .commands.options import Output
 from .commands.overwriting import check_overwriting, sources
 from .errors import RequestError, shown, unknown_name
+from .files import SCHEMA, VALIDATE_FILE
 from .setting import Setting
 from .sweep.cluster import Cluster, engine
 
@@ -155,7 +156,6 @@ def validate(
     seed_list = options.numbers(seeds, int, "--seeds")
     options.check_writable(out, "--out", folder=True)
 
-    from . import results
     from .commands import session, tables, terminal
     from .commands.measured import Predicting
     from .commands.validate import Job
@@ -164,7 +164,7 @@ def validate(
     from .sweep.engines import opened
     from .sweep.runner import check_plan
 
-    written = [("--out", out), ("--out", f"{out}/{results.VALIDATE_FILE}"), ("--json", output.json)]
+    written = [("--out", out), ("--out", f"{out}/{VALIDATE_FILE}"), ("--json", output.json)]
     check_overwriting(written, [*sources(settings), calibration])
     check_plan(settings[0], rates, seed_list)
     constants = predict_command.constants_for(predictor, calibration)
@@ -225,7 +225,7 @@ def catalogue(
 
     everything = results.catalogue()
     chosen = everything if what is None else {what: everything[what]}
-    output.write({"schema": results.SCHEMA, **chosen})
+    output.write({"schema": SCHEMA, **chosen})
     if output.tables:
         tables.catalogue(chosen)
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 from . import __version__
 from .curvature import ClosedForm
 from .data import TASKS
+from .files import COSTS, LAMBDAS, RUN, SCHEMA
 from .measure import Curvature, ModuleSpectrum
 from .methods import METHODS
 from .models import ALIASES
@@ -19,14 +20,7 @@ from .setting import OPTIMIZERS, Setting
 from .spectrum import SpectralDensity
 from .sweep import RunResult
 
-SCHEMA = 1
-VALIDATE_FILE, SWEEP_FILE = "validate.json", "sweep.json"
-
-LAMBDAS = ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min")
-IDENTITIES = ("data_digest", "model_fingerprint")
-COSTS = ("matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes")
 _PACKAGES = ("torch", "transformers", "peft")
-RUN = ("lr", "initial_loss", "final_loss", "steps", "diverged", "seconds")
 
 
 def document(settings: Sequence[Setting], results: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any
 from .copies import once
 from .errors import RequestError
 from .figures import EigenvaluePoint, SweepPanel
+from .files import IDENTITIES, RUN, SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, files_of
 from .methods import METHODS
 from .predict.fit import Observation
 from .predict.law import Quantities
 from .records import digest, read_json
-from .results import IDENTITIES, RUN, SCHEMA, SWEEP_FILE, VALIDATE_FILE
 from .score import Score
 from .setting import ADAMW, Setting
 from .sweep import RunResult, Sweep
@@ -92,50 +92,6 @@ class Validated:
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             return value
         raise RequestError(f"{self.file}: {name} of {self.method} is {value!r}, not a number")
-
-
-def files_of(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that paths name: of a folder its ``validate.json`` and its ``sweep.json``. Each comes once.
-
-    Raises:
-        RequestError: there is no such file.
-    """
-    files: dict[Path, None] = {}
-    for path in map(Path, paths):
-        inside = [path / name for name in (VALIDATE_FILE, SWEEP_FILE)] if path.is_dir() else [path]
-        found = [file for file in inside if file.is_file()]
-        if not found:
-            raise RequestError(
-                f"there is no {' or '.join(map(str, inside))}; name a file, or a folder that `hessian-lr "
-                "validate --out` or `sweep --out` wrote"
-            )
-        files.update((file.resolve(), None) for file in found)
-    return list(files)
-
-
-def documents(whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """A ``sweep.json`` as documents of ``validate``: one for settings that differ in their method alone.
-
-    Settings without any run are left out. What is no sweep's stays as it is.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is not what ``sweep`` writes.
-    """
-    if "varying" not in whole:
-        return [whole]
-    groups: dict[str, dict[str, Any]] = {}
-    for row in whole["results"]:
-        if not row["runs"]:
-            continue
-        setting = {**row["setting"], "seed": min(row["seeds"])}
-        method = setting.pop("method")
-        own = {"seeds": row["seeds"], "lrs": row["lrs"]} | {name: row[name] for name in IDENTITIES}
-        group = groups.setdefault(
-            digest([setting, own]), {**whole, **own, "setting": setting | {"methods": []}, "results": []}
-        )
-        group["setting"]["methods"].append(method)
-        group["results"].append(row | {"method": method, "status": row["prediction_status"] or row["status"]})
-    return list(groups.values())
 
 
 def read_validated(paths: Sequence[str | Path]) -> list[Validated]:

@@ -10,6 +10,7 @@ from typing import Any
 from .. import results
 from ..digits import rate
 from ..errors import HessianLRError, RequestError
+from ..files import SCHEMA, SWEEP_FILE
 from ..progress import Progress
 from ..records import Record, read_json, write_bytes, write_json
 from ..score import Score, chance, score
@@ -181,9 +182,9 @@ class Job:
             self._row(work, failed.get(setting), measured.get(setting))
             for work, setting in zip(self._works, settings, strict=True)
         ]
-        path = self._out / results.SWEEP_FILE
+        path = self._out / SWEEP_FILE
         document = {
-            "schema": results.SCHEMA,
+            "schema": SCHEMA,
             "file": self._grid.path,
             "varying": list(self._grid.varying),
             "results": rows,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import results
 from ..checkpoints import Checkpoints
 from ..errors import HessianLRError, RequestError
+from ..files import COSTS, LAMBDAS
 from ..methods import method_of
 from ..predict import Calibration, Prediction, predict_learning_rate
 from ..predict.classical import NONE, unpredicted
@@ -43,7 +44,7 @@ _KNOWN = (
     *("lr_probe", "probe"),
 )
 _NAME = "prediction-"  # a measurement's file
-_FIELDS = (*results.LAMBDAS, *_KNOWN, *results.COSTS)
+_FIELDS = (*LAMBDAS, *_KNOWN, *COSTS)
 
 
 @dataclass(frozen=True)

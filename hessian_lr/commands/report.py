@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import SCHEMA
 from . import options
 from .options import Output
 from .overwriting import check_overwriting
@@ -32,7 +33,6 @@ def report(
     options.check_writable(out, "--out")
     check_overwriting([("--out", out), ("--json", output.json)], runs)
 
-    from .. import results
     from ..report import write_report
     from . import terminal
 
@@ -44,7 +44,7 @@ def report(
         }
         for part in write_report(runs, out)
     ]
-    output.write({"schema": results.SCHEMA, "report": out, "parts": parts})
+    output.write({"schema": SCHEMA, "report": out, "parts": parts})
     if output.tables:
         for part in parts:
             print(f"{part['setting']}\n{part['recommendation']}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RequestError
+from ..files import SCHEMA
 from . import options
 from .options import Output
 from .overwriting import check_overwriting
@@ -30,7 +31,7 @@ def align(
     if out is not None:
         options.check_writable(out, "--out")
 
-    from .. import results, validated
+    from .. import validated
     from ..alignment import align as fit
     from ..figures import eigenvalue_figure
     from ..figures.style import files, save
@@ -66,7 +67,7 @@ def align(
         }
         for p in points
     ]
-    output.write({"schema": results.SCHEMA, "alignment": alignment, "points": listed, "notes": notes})
+    output.write({"schema": SCHEMA, "alignment": alignment, "points": listed, "notes": notes})
     if output.tables:
         tables.align_table(alignment)
     if not output.quiet:
@@ -91,7 +92,7 @@ def calibrate(
     options.check_writable(out, "--out")
     check_overwriting([("--out", out), ("--json", output.json)], [*runs, calibration])
 
-    from .. import results, validated
+    from .. import validated
     from ..predict import load_calibration
     from ..predict.fit import LAWS, fit, unheard
     from . import tables, terminal
@@ -108,7 +109,7 @@ def calibrate(
     found.write(out)
     output.write(
         {
-            "schema": results.SCHEMA,
+            "schema": SCHEMA,
             "calibration": found,
             "observations": [dataclasses.asdict(o) for o in observations],
             "notes": notes,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError
+from ..files import SCHEMA, SWEEP_FILE
 from ..sweep.cluster import Cluster
 from . import options
 from .option_groups import Interrupted
@@ -79,7 +80,6 @@ def sweep(
     _check_overwriting([file, calibration], grid, out, output)
     predicting = _predicting(predictor, calibration, grid)
 
-    from .. import results
     from ..sweep.engine import Local
     from ..sweep.engines import opened
     from . import sweep_words, tables, terminal
@@ -95,7 +95,7 @@ def sweep(
                 progress.say(sweep_words.told(plan, engine.width))
             document = job.run(plan, engine)
     if dry_run:
-        output.write({"schema": results.SCHEMA, "plan": plan})
+        output.write({"schema": SCHEMA, "plan": plan})
         if output.tables:
             print(sweep_words.told(plan, 1))
         _notes(plan.notes, output)
@@ -183,7 +183,6 @@ def _grid(file: str) -> Grid:
 
 
 def _check_overwriting(files: Sequence[str | None], grid: Grid, out: str, output: Output) -> None:
-    from ..results import SWEEP_FILE
     from .sweep_csv import TABLE
 
     written = [("--out", place) for place in (out, f"{out}/{SWEEP_FILE}", f"{out}/{TABLE}")]

@@ -12,6 +12,7 @@ from ..data import TaskData
 from ..errors import HessianLRError, RequestError
 from ..figures import eigenvalue_figure, sweep_figure
 from ..figures.style import save
+from ..files import VALIDATE_FILE
 from ..fitting import check_batch_size
 from ..models import LoadedModel
 from ..predict.classical import stability_bound
@@ -69,7 +70,7 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
         HessianLRError: the folder cannot be written.
     """
     check_batch_size(job.settings[0], job.data)
-    path = job.out / results.VALIDATE_FILE
+    path = job.out / VALIDATE_FILE
     damage = earlier(path, _document(job, [], [])).notes
     rows: list[dict[str, Any]] = []
     for index, setting in enumerate(job.settings, 1):

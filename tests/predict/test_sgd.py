@@ -13,7 +13,7 @@ import torch
 from tolerances import SAME_STEPS
 from torch import Tensor, nn
 
-from hessian_lr import methods, results, validated
+from hessian_lr import files, methods, validated
 from hessian_lr.cli import main
 from hessian_lr.commands.measured import Predicting
 from hessian_lr.commands.validate import Job, validate
@@ -198,10 +198,10 @@ def test_a_sweep_starts_at_the_classical_bound_and_claims_no_prediction(tmp_path
     (one,) = validated.read_validated([searched.out])
     assert one.score.best_lr is not None and not one.score.censored
     assert validated.observation(one) is None
-    other = read_json(searched.out / results.VALIDATE_FILE)
+    other = read_json(searched.out / files.VALIDATE_FILE)
     other["setting"]["optimizer"] = "adamw"
     (tmp_path / "adam").mkdir()
-    write_sealed(tmp_path / "adam" / results.VALIDATE_FILE, other)
+    write_sealed(tmp_path / "adam" / files.VALIDATE_FILE, other)
     (two,) = validated.read_validated([tmp_path / "adam"])
     assert validated.observation(two) is not None
     assert main(["align", str(searched.out), str(tmp_path / "adam")]) == 2

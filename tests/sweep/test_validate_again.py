@@ -23,11 +23,11 @@ from hessian_lr.commands import validate as module
 from hessian_lr.commands.measured import Predicting
 from hessian_lr.commands.validate import Job, validate
 from hessian_lr.errors import RequestError
+from hessian_lr.files import VALIDATE_FILE
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.prediction import Prediction
 from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
-from hessian_lr.results import VALIDATE_FILE
 from hessian_lr.sweep import RunResult, engine, run_key
 from hessian_lr.validated import observations, read_validated
 
