@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import RequestError
+from ..files import SWEEP_FILE, VALIDATE_FILE
 from ..peft_config import CONFIG, WEIGHTS
 from ..setting import Setting
 
 # What is read of a folder of results, of an adapter and of a model.
-_READ = ("validate.json", CONFIG, WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json")
+_RESULTS, _ADAPTER = (VALIDATE_FILE, SWEEP_FILE), (CONFIG, WEIGHTS)
+_READ = (*_RESULTS, *_ADAPTER, "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def check_overwriting(written: Iterable[tuple[str, str | None]], read: Iterable[str | None]) -> None:

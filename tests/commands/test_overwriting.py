@@ -23,6 +23,7 @@ REFUSED = {
     "calibrate runs --out x.json --json ./x.json": "--json ./x.json would overwrite what --out writes",
     "align runs --json {absolute}/runs/validate.json": RESULTS,
     "align runs/validate.json --json runs/validate.json": RESULTS,
+    "align swept --json swept/sweep.json": "swept/sweep.json, which this command reads",
     "align runs --out x --json x.png": "--json x.png would overwrite what --out writes",
     "report runs --out runs/validate.json": RESULTS,
     "report runs --out r.html --json runs/validate.json": RESULTS,
@@ -47,6 +48,8 @@ def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("inputs")
     shutil.copytree(FIRST_LIGHT, root / "runs")
     (root / "link.json").symlink_to("runs/validate.json")
+    (root / "swept").mkdir()
+    shutil.copy(FIRST_LIGHT / "validate.json", root / "swept" / "sweep.json")
     (root / "share" / "runs").mkdir(parents=True)
     load_calibration().write(root / "own.json")
     save(tiny_llama(), root / "model")
