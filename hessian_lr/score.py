@@ -23,7 +23,7 @@ The conventions are this project's own; every number it publishes about predicti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,11 @@ class Score(Record):
     inside_band: bool | None
     noise: float | None = None
 
+    @classmethod
+    def undetermined(cls, predicted_lr: float | None, low: float | None, high: float | None) -> Score:
+        """Of a prediction whose sweep tells no best learning rate."""
+        return cls(None, None, None, None, True, predicted_lr, low, high, None, None, None)
+
 
 def score(sweep: Sweep, predicted_lr: float | None, low: float | None, high: float | None) -> Score:
     """Judge a predicted learning rate, and its range from ``low`` to ``high``, by a sweep.
@@ -85,19 +90,50 @@ def score(sweep: Sweep, predicted_lr: float | None, low: float | None, high: flo
         RequestError: the sweep has no learning rate that was run with every seed, or a predicted
             number is not a positive learning rate.
     """
-    for value in (predicted_lr, low, high):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise RequestError(f"a predicted learning rate must be a positive number, not {value!r}")
+    _check_rates(predicted_lr, low, high)
     groups = complete_runs(sweep.runs)
     if not groups:
         raise RequestError(
             "this sweep has no learning rate that was run with every seed: nothing to score by"
         )
+    return _scored(groups, predicted_lr, low, high)
 
+
+def judged(
+    runs: Sequence[RunResult],
+    seeds: Collection[int],
+    predicted_lr: float | None,
+    low: float | None,
+    high: float | None,
+) -> Score:
+    """As ``score``, by runs of which some of ``seeds`` may be missing: then nothing is determined.
+
+    Raises:
+        RequestError: a predicted number is not a positive learning rate.
+    """
+    groups = complete_runs(runs)
+    if {run.setting.seed for run in runs} != set(seeds) or not groups:
+        return Score.undetermined(predicted_lr, low, high)
+    _check_rates(predicted_lr, low, high)
+    return _scored(groups, predicted_lr, low, high)
+
+
+def _check_rates(*values: float | None) -> None:
+    for value in values:
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise RequestError(f"a predicted learning rate must be a positive number, not {value!r}")
+
+
+def _scored(
+    groups: dict[float, tuple[RunResult, ...]],
+    predicted_lr: float | None,
+    low: float | None,
+    high: float | None,
+) -> Score:
     curve = _curve(groups)
     best_loss = float(curve.loss[curve.best])
     if not best_loss < curve.initial:
-        return Score(None, None, None, None, True, predicted_lr, low, high, None, None, None)
+        return Score.undetermined(predicted_lr, low, high)
     swept = list(groups)
     censored = curve.best in (0, len(swept) - 1)
     band = curve.band()

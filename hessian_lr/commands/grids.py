@@ -13,27 +13,23 @@ from ..errors import HessianLRError, RequestError
 from ..files import SCHEMA, SWEEP_FILE
 from ..progress import Progress
 from ..records import Record, read_json, write_bytes, write_json
-from ..score import Score, chance, score
+from ..score import chance
 from ..setting import Setting
-from ..sweep import RunResult, Sweep, complete_runs
+from ..sweep import RunResult
 from ..sweep.cost import estimate, to_go
 from ..sweep.engine import Engine
 from ..sweep.finished import writable
 from ..sweep.grid import Grid, share
 from ..sweep.merge import merge, runs_folder
-from ..sweep.runner import censored
 from ..sweep.schedule import Work, by_model, make
-from ..sweep.wanted import Wanted
 from ..sweep.work import Source, assign, strangers
 from .measured import (
-    NOTHING,
-    Ends,
     Measured,
     Predicting,
     bring,
     has_failed,
     measure,
-    measured_row,
+    scored_row,
     unmeasured,
 )
 from .sweep_csv import TABLE, as_csv
@@ -265,24 +261,13 @@ class Job:
             "lrs": "auto" if wanted.lrs is None else list(wanted.lrs),
             "status": status if now.runs or failure else "missing",
             "prediction_status": predicted,
-            **_scored(wanted, now.runs, measured.rates[asked.predictor] if measured and asked else NOTHING),
-            **measured_row(wanted.setting, measured, asked),
-            "sweep_seconds": sum(run.seconds for run in now.runs) if now.runs else None,
+            **scored_row(wanted.setting, now.runs, wanted.seeds, measured, asked),
             "runs": [_run_row(run) for run in now.runs],
             "missing": [{"lr": lr, "seed": one.seed} for one, lr in now.missing],
             "data_digest": data_digest,
             "model_fingerprint": model_fingerprint,
             "notes": list(dict.fromkeys(notes)),
         }
-
-
-def _scored(wanted: Wanted, runs: Sequence[RunResult], predicted: Ends) -> dict[str, Any]:
-    """The best learning rate of those that were run with every seed, and the prediction beside it."""
-    if {run.setting.seed for run in runs} == set(wanted.seeds) and complete_runs(runs):
-        found = score(Sweep(wanted.setting, tuple(runs), censored(runs)), *predicted)
-    else:
-        found = Score(None, None, None, None, True, *predicted, None, None, None)
-    return found.to_dict()
 
 
 def _run_row(run: RunResult) -> dict[str, Any]:

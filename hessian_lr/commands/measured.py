@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from ..predict.predictor import quantities
 from ..predict.rate import FALLBACKS, PROBE, rate
 from ..prepare import prepare, split_rows
 from ..records import digest, read_json, write_bytes, write_sealed
+from ..score import judged
 from ..setting import ADAMW, Setting
+from ..sweep import RunResult
 from ..sweep.run import precision_name
 from .probe import probed
 
@@ -168,6 +170,22 @@ def measured_row(setting: Setting, measured: Measured | None, asked: Predicting 
             for name, ends in measured.rates.items()
             if name != PROBE or measured.quantities.lr_probe is not None
         },
+    }
+
+
+def scored_row(
+    setting: Setting,
+    runs: Sequence[RunResult],
+    seeds: Collection[int],
+    measured: Measured | None,
+    asked: Predicting | None,
+) -> dict[str, Any]:
+    """What a row says of a sweep: its score, what was measured beside it, and how long its runs took."""
+    ends = NOTHING if measured is None or asked is None else measured.rates[asked.predictor]
+    return {
+        **judged(runs, seeds, *ends).to_dict(),
+        **measured_row(setting, measured, asked),
+        "sweep_seconds": sum(run.seconds for run in runs) if runs else None,
     }
 
 

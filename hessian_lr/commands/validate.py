@@ -17,15 +17,14 @@ from ..fitting import check_batch_size
 from ..models import LoadedModel
 from ..predict.classical import stability_bound
 from ..progress import Progress
-from ..score import Score, chance, score
+from ..score import chance
 from ..setting import SGD, Setting
 from ..sweep import Sweep, sweep
 from ..sweep.engine import Engine
 from ..sweep.runner import finished_runs
-from ..sweep.wanted import complete_runs
 from ..validated import Validated, eigenvalue_points, read_validated, sweep_panel
 from .joined import earlier, write_joined
-from .measured import Measured, Predicting, has_failed, measure, measured_row
+from .measured import Measured, Predicting, has_failed, measure, scored_row
 
 # Where the search for the best learning rate starts if there is no prediction: a common default.
 FALLBACK_LR = 3e-4
@@ -79,7 +78,7 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
             setting, job.loaded, job.data, job.predicting, out=job.out, progress=progress, engine=job.engine
         )
         failures = list(measured.failures)
-        lr, low, high = measured.rates[job.predicting.predictor]
+        lr, _, _ = measured.rates[job.predicting.predictor]
         asked: dict[str, Any] = {
             "start_lr": lr or _theory(setting, measured) or FALLBACK_LR,
             **{"lrs": job.lrs, "seeds": job.seeds, "out": job.out},
@@ -93,11 +92,7 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
             failed = True
             failures.append(f"sweep failed: {str(error) or type(error).__name__}")
             found = finished_runs(setting, job.loaded, job.data, **asked)
-        if {run.setting.seed for run in found.runs} == set(job.seeds) and complete_runs(found.runs):
-            scored = score(found, lr, low, high)
-        else:  # of a sweep that failed
-            scored = Score(None, None, None, None, True, lr, low, high, None, None, None)
-        rows.append(_row(job, setting, measured, found, scored, failures, failed=failed))
+        rows.append(_row(job, setting, measured, found, failures, failed=failed))
         document = _document(job, rows, damage)
         kept = write_joined(path, document)
     for row in rows:
@@ -130,7 +125,6 @@ def _row(
     setting: Setting,
     measured: Measured,
     found: Sweep,
-    scored: Score,
     failures: Sequence[str],
     *,
     failed: bool,
@@ -144,9 +138,7 @@ def _row(
         "method": setting.method,
         "status": "failed" if failed else measured.prediction.status,
         "runs": [results.run_row(run) for run in found.runs],
-        **scored.to_dict(),
-        **measured_row(setting, measured, job.predicting),
-        "sweep_seconds": sum(run.seconds for run in found.runs) if found.runs else None,
+        **scored_row(setting, found.runs, job.seeds, measured, job.predicting),
         "notes": list(dict.fromkeys(notes)),
     }
 

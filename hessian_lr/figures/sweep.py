@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
-from ..alignment import Alignment, align
+from ..alignment import align
 from ..errors import RequestError
 from ..score import Score
 from ..sweep.runner import Sweep
@@ -170,7 +170,7 @@ def _trends(axes: Axes, fitted: Sequence[tuple[float, float]], fit: bool) -> lis
         return 10 ** np.clip(centre[1] + slope * (reach - centre[0]), -300, 300)
 
     handles: list[Line2D | Patch] = []
-    alignment = align(*zip(*fitted, strict=True)) if fit else Alignment(None, None, None, None, None, None, 0)
+    alignment = align(*zip(*fitted, strict=True)) if fit else align((), ())
     if alignment.slope is None:
         many = f"{alignment.points} point{'' if alignment.points == 1 else 's'}"
         handles.append(Line2D([], [], linestyle="", label=f"no fitted slope: {many} of at least 3"))
