@@ -19,10 +19,11 @@ from experiments.peers.figure import peers_figure
 from experiments.peers.summary import read_rows
 from experiments.per_module.figure import draw as draw_modules
 from hessian_lr.figures import eigenvalue_figure, sweep_figure
+from hessian_lr.figures.rows import eigenvalue_points, sweep_panel
 from hessian_lr.figures.style import save
 from hessian_lr.files import VALIDATE_FILE
 from hessian_lr.records import read_json
-from hessian_lr.validated import eigenvalue_points, read_validated, sweep_panel
+from hessian_lr.validated import read_validated
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "figures"

@@ -10,15 +10,13 @@ from typing import Any
 
 from .copies import once
 from .errors import RequestError
-from .figures import EigenvaluePoint, SweepPanel
-from .files import IDENTITIES, RUN, SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, files_of
+from .files import IDENTITIES, SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, files_of
 from .methods import METHODS
 from .predict.fit import Observation
 from .predict.law import Quantities
 from .records import digest, read_json
 from .score import Score
 from .setting import ADAMW, Setting
-from .sweep import RunResult, Sweep
 from .sweep.run import TOLD_BY_CONTENTS
 
 
@@ -48,6 +46,16 @@ class Validated:
         return str(self.row["method"])
 
     @property
+    def own_setting(self) -> Setting:
+        """The common setting with its method.
+
+        Raises:
+            RequestError: it is not one.
+        """
+        values = {name: value for name, value in self.setting.items() if name != "methods"}
+        return Setting.from_dict(values | {"method": self.method})
+
+    @property
     def name(self) -> str:
         """What it is called in a message: what tells it from the others of its file, and the file."""
         return f"{self.row.get('label') or self.method} of {self.file}"
@@ -62,7 +70,7 @@ class Validated:
             RequestError: the setting is not one.
         """
         try:
-            setting = _setting(self)
+            setting = self.own_setting
         except RequestError as error:
             raise RequestError(f"{self.file}: {error}") from error
         values = setting.training_identity() | {"samples": setting.samples}
@@ -116,49 +124,6 @@ def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
                 f"{file} is not what `hessian-lr validate` or `sweep` writes: {type(error).__name__} {error}"
             ) from error
     return rows
-
-
-def sweep_panel(one: Validated) -> SweepPanel:
-    """A row's runs as a panel of the picture of sweeps; what a row does not keep of a run is left empty.
-
-    Raises:
-        RequestError: the setting or a run is not what ``validate`` writes.
-        KeyError: a run lacks a field.
-    """
-    setting = _setting(one)
-    runs = []
-    for run in one.row["runs"]:
-        seeded = {**setting.to_dict(), "seed": run["seed"]}
-        kept = {name: run[name] for name in RUN}
-        runs.append(RunResult.from_dict({**kept, "key": "", "setting": seeded, "train_tokens": 0}))
-        if not runs[-1].lr > 0:
-            raise RequestError(f"a learning rate of {one.method} is {runs[-1].lr}; it must be positive")
-    ordered = tuple(sorted(runs, key=lambda run: (run.lr, run.setting.seed)))
-    return SweepPanel(Sweep(setting, ordered, one.score.censored), one.score)
-
-
-def eigenvalue_points(rows: Sequence[Validated]) -> list[EigenvaluePoint]:
-    """The rows that have a place in the picture: a positive λ and a best learning rate.
-
-    Raises:
-        RequestError: λ or an end of its bar is not a number.
-    """
-    points = []
-    for one in rows:
-        value, *ends = map(one.number, ("lambda_max", "lambda_lower", "lambda_upper", "sampling_error"))
-        if value is not None and value > 0 and one.score.best_lr is not None:
-            points.append(EigenvaluePoint(one.method, value, *error_bar(value, *ends), one.score))
-    return points
-
-
-def error_bar(
-    value: float, lower: float | None, upper: float | None, sampling_error: float | None
-) -> tuple[float | None, float | None]:
-    """Ends of λ's bar: the bounds, and the sampling error where that reaches further."""
-    error = sampling_error or 0.0
-    low = min(value - error, value if lower is None else lower)
-    high = max(value + error, value if upper is None else upper)
-    return (low if low > 0 else None), high
 
 
 def observation(one: Validated) -> Observation | None:
@@ -226,13 +191,8 @@ def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]
     found = []
     for one in rows:
         if one.score.best_lr is not None and not one.score.censored:
-            found.append((_setting(one), one.score.best_lr))
+            found.append((one.own_setting, one.score.best_lr))
     return found
-
-
-def _setting(one: Validated) -> Setting:
-    values = {name: value for name, value in one.setting.items() if name != "methods"}
-    return Setting.from_dict(values | {"method": one.method})
 
 
 def validated_row(file: Path, whole: dict[str, Any], row: dict[str, Any]) -> Validated:

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..atomic import locked
 from ..errors import DamagedError, RequestError
+from ..figures.rows import eigenvalue_points, sweep_panel
 from ..records import read_json, write_bytes, write_sealed
 from ..setting import Setting
 from ..sweep.run import precision_name
-from ..validated import eigenvalue_points, read_validated, sweep_panel
+from ..validated import read_validated
 
 # Told by the two fingerprints, so that a folder that moved keeps its rows, or a matter of the row.
 _TOLD = ("model", "data", "fields", "max_length", "method")

@@ -34,6 +34,7 @@ def align(
     from .. import validated
     from ..alignment import align as fit
     from ..figures import eigenvalue_figure
+    from ..figures.rows import eigenvalue_points
     from ..figures.style import files, save
     from . import tables, terminal
 
@@ -48,7 +49,7 @@ def align(
             + "; name those of one of them"
         )
     rows, notes = validated.each_once([one for one in rows if one.number("lambda_max") is not None])
-    points = validated.eigenvalue_points(rows)
+    points = eigenvalue_points(rows)
     used = [(p.eigenvalue, p.score.best_lr) for p in points if p.score.best_lr and not p.score.censored]
     if not used:
         raise RequestError(

@@ -11,6 +11,7 @@ from .. import results
 from ..data import TaskData
 from ..errors import HessianLRError, RequestError
 from ..figures import eigenvalue_figure, sweep_figure
+from ..figures.rows import eigenvalue_points, sweep_panel
 from ..figures.style import save
 from ..files import VALIDATE_FILE
 from ..fitting import check_batch_size
@@ -22,7 +23,7 @@ from ..setting import SGD, Setting
 from ..sweep import Sweep, sweep
 from ..sweep.engine import Engine
 from ..sweep.runner import finished_runs
-from ..validated import Validated, eigenvalue_points, read_validated, sweep_panel
+from ..validated import Validated, read_validated
 from .joined import earlier, write_joined
 from .measured import Measured, Predicting, has_failed, measure, scored_row
 

@@ -1,8 +1,9 @@
 """Pictures of sweeps, eigenvalues, modules and densities, all in one style."""
 
 from .density import density_figure
+from .eigenvalue import EigenvaluePoint, eigenvalue_figure
 from .modules import heatmap_figure, ratio_figure
-from .sweep import EigenvaluePoint, SweepPanel, eigenvalue_figure, sweep_figure
+from .sweep import SweepPanel, sweep_figure
 
 __all__ = [
     "EigenvaluePoint",

@@ -10,13 +10,14 @@ from typing import Any
 
 from ..errors import RequestError, shown
 from ..figures import SweepPanel
+from ..figures.rows import sweep_panel
 from ..files import SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, files_of
 from ..measure import ModuleSpectrum
 from ..records import read_json
 from ..setting import Setting
 from ..spectrum import SpectralDensity
 from ..sweep.plan import FEWEST_POINTS, MAX_POINTS
-from ..validated import Validated, sweep_panel, validated_row
+from ..validated import Validated, validated_row
 
 # What tells the commands' rows apart, and numbers that rows of each must have (or null).
 _COSTS = ("gradient_equivalents", "seconds")

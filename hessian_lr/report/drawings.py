@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from ..digits import rate
 from ..figures import SweepPanel, density_figure, eigenvalue_figure, heatmap_figure, sweep_figure
+from ..figures.rows import eigenvalue_points
 from ..measure import ModuleSharpness, ModuleSpectrum
 from ..spectrum import SpectralDensity
-from ..validated import Validated, eigenvalue_points
+from ..validated import Validated
 from .numbers import measured, number
 from .sections import Sourced, labels
 from .svg import inline

@@ -290,8 +290,16 @@ def test_ticks_are_short(value, text):
     assert short(value) == text
 
 
-def test_drawing_needs_neither_pyplot_nor_torch():
-    code = "import sys, hessian_lr.figures; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    ("module", "spared"),
+    [
+        ("figures", {"matplotlib.pyplot", "torch"}),
+        ("validated", {"matplotlib"}),
+        ("files", {"torch"}),
+    ],
+)
+def test_drawing_needs_no_torch_and_reading_results_no_drawing(module, spared):
+    code = f"import sys, hessian_lr.{module}; print({spared} & set(sys.modules))"
     root = Path(hessian_lr.__file__).parents[1]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert out.stdout.strip() == "set()"

@@ -26,13 +26,14 @@ from hessian_lr.commands import session
 from hessian_lr.digits import rate
 from hessian_lr.errors import RequestError
 from hessian_lr.figures import sweep_figure
+from hessian_lr.figures.rows import sweep_panel
 from hessian_lr.figures.style import INK, METHOD_STYLES, MUTED
 from hessian_lr.report import write_report
 from hessian_lr.report.command import command
 from hessian_lr.report.documents import read_documents
 from hessian_lr.report.svg import inline
 from hessian_lr.setting import Setting
-from hessian_lr.validated import read_validated, sweep_panel
+from hessian_lr.validated import read_validated
 
 
 def page_of(tmp_path, *runs):

@@ -25,6 +25,7 @@ from tiny_text import CHAT, byte_tokenizer
 from hessian_lr import cli, data, methods, validated
 from hessian_lr.commands import options
 from hessian_lr.errors import HessianLRError
+from hessian_lr.figures.rows import eigenvalue_points
 from hessian_lr.methods import METHODS
 from hessian_lr.models import alias
 from hessian_lr.predict import PREDICTORS, load_calibration
@@ -269,7 +270,7 @@ def test_results_of_validate(folder, content):
         rows = validated.read_validated([path])
         return (
             [validated.observation(one) for one in rows],
-            validated.eigenvalue_points(rows),
+            eigenvalue_points(rows),
             (validated.best_learning_rates(rows)),
         )
 

@@ -12,13 +12,14 @@ from tiny_text import byte_tokenizer
 
 from hessian_lr import data
 from hessian_lr.errors import HessianLRError
+from hessian_lr.figures.rows import eigenvalue_points
 from hessian_lr.models import alias
 from hessian_lr.predict import load_calibration
 from hessian_lr.records import read_json
 from hessian_lr.report import write_report
 from hessian_lr.setting import Setting
 from hessian_lr.sweep.request import read as read_request
-from hessian_lr.validated import eigenvalue_points, read_validated
+from hessian_lr.validated import read_validated
 
 VALIDATED = read_json(FIRST_LIGHT / "validate.json")
 DIGITS = "1" * 400
