@@ -9,14 +9,11 @@ from typing import Any
 
 from . import __version__
 from .curvature import ClosedForm
-from .data import TASKS
 from .files import COSTS, LAMBDAS, RUN, SCHEMA
 from .measure import Curvature, ModuleSpectrum
-from .methods import METHODS
-from .models import ALIASES
 from .predict import Prediction
 from .predict.start import lr_eigenvalue, lr_sharpness
-from .setting import OPTIMIZERS, Setting
+from .setting import Setting
 from .spectrum import SpectralDensity
 from .sweep import RunResult
 
@@ -103,17 +100,3 @@ def run_row(run: RunResult) -> dict[str, Any]:
 def all_diverged(runs: Sequence[dict[str, Any]]) -> bool:
     """Whether there are runs, and each of them diverged: then less would have been more."""
     return bool(runs) and all(run["diverged"] for run in runs)
-
-
-def catalogue() -> dict[str, list[dict[str, Any]]]:
-    """What can be named in a setting, list by list."""
-    methods = [
-        {"name": m.name, "summary": m.summary, "source": m.source, "zero_b": m.zero_b}
-        for m in METHODS.values()
-    ]
-    return {
-        "methods": methods,
-        "tasks": [{"name": name, "summary": text} for name, text in TASKS.items()],
-        "models": [{"name": name, "summary": text} for name, text in ALIASES.items()],
-        "optimizers": [{"name": name} for name in OPTIMIZERS],
-    }

@@ -126,6 +126,21 @@ def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
     return rows
 
 
+def read_measured(paths: Sequence[str | Path]) -> list[Validated]:
+    """As ``read_validated``, once it is known that any row has a curvature.
+
+    Raises:
+        RequestError: none has, or as ``read_validated``.
+    """
+    rows = read_validated(paths)
+    if not any(one.is_measured for one in rows):
+        raise RequestError(
+            "none of these results has a curvature; a sweep's folder gets it, and trains nothing again, from "
+            "`hessian-lr sweep FILE.yaml --out DIR --limit 0 --predictor combined`"
+        )
+    return rows
+
+
 def observation(one: Validated) -> Observation | None:
     """What a calibration can learn from a row: None if its best learning rate is unknown, or not AdamW's.
 

@@ -40,6 +40,21 @@ def termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def resumable(out: str) -> Iterator[None]:
+    """Within it, Ctrl-C tells that what is finished stays in the folder ``out``.
+
+    Raises:
+        Interrupted: in the place of ``KeyboardInterrupt``.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; what is finished is kept in {out}: the same command goes on"
+        ) from None
+
+
 def explained(error: BaseException) -> tuple[int, str]:
     """The exit status that belongs to an error, and what to say about it."""
     if isinstance(error, (Interrupted, KeyboardInterrupt)):

@@ -175,7 +175,7 @@ def _check(
 ) -> None:
     from ..predict.law import refuse_unpredicted
     from ..predict.rate import PROBE
-    from .spectrum import BRACKETED
+    from .spectra import BRACKETED
 
     refuse_unpredicted(settings[0])
     check_predictor(predictor, settings)

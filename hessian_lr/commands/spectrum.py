@@ -1,111 +1,80 @@
-"""What `spectrum` measures of one method: λ, and whatever else was asked for."""
+"""The command that measures: its options, and what of them goes together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..checkpoints import Checkpoints
-from ..curvature.closed_form import closed_form
-from ..distributed import require_shared
-from ..errors import HessianLRError
-from ..measure import OPERATORS, grown_sharpness, module_sharpness, sharpness
-from ..prepare import Prepared
-from ..progress import Progress
-from ..results import spectrum_row
-from ..setting import AUTO, Setting
-from ..spectrum import spectral_density
+import typer
 
-# Methods with a closed form at B = 0.
-BRACKETED = ("lora", "rslora")
-# Of the spectral density: enough probes to tell their scatter, enough steps to tell bulk from outliers.
-PROBES, STEPS = 4, 20
+from ..errors import RequestError, unknown_name
+from ..setting import Setting
+from . import options
+from .options import Output
+from .overwriting import check_overwriting, sources
+
+if TYPE_CHECKING:
+    from .session import Turn
+
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked for; the fields are the command's options."""
+def spectrum(
+    settings: list[Setting],
+    output: Output,
+    algorithm: Annotated[str, typer.Option(metavar="lanczos|power", help="How λ is found.")] = "lanczos",
+    rtol: Annotated[float, typer.Option(help="Relative error of λ at which to stop.")] = 0.05,
+    max_products: Annotated[
+        int, typer.Option(help="End the search after so many products; checks add a few.")
+    ] = 40,
+    operator: Annotated[
+        str,
+        typer.Option(
+            metavar="hessian|gauss-newton|central-differences",
+            help="The matrix measured; central-differences: the Hessian from gradients alone.",
+        ),
+    ] = "hessian",
+    bracket: Annotated[
+        bool, typer.Option("--bracket", help="Closed-form bounds of λ beside it (lora and rslora).")
+    ] = False,
+    density: Annotated[
+        bool, typer.Option("--density", help="The whole spectrum's density too (dozens of products).")
+    ] = False,
+    per_module: Annotated[
+        bool, typer.Option("--per-module", help="λ of each adapted module by itself too (takes long).")
+    ] = False,
+    checkpoint: options.Checkpoint = None,
+) -> int:
+    """Measure the loss Hessian's largest eigenvalue."""
+    from .. import results
+    from ..measure import ALGORITHMS, OPERATORS, Curvature
+    from ..prepare import prepare
+    from ..spectrum.stopping import check_stopping
+    from . import session, spectra, tables
 
-    rtol: float
-    max_products: int
-    algorithm: str
-    operator: str
-    bracket: bool
-    density: bool
-    per_module: bool
+    if algorithm not in ALGORITHMS:
+        raise unknown_name("algorithm", algorithm, ALGORITHMS)
+    if operator not in OPERATORS:
+        raise unknown_name("operator", operator, OPERATORS)
+    check_stopping(rtol, max_products)
+    if operator == "gauss-newton" and (bracket or per_module):
+        raise RequestError(
+            "--bracket and --per-module measure the Hessian, not its Gauss-Newton part: leave out --operator "
+            "gauss-newton, or run them by themselves"
+        )
+    if checkpoint is not None and algorithm != "lanczos":
+        raise RequestError(f"--checkpoint keeps the state of Lanczos, not of {algorithm!r}: leave one out")
+    if checkpoint is not None:
+        options.check_writable(checkpoint, "--checkpoint", folder=True)
+    check_overwriting([("--checkpoint", checkpoint), ("--json", output.json)], sources(settings))
+    request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
+    asked = {"request": dataclasses.asdict(request)}
 
+    def work(turn: Turn) -> Row:
+        prepared = prepare(turn.setting, turn.loaded, turn.data)
+        return spectra.measure(turn.setting, prepared, request, turn.progress, turn.checkpoints) | asked
 
-def measure(
-    setting: Setting,
-    prepared: Prepared,
-    request: Request,
-    progress: Progress,
-    checkpoints: Checkpoints | None = None,
-) -> dict[str, Any]:
-    """A row of the command's results; λ's iteration can go on from ``checkpoints``."""
-    model, dtype, seed = prepared.model, prepared.dtype, setting.seed
-    common: dict[str, Any] = {
-        "rtol": request.rtol,
-        "max_products": request.max_products,
-        "algorithm": request.algorithm,
-        "operator": request.operator,
-        "dtype": dtype,
-        "seed": seed,
-        "progress": progress.lanczos,
-        "checkpoints": checkpoints,
-    }
-    measured = grown_sharpness if setting.samples == AUTO else sharpness
-    curvature = measured(model, prepared.batches, held_out=prepared.held_out or None, **common)
-    more: dict[str, Any] = {}
-    notes: list[str] = []
-    if curvature.status != "failed":
-        # On the sample that λ was measured on, which may have grown less than it could.
-        batches = prepared.batches[: curvature.samples]
-        if request.bracket and setting.method in BRACKETED:
-            progress.report("closed form", 0, 1, "")
-            more["bracket"] = _try(lambda: closed_form(model, batches, seed=seed), "bracket", notes)
-        if request.density:
-            operator = OPERATORS[request.operator](model, batches, dtype=dtype)
+    def failed(setting: Setting, reason: str) -> Row:
+        return results.spectrum_row(setting.method, Curvature.failed(reason)) | asked
 
-            def show(done: int, total: int, theta: float, residual: float) -> None:
-                progress.report("spectral density", done, total, f"θ {theta:.3g}")
-
-            more["density"] = _try(
-                lambda: spectral_density(
-                    operator.matvec,
-                    operator.size,
-                    probes=PROBES,
-                    steps=STEPS,
-                    seed=seed,
-                    device=operator.device,
-                    progress=show,
-                ),
-                "density",
-                notes,
-            )
-            operator.release()
-        if request.per_module:
-            more["modules"] = _try(
-                lambda: module_sharpness(
-                    model,
-                    batches,
-                    rtol=request.rtol,
-                    dtype=dtype,
-                    seed=seed,
-                    progress=lambda done, total, detail: progress.report("modules", done, total, detail),
-                ),
-                "per-module spectrum",
-                notes,
-            )
-    row = spectrum_row(setting.method, curvature, **more)
-    return row | {"notes": [*prepared.notes, *row["notes"], *notes]}
-
-
-def _try(work: Any, what: str, notes: list[str]) -> Any:
-    """A further result, or None with a note: it does not take λ with it when it fails."""
-    try:
-        return work()
-    except HessianLRError as error:
-        require_shared(error)
-        notes.append(f"no {what}: {error}")
-        return None
+    return session.each_method(settings, output, work, failed, tables.spectrum_table, checkpoint)

@@ -12,9 +12,9 @@ import typer
 
 from ..errors import RequestError
 from ..files import SCHEMA, SWEEP_FILE
-from ..sweep.cluster import Cluster
+from ..sweep.engine import Cluster, Local, opened
 from . import options
-from .option_groups import Interrupted
+from .ending import resumable
 from .options import Output
 from .overwriting import check_overwriting, sources
 from .predict import check_predictor, constants_for
@@ -80,8 +80,6 @@ def sweep(
     _check_overwriting([file, calibration], grid, out, output)
     predicting = _predicting(predictor, calibration, grid)
 
-    from ..sweep.engine import Local
-    from ..sweep.engines import opened
     from . import sweep_words, tables, terminal
 
     with (
@@ -218,14 +216,9 @@ def _job(grid: Grid, out: str, output: Output, **what: Any) -> Iterator[tuple[Jo
     with quiet_libraries():
         keep_freed_memory()
         source = Source(output.quiet)
-        try:
-            with Progress(output.quiet) as progress:
-                progress.method("sweep", 1, 1)
-                yield grids.Job(grid, Path(out), source, progress, **what), source, progress
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted; what is finished is kept in {out}: the same command goes on"
-            ) from None
+        with resumable(out), Progress(output.quiet) as progress:
+            progress.method("sweep", 1, 1)
+            yield grids.Job(grid, Path(out), source, progress, **what), source, progress
 
 
 def _shard(text: str) -> tuple[int, int]:

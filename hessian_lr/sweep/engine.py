@@ -1,7 +1,9 @@
-"""What trains the runs that a sweep lacks: the interface of an engine, and the one in this process."""
+"""What trains the runs that a sweep lacks: an engine's interface, this process's own, and how one is had."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -111,3 +113,36 @@ def train(task: Task, models: Models) -> RunResult | Exception:
         failure = HessianLRError(f"{type(error).__name__}: {error}")
         failure.__cause__ = error
         return failure
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster as a user asks for it.
+
+    Attributes:
+        address: host:port of the head; None: ``RAY_ADDRESS``, else the cluster that this machine is
+            part of, else one of this machine alone, for as long as the sweep takes.
+        cpus: CPUs of a run, which are its threads.
+        gpus: GPUs of a run, 0.5 for two runs on one; None: 1 where the cluster has any and a setting is
+            not for the CPU.
+    """
+
+    address: str | None
+    cpus: int
+    gpus: float | None
+
+
+@contextmanager
+def opened(cluster: Cluster | None, settings: Iterable[Setting]) -> Iterator[Engine | None]:
+    """The engine that ``--engine`` asked for, for as long as the context lasts; None: this process.
+
+    Raises:
+        RequestError: the cluster cannot be reached, or has no room for a run.
+    """
+    if cluster is None:
+        yield None
+        return
+    from .on_ray import connected
+
+    with connected(cluster, cpu_only=all(one.device == "cpu" for one in settings)) as engine:
+        yield engine

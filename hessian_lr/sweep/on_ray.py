@@ -14,16 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..allocator import keep_freed_memory
 from ..errors import HessianLRError, RequestError
-from .engine import Outcome, Task, train
+from .engine import Cluster, Outcome, Task, train
 from .join_ray import join, last_line
 from .run import RunResult, precision
-
-if TYPE_CHECKING:
-    from .cluster import Cluster
 
 RETRIES = 3  # of a run whose worker is lost; and so many workers in a row may be lost as they start
 _LOOK_S = 2.0  # between looks at which nodes there are, while nothing ends

@@ -17,7 +17,7 @@ import hessian_lr as hlr
 from hessian_lr import integrations, results
 from hessian_lr.alignment import Alignment
 from hessian_lr.commands.grids import Plan
-from hessian_lr.commands.spectrum import Request
+from hessian_lr.commands.spectra import Request
 from hessian_lr.curvature import ClosedForm
 from hessian_lr.data import make_batches, tasks
 from hessian_lr.data.encode import Encoder

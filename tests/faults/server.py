@@ -89,9 +89,9 @@ def keep_state_always(_: Any) -> None:
 
 def without_figures(_: Any) -> None:
     """They are drawn when everything else is written, and take most of a tiny validate's time."""
-    from hessian_lr.commands import validate
+    from hessian_lr.commands import validating
 
-    validate._draw = lambda *_: None
+    validating._draw = lambda *_: None
 
 
 def die_at_write(event: int) -> None:

@@ -67,7 +67,7 @@ def launch(out):
     """What ``start`` runs: fork the ranks of each program, and tell how they ended."""
     modules = (
         "hessian_lr.commands.session",
-        "hessian_lr.commands.spectrum",
+        "hessian_lr.commands.spectra",
         "hessian_lr.predict",
         "tiny_models",
         "rank_programs",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hessian_lr import files, methods, validated
 from hessian_lr.cli import main
 from hessian_lr.commands.measured import Predicting
-from hessian_lr.commands.validate import Job, validate
+from hessian_lr.commands.validating import Job, validate
 from hessian_lr.curvature.adam import geometry
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.data import make_batches

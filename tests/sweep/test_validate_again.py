@@ -19,9 +19,9 @@ from predictions import predicted
 from hessian_lr import devices, results
 from hessian_lr.commands import joined
 from hessian_lr.commands import measured as measuring
-from hessian_lr.commands import validate as module
+from hessian_lr.commands import validating as module
 from hessian_lr.commands.measured import Predicting
-from hessian_lr.commands.validate import Job, validate
+from hessian_lr.commands.validating import Job, validate
 from hessian_lr.errors import RequestError
 from hessian_lr.files import VALIDATE_FILE
 from hessian_lr.predict import load_calibration

@@ -1,34 +1,17 @@
-"""Where runs are trained, as the options of a command say it."""
+"""The options that say where runs are trained."""
 
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from ..errors import RequestError, unknown_name
 from ..setting import MOST
+from ..sweep.engine import Cluster
 
 ENGINES = ("local", "ray")
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the user asked for.
-
-    Attributes:
-        address: host:port of the head; None: ``RAY_ADDRESS``, else the cluster that this machine is
-            part of, else one of this machine alone, for as long as the sweep takes.
-        cpus: CPUs of a run, which are its threads.
-        gpus: GPUs of a run, 0.5 for two runs on one; None: 1 where the cluster has any and a setting is
-            not for the CPU.
-    """
-
-    address: str | None
-    cpus: int
-    gpus: float | None
 
 
 def engine(
