@@ -37,9 +37,8 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, setting: Setting) -> None:
         self.folder = Path(folder)
-        identity = setting.training_identity()
-        for name in ("model", "data", "fields", "max_length", "dtype"):
-            del identity[name]
+        identity = setting.training_identity(contents=False)
+        del identity["dtype"]
         self._setting = {**identity, "samples": setting.samples}
         self._open: list[Checkpoint] = []
         self._foreign: dict[Path, str] = {}

@@ -19,6 +19,8 @@ OPTIMIZERS = (ADAMW, SGD)
 DTYPES = ("auto", "float32", "bfloat16")
 # A sample that grows: by doubling, from the default to at most so many rows.
 AUTO, MOST_SAMPLES = "auto", 64
+# Fields that the fingerprints of the data and of the model tell by themselves, wherever both lie.
+CONTENTS = ("model", "data", "fields", "max_length")
 # Of a whole number: what random generators take as a seed, and far more than there is room for.
 MOST = 2**31 - 1
 
@@ -142,10 +144,14 @@ class Setting(Record):
             del values["peft_config"]
         return values
 
-    def training_identity(self) -> dict[str, Any]:
-        """The fields that decide how a training run goes (not where it runs, nor the curvature sample)."""
+    def training_identity(self, *, contents: bool = True) -> dict[str, Any]:
+        """The fields that decide how a training run goes (not where it runs, nor the curvature sample).
+
+        Args:
+            contents: Model and data are among them; False: fingerprints tell these.
+        """
         values = self.to_dict()
-        for name in ("samples", "device"):
+        for name in ("samples", "device", *(() if contents else CONTENTS)):
             del values[name]
         if isinstance(self.peft_config, PeftSource):
             values["peft_config"] = self.peft_config.digest
@@ -153,7 +159,7 @@ class Setting(Record):
 
     @property
     def key(self) -> str:
-        """A short content hash that names this setting's files."""
+        """A short hash of all its fields."""
         return digest(self.to_dict(), 12)
 
 

@@ -17,7 +17,6 @@ from .predict.law import Quantities
 from .records import digest, read_json
 from .score import Score
 from .setting import ADAMW, Setting
-from .sweep.run import TOLD_BY_CONTENTS
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,8 @@ class Validated:
             setting = self.own_setting
         except RequestError as error:
             raise RequestError(f"{self.file}: {error}") from error
-        values = setting.training_identity() | {"samples": setting.samples}
+        values = setting.training_identity(contents=None in self.contents) | {"samples": setting.samples}
         values["seed"] = min(self.seeds, default=setting.seed)
-        if None not in self.contents:
-            for name in TOLD_BY_CONTENTS:
-                del values[name]
         return digest([values, self.contents])
 
     @property

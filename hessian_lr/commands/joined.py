@@ -15,8 +15,6 @@ from ..setting import Setting
 from ..sweep.run import precision_name
 from ..validated import read_validated
 
-# Told by the two fingerprints, so that a folder that moved keeps its rows, or a matter of the row.
-_TOLD = ("model", "data", "fields", "max_length", "method")
 _GRID = ("lrs", "seeds")
 
 
@@ -127,6 +125,8 @@ def _identity(document: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in document["setting"].items() if name != "methods"}
     # "auto" is what this machine takes, wherever the file was written.
     setting = replace(Setting.from_dict(values), device=now["setting"]["device"])
-    identity = setting.training_identity() | {"samples": setting.samples, "dtype": precision_name(setting)}
-    identity = {name: value for name, value in identity.items() if name not in _TOLD}
+    # Model and data are told by the two fingerprints, so that a folder that moved keeps its rows.
+    identity = setting.training_identity(contents=False)
+    del identity["method"]  # a matter of the row
+    identity |= {"samples": setting.samples, "dtype": precision_name(setting)}
     return identity | {name: document.get(name) for name in (*_GRID, "data_digest", "model_fingerprint")}

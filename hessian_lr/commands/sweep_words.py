@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ..digits import rate
+from ..setting import CONTENTS
 from . import tables
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _range(ends: tuple[int, int], what: str) -> str:
 
 def advice(rows: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
     """A line on what to do, for each model and data: losses of one do not compare with another's."""
-    names = [name for name in ("model", "data", "fields", "max_length") if name in varying]
+    names = [name for name in CONTENTS if name in varying]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         where = ", ".join(f"{name.replace('_', ' ')} {row['setting'][name]}" for name in names)

@@ -10,14 +10,14 @@ from typing import Any
 
 from ..errors import RequestError
 from ..records import write_bytes
-from ..setting import DTYPES, Setting
+from ..setting import CONTENTS, DTYPES, Setting
 from . import plan
 from .run import RunResult
 from .schedule import Work
 
 #: What two files of one run may differ in: how long it took, and where its inputs lay.
 _APART = ("seconds", "setting")
-_INPUTS = ("model", "data", "fields", "max_length", "dtype")  # of a setting; the key tells their contents
+_INPUTS = (*CONTENTS, "dtype")  # of a setting; the key tells what they are
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,6 @@ class RunResult(Record):
 
 
 HELDOUT_BATCH = 8
-# Fields that the two fingerprints, of the data and of the model, tell by themselves.
-TOLD_BY_CONTENTS = ("model", "data", "fields", "max_length")
 
 
 def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: str) -> str:
@@ -79,9 +77,7 @@ def run_key(setting: Setting, lr: float, data_digest: str, model_fingerprint: st
     Returns:
         20 hex digits.
     """
-    identity = setting.training_identity()
-    for name in TOLD_BY_CONTENTS:
-        del identity[name]
+    identity = setting.training_identity(contents=False)
     identity["dtype"] = str(precision(setting))
     told = {**recipe(setting), "warmup": WARMUP_FRACTION}
     return digest([identity, told, float(lr), data_digest, model_fingerprint], 20)
