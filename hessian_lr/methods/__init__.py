@@ -1,8 +1,8 @@
 """LoRA methods: one registry, each method a way to parametrize and initialize an adapter."""
 
-from .method import Method
+from .method import Method, Target
 from .registry import METHODS, build, check, copied, initial_batches, method_of
-from .targets import ALL_LINEAR, Target, find_targets
+from .targets import ALL_LINEAR, find_targets
 
 __all__ = [
     "ALL_LINEAR",

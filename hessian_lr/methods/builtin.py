@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from ..errors import RequestError
 from ..setting import Setting
-from .method import Method
-from .targets import Target, words
+from .method import Method, Target
+from .targets import words
 
 
 def plain_lora(

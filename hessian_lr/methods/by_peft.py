@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,25 +11,10 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-
-@dataclass(frozen=True)
-class Adapted:
-    """What gets an adapter of PEFT's.
-
-    Attributes:
-        name: Its full name in the model, a module's or a parameter's.
-        in_features: The width of its input; of one expert's, where it holds many.
-        out_features: The width of its output, likewise.
-        fused: It is a parameter by itself, not a linear module: many experts, or the router to them.
-    """
-
-    name: str
-    in_features: int
-    out_features: int
-    fused: bool
+from .method import Target
 
 
-def adapted_by_peft(model: PreTrainedModel, wanted: str | list[str]) -> tuple[Adapted, ...]:
+def adapted_by_peft(model: PreTrainedModel, wanted: str | list[str]) -> tuple[Target, ...]:
     """Ask PEFT on a copy without memory; the model stays as it is.
 
     Raises:
@@ -53,9 +37,9 @@ def has_fused(module: nn.Module) -> bool:
     return any(isinstance(layer, ParamWrapper) for layer in module.modules())
 
 
-def _described(name: str, layer: Any) -> Adapted:
+def _described(name: str, layer: Any) -> Target:
     fused = isinstance(layer, ParamWrapper)
     if fused:
         # Two parameters of one module get one adapter inside the other.
         name = f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
-    return Adapted(name, layer.in_features, layer.out_features, fused)
+    return Target(name, layer.in_features, layer.out_features, transposed=False, fused=fused)

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from ..setting import Setting
 from .builtin import plain_lora
-from .method import Method
-from .targets import Target
+from .method import Method, Target
 
 
 class _ExactNorm(DoraLinearLayer):

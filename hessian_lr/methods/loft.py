@@ -15,8 +15,7 @@ from ..errors import RequestError
 from ..setting import Setting
 from .builtin import plain_lora
 from .loft_adamw import LoftAdamW
-from .method import Method
-from .targets import Target
+from .method import Method, Target
 
 _FLOAT32 = 4
 

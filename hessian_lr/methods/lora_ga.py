@@ -15,9 +15,8 @@ from ..curvature.modes import differentiable_attention
 from ..curvature.weight_gradients import weight_gradients
 from ..errors import RequestError
 from ..setting import Setting
-from .method import Method
+from .method import Method, Target
 from .start import start_at
-from .targets import Target
 
 GAMMA = 16
 #: Rows of training data whose gradient is taken.

@@ -12,8 +12,7 @@ from ..curvature.loss import Batch
 from ..setting import Setting
 from .builtin import plain_lora
 from .lora_ga import GAMMA, ROWS, mean_gradients, refuse_more_than_half
-from .method import Method
-from .targets import Target
+from .method import Method, Target
 
 
 def _lora_ga_peft(

@@ -1,4 +1,4 @@
-"""What the registry knows about a method."""
+"""What the registry knows about a method, and what a method adapts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,31 @@ from peft import PeftModel
 from torch.optim import Optimizer
 
 from ..setting import Setting
-from .targets import Target
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear module, or a parameter that holds the weights of many, that gets an adapter.
+
+    Attributes:
+        name: Its full name in the model, ``model.layers.0.self_attn.q_proj``.
+        in_features: d_in, the width of its input.
+        out_features: d_out, the width of its output.
+        transposed: Its weight is stored as (d_in, d_out): transformers' ``Conv1D`` of GPT-2.
+        fused: It is a parameter, all experts of a mixture in one, or the router to them. The features
+            are those of one expert.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    transposed: bool
+    fused: bool = False
+
+    @property
+    def width(self) -> int:
+        """min(d_in, d_out), the largest rank its weight can have."""
+        return min(self.in_features, self.out_features)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..setting import Setting
-from .method import Method
+from .method import Method, Target
 from .start import start_at
-from .targets import Target
 
 
 def _milora(model: PreTrainedModel, setting: Setting, targets: tuple[Target, ...]) -> PeftModel:

@@ -20,8 +20,8 @@ from ..errors import HessianLRError, RequestError, unknown_name
 from ..peft_config import METHOD, PeftSource
 from ..setting import Setting
 from .by_peft import has_fused
-from .method import Method
-from .targets import UNTIE, Target, shared_weights
+from .method import Method, Target
+from .targets import UNTIE, shared_weights
 
 # Starts that need no data and no other file (some of PEFT's read a pickle).
 _STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal")

@@ -22,10 +22,10 @@ from .loft import LOFT
 from .lora_ga import LORA_GA
 from .lora_ga_peft import LORA_GA_PEFT
 from .lora_plus import LORA_PLUS
-from .method import Method
+from .method import Method, Target
 from .milora import MILORA
 from .own import OWN, check_own
-from .targets import Target, find_targets
+from .targets import find_targets
 
 # A method PEFT lacks is one more file with a Method in it, and one more name here.
 METHODS: dict[str, Method] = {

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..setting import Setting
 from .builtin import plain_lora
-from .targets import Target
+from .method import Target
 
 #: ``factors(target, weight)``: A (r × d_in) and B (d_out × r) for a weight (d_out × d_in, float32).
 Factors = Callable[[Target, Tensor], tuple[Tensor, Tensor]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,36 +10,12 @@ from transformers.pytorch_utils import Conv1D
 
 from .. import hub
 from ..errors import RequestError
-from .by_peft import Adapted, adapted_by_peft
+from .by_peft import adapted_by_peft
+from .method import Target
 
 ALL_LINEAR = "all-linear"
 # What helps where a weight is shared.
 UNTIE = "save the model with a copy of the weight there, and tie_word_embeddings false in its configuration"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A linear module, or a parameter that holds the weights of many, that gets an adapter.
-
-    Attributes:
-        name: Its full name in the model, ``model.layers.0.self_attn.q_proj``.
-        in_features: d_in, the width of its input.
-        out_features: d_out, the width of its output.
-        transposed: Its weight is stored as (d_in, d_out): transformers' ``Conv1D`` of GPT-2.
-        fused: It is a parameter, all experts of a mixture in one, or the router to them. The features
-            are those of one expert.
-    """
-
-    name: str
-    in_features: int
-    out_features: int
-    transposed: bool
-    fused: bool = False
-
-    @property
-    def width(self) -> int:
-        """min(d_in, d_out), the largest rank its weight can have."""
-        return min(self.in_features, self.out_features)
 
 
 def find_targets(model: PreTrainedModel, wanted: str | tuple[str, ...]) -> tuple[Target, ...]:
@@ -123,13 +98,10 @@ def _fused(
     other = [one.name for one in found if not one.fused and one.name not in linears]
     for name in (*idle, *other):
         raise _no_such_module(name, linears)
-    return tuple(
-        Target(one.name, one.in_features, one.out_features, transposed=False, fused=one.fused)
-        for one in found
-    )
+    return found
 
 
-def _or_none(model: PreTrainedModel, names: list[str]) -> tuple[Adapted, ...] | None:
+def _or_none(model: PreTrainedModel, names: list[str]) -> tuple[Target, ...] | None:
     try:
         return adapted_by_peft(model, names)
     except Exception:  # PEFT refuses them
