@@ -63,9 +63,13 @@ class NotTwiceDifferentiable(HessianLRError):
     """Some part of the model has no second derivative, or none that can be trusted."""
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names as a question to put behind a complaint; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> RequestError:
     """The error for a name that is not in a registry, with the nearest name that is."""
     choices = sorted(known)
-    near = difflib.get_close_matches(name.lower(), choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return RequestError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(choices)}.")
+    return RequestError(f"unknown {kind} {name!r}.{hint(name.lower(), choices)} Known: {', '.join(choices)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ..errors import HessianLRError, RankError, shown
+from ..errors import HessianLRError, RankError, hint, shown
 from .option_groups import Interrupted
 
 INTERRUPTED, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGTERM))
@@ -75,7 +74,6 @@ def _usage(error: Any) -> str:
     # The nearest of the command's own options: each typer suggests others, or none.
     if type(error).__name__ == "NoSuchOption" and context is not None:
         options = [name for option in context.command.params for name in option.opts]
-        near = difflib.get_close_matches(error.option_name, options, n=1)
-        said = f"unknown option {error.option_name!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
+        said = f"unknown option {error.option_name!r}.{hint(error.option_name, options)}"
     command = context.command_path if context is not None else "hessian-lr"
     return f"{said} (`{command} --help` shows what can be given)"

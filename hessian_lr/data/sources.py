@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import hub
-from ..errors import HessianLRError, RequestError, unknown_name
+from ..errors import HessianLRError, RequestError, hint, unknown_name
 from .files import SUFFIXES, Row, read_file
 from .tasks import TASKS
 
@@ -124,9 +123,8 @@ def find_columns(rows: Sequence[Row], fields: tuple[str, ...] | None, where: str
     if fields is not None:
         for field in fields:
             if field not in found:
-                near = difflib.get_close_matches(field, [str(key) for key in found], n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise RequestError(f"{where} has no column {field!r}.{hint} Columns found: {listed}")
+                meant = hint(field, map(str, found))
+                raise RequestError(f"{where} has no column {field!r}.{meant} Columns found: {listed}")
         return Columns(messages=fields[0]) if len(fields) == 1 else Columns(fields[0], fields[1])
     for prompt, response in _PAIRS:
         if prompt in found and response in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from .. import hub
 from ..causal import looks_ahead
 from ..devices import resolve_device
-from ..errors import HessianLRError, RequestError, unknown_name
+from ..errors import HessianLRError, RequestError, hint, unknown_name
 from ..exhausted import memory_errors, ran_out
 from ..package import cache_folder
 from . import alias, gguf
@@ -135,8 +134,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_hub_id(ref: str, path: Path) -> None:
-    near = difflib.get_close_matches(ref.lower(), ALIASES, n=1)
-    if "/" not in ref and near:
+    if "/" not in ref and hint(ref.lower(), ALIASES):
         raise unknown_name("model", ref, ALIASES)
     if path.is_file():
         raise RequestError(f"{ref} is a file; a model is a folder with a config.json, or a .gguf file")
@@ -223,16 +221,15 @@ def _unreadable(
             f"{ref} is gated: ask for access on https://huggingface.co/{ref}, then log in with `hf auth "
             "login` (or set HF_TOKEN to a token that may read it)"
         )
-    near = difflib.get_close_matches(ref.split("/")[-1].lower(), ALIASES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    meant = hint(ref.split("/")[-1].lower(), ALIASES)
     if local:
         return HessianLRError(
-            f"{ref} is no local folder, not in the hub's local cache, and the hub cannot be reached.{hint} "
+            f"{ref} is no local folder, not in the hub's local cache, and the hub cannot be reached.{meant} "
             f"Connect; or fetch it elsewhere with `hf download {ref} --local-dir DIR` and give that folder; "
             f"or use a built-in model: {', '.join(ALIASES)}"
         )
     return RequestError(
-        f"there is no local folder {ref!r}, and the hub gives no {part} for that id: {why}.{hint} Check the "
+        f"there is no local folder {ref!r}, and the hub gives no {part} for that id: {why}.{meant} Check the "
         "id (owner/name); for a private model, log in with `hf auth login` (or set HF_TOKEN)"
     )
 
