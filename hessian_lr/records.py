@@ -10,12 +10,10 @@ import sys
 import types
 import typing
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from .atomic import write_bytes
 from .errors import DamagedError, RequestError
-
-__all__ = ["Record", "digest", "dump_json", "read_json", "write_bytes", "write_json", "write_sealed"]
 
 R = TypeVar("R", bound="Record")
 # The member of a file's JSON that holds the digest of all others.
@@ -66,6 +64,13 @@ class Record:
             return cls.from_dict(values)
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from error
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number that a float can hold; JSON's true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -14,7 +14,7 @@ from .files import IDENTITIES, SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, fil
 from .methods import METHODS
 from .predict.fit import Observation
 from .predict.law import Quantities
-from .records import digest, read_json
+from .records import digest, is_number, read_json
 from .score import Score
 from .setting import ADAMW, Setting
 
@@ -93,7 +93,7 @@ class Validated:
             RequestError: something that is not a number stands there.
         """
         value = self.row.get(name)
-        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        if value is None or is_number(value):
             return value
         raise RequestError(f"{self.file}: {name} of {self.method} is {value!r}, not a number")
 

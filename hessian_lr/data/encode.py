@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 
 from .. import hub
 from ..errors import RequestError
+from ..records import is_number
 from .bad_row import BadRow, kind
 from .chats import conversation
 from .templates import ChatTemplate
@@ -136,7 +136,7 @@ class Encoder:
 
 def _text(what: str, value: Any) -> str:
     """A prompt or a response as text; a number is written as Python writes it."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if is_number(value):
         return str(value)
     if not isinstance(value, str):
         raise BadRow(f"a {what} that is not text ({kind(value)})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..figures import SweepPanel
 from ..figures.rows import sweep_panel
 from ..files import SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, files_of
 from ..measure import ModuleSpectrum
-from ..records import read_json
+from ..records import is_number, read_json
 from ..setting import Setting
 from ..spectrum import SpectralDensity
 from ..sweep.plan import FEWEST_POINTS, MAX_POINTS
@@ -214,8 +213,5 @@ def _texts(method: str, row: dict[str, Any]) -> None:
 def _number(method: str, row: dict[str, Any], name: str) -> None:
     if name not in row:
         raise RequestError(f"{name} of {method} is missing")
-    value = row[name]
-    if value is None:
-        return
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if (value := row[name]) is not None and not is_number(value):
         raise RequestError(f"{name} of {method} is {value!r}, not a number")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HessianLRError, RequestError
 from ..exhausted import memory_errors
-from ..records import Record, digest
+from ..records import Record, digest, is_number
 from ..setting import Setting
 from .recipe import WARMUP_FRACTION, recipe
 
@@ -53,9 +53,9 @@ class RunResult(Record):
 
     def __post_init__(self) -> None:
         for name in ("lr", "initial_loss", "seconds"):
-            if not _is_number(getattr(self, name)):
+            if not is_number(getattr(self, name)):
                 raise RequestError(f"a run's {name} must be a finite number, not {getattr(self, name)!r}")
-        if not (_is_number(self.final_loss) or (self.final_loss is None and self.diverged)):
+        if not (is_number(self.final_loss) or (self.final_loss is None and self.diverged)):
             raise RequestError(
                 f"a run's final_loss must be finite, or null if it diverged, not {self.final_loss!r}"
             )
@@ -180,7 +180,3 @@ def precision(setting: Setting) -> Any:
 def precision_name(setting: Setting) -> str:
     """The same as one would ask for it: ``"float32"`` or ``"bfloat16"``."""
     return str(precision(setting)).removeprefix("torch.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -75,6 +75,7 @@ def test_a_row_too_long_is_cut_and_a_cut_is_counted():
         ("ask", " \n", "an empty response"),
         ("", "reply", "an empty prompt"),
         ("ask", float("nan"), "a response that is not text (a number)"),
+        ("ask", 10**400, "a response that is not text (a number)"),
         ("ask", True, "a response that is not text (true or false)"),
         (None, "reply", "a prompt that is not text (null)"),
         ("ask", {"text": "reply"}, "a response that is not text (an object)"),

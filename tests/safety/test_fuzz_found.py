@@ -65,6 +65,18 @@ FOUND = {
         eigenvalues,
         "sampling_error of lora is '0.1', not a number",
     ),
+    "an eigenvalue of 400 digits": (
+        "validate.json",
+        validated(lambda_max=int(DIGITS)),
+        eigenvalues,
+        "lambda_max of lora is 1111",
+    ),
+    "a time of 400 digits": (
+        "validate.json",
+        validated(seconds=int(DIGITS)),
+        report,
+        "seconds of lora is 1111",
+    ),
     "no list of notes": (
         "validate.json",
         json.dumps(VALIDATED | {"notes": None}).encode(),
