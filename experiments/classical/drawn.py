@@ -13,7 +13,8 @@ import pandas as pd
 from experiments.lr_bench.held_out import fit, left_out
 from experiments.lr_bench.laws import FREE, SETTING, THEORY, Law
 from hessian_lr.alignment import align
-from hessian_lr.records import read_json, write_bytes
+from hessian_lr.atomic import write_bytes
+from hessian_lr.records import read_json
 
 from .findings import aligned, spread
 from .run import DRAWN

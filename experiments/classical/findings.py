@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hessian_lr.alignment import Alignment, align
-from hessian_lr.records import read_json, write_bytes
+from hessian_lr.atomic import write_bytes
+from hessian_lr.records import read_json
 from hessian_lr.sweep.recipe import WARMUP_FRACTION
 
 HERE = Path(__file__).parent

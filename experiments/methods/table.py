@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hessian_lr.records import write_bytes
+from hessian_lr.atomic import write_bytes
 
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 HEAD = (

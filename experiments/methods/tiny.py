@@ -24,7 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from hessian_lr.records import write_bytes
+from hessian_lr.atomic import write_bytes
 
 SPECIAL = ("<s>", "</s>", "<pad>")
 # A token a byte.

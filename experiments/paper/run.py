@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hessian_lr.records import read_json, write_bytes, write_json
+from hessian_lr.atomic import write_bytes
+from hessian_lr.records import read_json, write_json
 
 from ..lr_bench.table import read
 from .findings import (

@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hessian_lr.atomic import write_bytes
 from hessian_lr.errors import HessianLRError
-from hessian_lr.records import read_json, write_bytes, write_json
+from hessian_lr.records import read_json, write_json
 
 from .figure import peers_figure
 from .names import TOOLS

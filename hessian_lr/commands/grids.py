@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import results
+from ..atomic import write_bytes
 from ..digits import rate
 from ..errors import HessianLRError, RequestError
 from ..files import SCHEMA, SWEEP_FILE
 from ..progress import Progress
-from ..records import Record, read_json, write_bytes, write_json
+from ..records import Record, read_json, write_json
 from ..score import chance
 from ..setting import Setting
 from ..sweep import RunResult

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import locked
+from ..atomic import locked, write_bytes
 from ..errors import DamagedError, RequestError
 from ..figures.rows import eigenvalue_points, sweep_panel
-from ..records import read_json, write_bytes, write_sealed
+from ..records import read_json, write_sealed
 from ..setting import Setting
 from ..sweep.run import precision_name
 from ..validated import read_validated

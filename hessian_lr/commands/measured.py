@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import results
+from ..atomic import write_bytes
 from ..checkpoints import Checkpoints
 from ..errors import HessianLRError, RequestError
 from ..files import COSTS, LAMBDAS
@@ -20,7 +21,7 @@ from ..predict.law import Quantities
 from ..predict.predictor import quantities
 from ..predict.rate import FALLBACKS, PROBE, rate
 from ..prepare import prepare, split_rows
-from ..records import digest, read_json, write_bytes, write_sealed
+from ..records import digest, read_json, write_sealed
 from ..score import judged
 from ..setting import ADAMW, Setting
 from ..sweep import RunResult

@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from .. import __version__
+from ..atomic import write_bytes
 from ..errors import RequestError
-from ..records import write_bytes
 from .assemble import assemble
 from .documents import read_documents
 from .view import Part

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_bytes
 from ..errors import RequestError
-from ..records import write_bytes
 from ..setting import CONTENTS, DTYPES, Setting
 from . import plan
 from .run import RunResult

@@ -12,8 +12,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "helpers"))
 
+from hessian_lr.atomic import write_bytes  # noqa: E402
 from hessian_lr.errors import unknown_name  # noqa: E402
-from hessian_lr.records import read_json, write_bytes, write_json  # noqa: E402
+from hessian_lr.records import read_json, write_json  # noqa: E402
 from tests.faults.harness import Server  # noqa: E402
 from tests.faults.trials import TRIALS  # noqa: E402
 from tests.faults.undisturbed import Undisturbed  # noqa: E402

