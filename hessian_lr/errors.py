@@ -63,6 +63,17 @@ class NotTwiceDifferentiable(HessianLRError):
     """Some part of the model has no second derivative, or none that can be trusted."""
 
 
+def reason(error: BaseException) -> str:
+    """Why one piece of work failed, whose failure does not keep the others from theirs.
+
+    Raises:
+        RequestError: the error itself where it is one: with a wrong request nothing goes on.
+    """
+    if isinstance(error, RequestError):
+        raise error
+    return str(error) or type(error).__name__
+
+
 def hint(name: str, known: Iterable[str]) -> str:
     """The nearest of the known names as a question to put behind a complaint; empty where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -10,7 +10,7 @@ from typing import Any
 from .. import results
 from ..atomic import write_bytes
 from ..digits import rate
-from ..errors import HessianLRError, RequestError
+from ..errors import HessianLRError, reason
 from ..files import SCHEMA, SWEEP_FILE
 from ..progress import Progress
 from ..records import Record, read_json, write_json
@@ -230,11 +230,8 @@ class Job:
             places: dict[str, Any] = {"out": self._out, "progress": self._progress, "engine": engine}
             try:
                 found[wanted.setting] = measure(setting, model, data, self._predicting, **places)
-            except RequestError:
-                raise
             except (HessianLRError, MemoryError) as error:  # the others keep theirs
-                reason = str(error) or type(error).__name__
-                found[wanted.setting] = unmeasured(setting, self._predicting, reason)
+                found[wanted.setting] = unmeasured(setting, self._predicting, reason(error))
         return found
 
     def _damage(self) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..digits import rate
-from ..errors import HessianLRError, RequestError
+from ..errors import HessianLRError, reason
 from ..predict import Calibration, Prediction, refine_learning_rate
 from ..predict.prediction import Probe
 from ..predict.rate import PROBE
@@ -65,10 +65,8 @@ def probed(
             progress=progress,
             engine=engine,
         )
-    except RequestError:
-        raise
     except (HessianLRError, MemoryError) as error:
-        return _told(prediction, f"no short runs: {str(error) or type(error).__name__}")
+        return _told(prediction, f"no short runs: {reason(error)}")
     scored = score(found, None, None, None)
     probe = _summary(found, scored)
     # A forward pass is half a gradient; the loss is held out once before, and after each run.
@@ -90,10 +88,8 @@ def probed(
         joined = refine_learning_rate(
             prediction, probe.lr, steps=setting.steps, batch_size=setting.batch_size, calibration=constants
         )
-    except RequestError:
-        raise
     except HessianLRError as error:
-        return _told(prediction, f"not joined with {runs}: {error}")
+        return _told(prediction, f"not joined with {runs}: {reason(error)}")
     return _told(joined, f"joined with {runs}, best at {rate(probe.lr)}")
 
 

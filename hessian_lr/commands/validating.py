@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import results
 from ..data import TaskData
-from ..errors import HessianLRError, RequestError
+from ..errors import HessianLRError, reason
 from ..figures import eigenvalue_figure, sweep_figure
 from ..figures.rows import eigenvalue_points, sweep_panel
 from ..figures.style import save
@@ -87,11 +87,9 @@ def validate(job: Job, progress: Progress) -> dict[str, Any]:
         failed = False
         try:
             found = sweep(setting, job.loaded, job.data, progress=progress.sweep, engine=job.engine, **asked)
-        except RequestError:
-            raise
         except (HessianLRError, MemoryError) as error:
             failed = True
-            failures.append(f"sweep failed: {str(error) or type(error).__name__}")
+            failures.append(f"sweep failed: {reason(error)}")
             found = finished_runs(setting, job.loaded, job.data, **asked)
         rows.append(_row(job, setting, measured, found, failures, failed=failed))
         document = _document(job, rows, damage)
