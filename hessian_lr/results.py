@@ -95,8 +95,3 @@ def spectrum_row(
 def run_row(run: RunResult) -> dict[str, Any]:
     """A run in a row of ``validate``."""
     return {**{name: getattr(run, name) for name in RUN}, "seed": run.setting.seed}
-
-
-def all_diverged(runs: Sequence[dict[str, Any]]) -> bool:
-    """Whether there are runs, and each of them diverged: then less would have been more."""
-    return bool(runs) and all(run["diverged"] for run in runs)

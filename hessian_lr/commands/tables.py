@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..digits import number, rate
-from ..results import all_diverged
+from ..verdict import GOOD, no_best, verdict
 from .terminal import table
 
 if TYPE_CHECKING:
@@ -145,25 +145,21 @@ def _noise(row: Row) -> str:
 
 def advice(rows: Sequence[Row]) -> str:
     """One line on what to do with the result of ``validate``."""
-    learned = [row for row in rows if row["best_lr"] is not None and row["best_loss"] is not None]
-    if not learned:
-        if all_diverged([run for row in rows for run in row["runs"]]):
+    found = verdict(rows)
+    if not found.ranked:
+        if found.diverged:
             return "Every run diverged: run smaller learning rates."
         return "No learning rate lowered the held-out loss: check the data, or run more steps."
-    best = min(learned, key=lambda row: row["best_loss"])
-    found = f"Lowest held-out loss {best['best_loss']:.3f}: {best['method']}, run at {rate(_lowest(best))}"
+    best = found.ranked[0]
+    told = f"Lowest held-out loss {best['best_loss']:.3f}: {best['method']}, run at {rate(_lowest(best))}"
     if best["censored"]:
-        return f"{found}, the edge of its sweep: run more learning rates."
-    factors = [
-        row["factor_error"] for row in learned if row["factor_error"] is not None and not row["censored"]
-    ]
-    if not factors:
-        return f"{found}."
-    within = sum(factor <= 2 for factor in factors)
-    return f"{found}. Predictions within 2× of the best learning rate: {within} of {len(factors)}."
+        return f"{told}, the edge of its sweep: run more learning rates."
+    if not found.judged:
+        return f"{told}."
+    return f"{told}. Predictions within {GOOD}× of the best learning rate: {found.good} of {found.judged}."
 
 
-def _lowest(row: Row) -> float:
+def _lowest(row: Mapping[str, Any]) -> float:
     """The learning rate whose runs ended lowest; ``best_lr`` may lie between two."""
     ends: dict[float, list[float]] = {}
     for run in row["runs"]:
@@ -289,7 +285,7 @@ def _best(row: Row) -> str:
     if not row["runs"]:
         return "failed"
     if row["best_lr"] is None:
-        return "all diverged" if all_diverged(row["runs"]) else "none learned"
+        return no_best(row)
     text = _two(row, "best_lr", "band_low", "band_high")
     return f"{text}\nat the edge" if row["censored"] else text
 

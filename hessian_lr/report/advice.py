@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from markupsafe import Markup
 
 from ..digits import rate
 from ..predict.law import COVERAGE
-from ..results import all_diverged
 from ..score import BAND_REGRET
 from ..setting import SGD
+from ..verdict import GOOD, Row, Verdict, verdict
 from .documents import Entry
 from .numbers import factor, measured, regret
 from .sections import Sourced, labels
 from .view import Advice
 
-Row = dict[str, Any]
 _MOST = 3  # methods that a sentence names
 
 SPAN = Markup("{} to {}")
@@ -45,18 +43,17 @@ def _named(rows: Sequence[Sourced]) -> list[Entry]:
 
 
 def _from_sweeps(rows: Sequence[Row]) -> Advice:
-    learned = [row for row in rows if row["best_lr"] is not None and row["best_loss"] is not None]
-    if not learned:
-        if all_diverged([run for row in rows for run in row["runs"]]):
+    found = verdict(rows)
+    if not found.ranked:
+        if found.diverged:
             return Advice(Markup("Every run diverged: run smaller learning rates."))
         return Advice(
             Markup(
                 "No learning rate that was run lowered the held-out loss: check the data, or run more steps."
             )
         )
-    ranked = sorted(learned, key=lambda row: row["best_loss"])
-    best = ranked[0]
-    reasons = [*_ground(ranked, rows), *_prediction(best)]
+    best = found.ranked[0]
+    reasons = [*_ground(found, rows), *_prediction(best)]
     if best["censored"]:
         rates = {run["lr"] for run in best["runs"]}
         side = "only one" if len(rates) == 1 else "smallest" if best["best_lr"] == min(rates) else "largest"
@@ -90,32 +87,28 @@ def _confidence(row: Row) -> str:
     return f"{_many(len(row['runs']), 'short run')} with {_many(seeds, 'seed')}"
 
 
-def _ground(ranked: Sequence[Row], rows: Sequence[Row]) -> list[str]:
-    best = ranked[0]
+def _ground(found: Verdict, rows: Sequence[Row]) -> list[str]:
+    best = found.ranked[0]
     before = best["runs"][0]["initial_loss"]
     reasons = [
         f"The lowest held-out loss of its runs is {best['best_loss']:.3f} nats per token; before training it "
         f"was {before:.3f}."
     ]
-    near = _equals(ranked)
+    near = _equals(found.ranked)
     if near:
         named = _listed([f"{row['method']} at {rate(row['best_lr'])}" for row in near])
         reasons.append(f"As good, within {BAND_REGRET:.0%} of the improvement: {named}.")
-    elif len(ranked) > 1:
-        after = ranked[1]
+    elif len(found.ranked) > 1:
+        after = found.ranked[1]
         reasons.append(
             f"Next is {after['method']} with {after['best_loss']:.3f} at {rate(after['best_lr'])}."
         )
     if len({run["seed"] for run in best["runs"]}) == 1:
         reasons.append("With one seed, how far chance moves these losses is not known.")
-    judged = [
-        row["factor_error"] for row in ranked if row["factor_error"] is not None and not row["censored"]
-    ]
-    if len(judged) > 1:
-        within = sum(value <= 2 for value in judged)
+    if found.judged > 1:
         reasons.append(
-            f"The predictions made before the runs were within 2× of the best learning rate for {within} of "
-            f"{len(judged)} methods."
+            f"The predictions made before the runs were within {GOOD}× of the best learning rate for "
+            f"{found.good} of {found.judged} methods."
         )
     if lost := [row["method"] for row in rows if row["best_lr"] is None]:
         reasons.append(f"No learning rate lowered the loss with {_listed(lost)}.")

@@ -8,10 +8,10 @@ from typing import Any
 
 from ..digits import rate
 from ..predict.law import COVERAGE
-from ..results import all_diverged
 from ..score import BAND_REGRET
 from ..spectrum.certificate import CONFIDENCE
 from ..validated import Validated
+from ..verdict import no_best
 from .documents import Document, Entry
 from .numbers import ABSENT, count, duration, factor, interval, measured, number, regret
 from .view import Section, Table
@@ -85,7 +85,7 @@ def _best(row: Row) -> str:
     if row.get("best_lr") is None:
         if not row.get("runs"):
             return ABSENT
-        return "all diverged" if all_diverged(row["runs"]) else "none learned"
+        return no_best(row)
     return f"{rate(row['best_lr'])}, at the edge" if row["censored"] else rate(row["best_lr"])
 
 
