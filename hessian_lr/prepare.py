@@ -58,8 +58,7 @@ def prepare(setting: Setting, loaded: LoadedModel, data: TaskData) -> Prepared:
     pad_id = loaded.tokenizer.pad_token_id
     try:
         with memory_errors():
-            start = methods.initial_batches(setting, data.train, pad_id)
-            model = methods.build(methods.copied(loaded.model, setting), setting, start)
+            model = methods.adapted(setting, loaded, data)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise HessianLRError(
             f"out of memory while building the {setting.method!r} adapter on a copy of {setting.model}; "

@@ -13,11 +13,12 @@ from typing import Any
 from hessian_lr.allocator import keep_freed_memory
 from hessian_lr.curvature.loss import mean_loss
 from hessian_lr.data import make_batches
+from hessian_lr.methods import adapted
 from hessian_lr.progress import quiet_libraries
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting
 from hessian_lr.sweep.plan import learning_rate, nearest_point
-from hessian_lr.sweep.run import HELDOUT_BATCH, adapted, heldout_batches, precision
+from hessian_lr.sweep.run import HELDOUT_BATCH, heldout_batches, precision
 from hessian_lr.sweep.trainer import fit
 
 from .run import Loader

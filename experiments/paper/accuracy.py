@@ -18,9 +18,10 @@ import torch
 from hessian_lr import data, models
 from hessian_lr.data import Example
 from hessian_lr.data.encode import IGNORED
+from hessian_lr.methods import adapted
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting
-from hessian_lr.sweep.run import adapted, precision
+from hessian_lr.sweep.run import precision
 from hessian_lr.sweep.trainer import fit
 
 from ..lr_bench.table import read

@@ -20,7 +20,7 @@ from ..predict.classical import NONE, unpredicted
 from ..predict.law import Quantities
 from ..predict.predictor import quantities
 from ..predict.rate import FALLBACKS, PROBE, rate
-from ..prepare import prepare, split_rows
+from ..prepare import Prepared, prepare, split_rows
 from ..records import digest, read_json, write_sealed
 from ..score import judged
 from ..setting import ADAMW, Setting
@@ -132,6 +132,25 @@ def measure(
     return Measured(prediction, known, rates, (*rows_notes, *notes), failures)
 
 
+def predict_prepared(
+    setting: Setting, prepared: Prepared, predictor: str, constants: Calibration, **how: Any
+) -> Prediction:
+    """``predict_learning_rate`` of a setting's own model, rows and numbers; ``how`` goes on to it."""
+    return predict_learning_rate(
+        prepared.model,
+        prepared.batches,
+        warmup_batches=prepared.warmup_batches,
+        predictor=predictor,
+        steps=setting.steps,
+        batch_size=setting.batch_size,
+        dtype=prepared.dtype,
+        calibration=constants,
+        seed=setting.seed,
+        optimizer=method_of(setting).optimizer,
+        **how,
+    )
+
+
 def unmeasured(setting: Setting, asked: Predicting, reason: str) -> Measured:
     """What is known of a setting that could not be measured."""
     failed = Prediction.failed(asked.predictor, asked.constants.version, reason)
@@ -232,26 +251,18 @@ def _kept(
         return prediction
     prepared = prepare(setting, loaded, data)
     checkpoints = Checkpoints(out / "checkpoints", setting)
-    common: dict[str, Any] = {
-        "dtype": prepared.dtype,
-        "seed": setting.seed,
-        "report": progress.report,
-        "checkpoints": checkpoints,
-    }
+    how: dict[str, Any] = {"report": progress.report, "checkpoints": checkpoints}
     if setting.optimizer == ADAMW:
-        prediction = predict_learning_rate(
+        prediction = predict_prepared(setting, prepared, "combined", constants, **how)
+    else:
+        prediction = unpredicted(
             prepared.model,
             prepared.batches,
-            warmup_batches=prepared.warmup_batches,
-            predictor="combined",
-            steps=setting.steps,
-            batch_size=setting.batch_size,
-            calibration=constants,
-            optimizer=method_of(setting).optimizer,
-            **common,
+            dtype=prepared.dtype,
+            seed=setting.seed,
+            calibration=constants.version,
+            **how,
         )
-    else:
-        prediction = unpredicted(prepared.model, prepared.batches, calibration=constants.version, **common)
     notes += checkpoints.notes
     if prediction.status != "failed":
         write_sealed(path, {"schema": 1, "identity": identity, "prediction": prediction})

@@ -59,12 +59,12 @@ def predict(
 
     from .. import results, validated
     from ..fitting import check_batch_size
-    from ..methods import method_of
-    from ..predict import Prediction, predict_learning_rate
+    from ..predict import Prediction
     from ..predict.rate import PROBE
     from ..predict.transfer import transfer
     from ..prepare import prepare
     from . import session, tables
+    from .measured import predict_prepared
     from .probe import probed
 
     constants = constants_for(predictor, calibration)
@@ -85,18 +85,12 @@ def predict(
         setting, progress = turn.setting, turn.progress
         check_batch_size(setting, turn.data)
         prepared = prepare(setting, turn.loaded, turn.data)
-        prediction = predict_learning_rate(
-            prepared.model,
-            prepared.batches,
-            warmup_batches=prepared.warmup_batches,
-            predictor="adam" if predictor == PROBE else predictor,
-            steps=setting.steps,
-            batch_size=setting.batch_size,
-            dtype=prepared.dtype,
-            calibration=constants,
-            seed=setting.seed,
+        prediction = predict_prepared(
+            setting,
+            prepared,
+            "adam" if predictor == PROBE else predictor,
+            constants,
             fast=fast,
-            optimizer=method_of(setting).optimizer,
             report=progress.report,
             checkpoints=turn.checkpoints,
         )

@@ -1,7 +1,7 @@
 """LoRA methods: one registry, each method a way to parametrize and initialize an adapter."""
 
 from .method import Method, Target
-from .registry import METHODS, build, check, copied, initial_batches, method_of
+from .registry import METHODS, adapted, build, check, copied, initial_batches, method_of
 from .targets import ALL_LINEAR, find_targets
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "METHODS",
     "Method",
     "Target",
+    "adapted",
     "build",
     "check",
     "copied",

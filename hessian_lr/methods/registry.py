@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from ..data import Batch, Example, make_batches
+from ..data import Batch, Example, TaskData, make_batches
 from ..errors import RequestError, unknown_name
 from ..setting import ADAMW, Setting
 from .builtin import BUILTIN
@@ -26,6 +26,9 @@ from .method import Method, Target
 from .milora import MILORA
 from .own import OWN, check_own
 from .targets import find_targets
+
+if TYPE_CHECKING:
+    from ..models import LoadedModel
 
 # A method PEFT lacks is one more file with a Method in it, and one more name here.
 METHODS: dict[str, Method] = {
@@ -76,6 +79,16 @@ def copied(model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
         # What a copy finds here under an object's id, it takes for the object's copy.
         shared = {id(p): torch.nn.Parameter(p.data, p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, shared)
+
+
+def adapted(setting: Setting, loaded: LoadedModel, data: TaskData) -> PeftModel:
+    """The setting's adapter at its start, on a copy of the model (see ``copied``).
+
+    Raises:
+        RequestError, NonFiniteError: as ``build``.
+    """
+    start = initial_batches(setting, data.train, loaded.tokenizer.pad_token_id)
+    return build(copied(loaded.model, setting), setting, start)
 
 
 def build(model: PreTrainedModel, setting: Setting, batches: Sequence[Batch] = ()) -> PeftModel:

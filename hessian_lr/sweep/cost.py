@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HessianLRError
 from ..setting import Setting
 from . import plan
-from .run import RunResult, adapted, heldout_batches, precision
+from .run import RunResult, heldout_batches, precision
 from .schedule import Work, by_model
 from .wanted import Standing, Wanted
 from .work import Source
@@ -156,6 +156,7 @@ class _Clock:
 
     def _time(self, setting: Setting, loaded: LoadedModel, data: TaskData) -> None:
         from ..curvature.loss import mean_loss
+        from ..methods import adapted
         from .trainer import fit
 
         shape = _shape(setting)

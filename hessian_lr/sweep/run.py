@@ -15,8 +15,6 @@ from ..setting import Setting
 from .recipe import WARMUP_FRACTION, recipe
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from ..data import Batch, TaskData
     from ..models import LoadedModel
     from .trainer import Done
@@ -139,6 +137,7 @@ def _train(
 ) -> tuple[float, float, Done]:
     """Held-out loss before and after (NaN where the training stopped on one), and how it went."""
     from ..curvature.loss import mean_loss
+    from ..methods import adapted
     from .trainer import fit
 
     dtype, pad_id = precision(setting), loaded.tokenizer.pad_token_id
@@ -151,14 +150,6 @@ def _train(
         )
     done = fit(model, data.train, setting, lr, dtype=dtype, pad_id=pad_id)
     return initial, mean_loss(model, heldout, dtype) if done.finite else math.nan, done
-
-
-def adapted(setting: Setting, loaded: LoadedModel, data: TaskData) -> PeftModel:
-    """The setting's adapter at its start, on a copy of the model (see ``methods.copied``)."""
-    from .. import methods
-
-    start = methods.initial_batches(setting, data.train, loaded.tokenizer.pad_token_id)
-    return methods.build(methods.copied(loaded.model, setting), setting, start)
 
 
 def heldout_batches(loaded: LoadedModel, data: TaskData) -> list[Batch]:

@@ -22,12 +22,11 @@ from hessian_lr.data import make_batches
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.measure.preconditioned import adam_sharpness
 from hessian_lr.measure.warmup import warm_up
-from hessian_lr.methods import METHODS
+from hessian_lr.methods import METHODS, adapted
 from hessian_lr.methods.lora_plus import RATIO
 from hessian_lr.predict import predict_learning_rate
 from hessian_lr.predict.other_adapters import other_adapter
 from hessian_lr.sweep import run_key, train_once
-from hessian_lr.sweep.run import adapted
 from hessian_lr.sweep.trainer import fit
 
 OWN = ["lora+", "loft"]

@@ -21,13 +21,13 @@ from hessian_lr.curvature.adam import geometry
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.data import make_batches
 from hessian_lr.errors import RequestError
+from hessian_lr.methods import adapted
 from hessian_lr.predict import load_calibration, predict_learning_rate
 from hessian_lr.predict.transfer import transfer
 from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
 from hessian_lr.setting import SGD
 from hessian_lr.sweep import run_key, train_once
-from hessian_lr.sweep.run import adapted
 from hessian_lr.sweep.trainer import fit
 
 SETTING = dataclasses.replace(tiny.SETTING, optimizer=SGD)

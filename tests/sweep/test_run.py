@@ -179,14 +179,14 @@ def test_the_environment_is_as_it_was_after_a_run_that_failed(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_trained_copy_is_freed(monkeypatch, dtype):
     copies = []
-    build = methods.build
+    adapted = methods.adapted
 
     def remember(*arguments):
-        built = build(*arguments)
+        built = adapted(*arguments)
         copies.append(weakref.ref(built))
         return built
 
-    monkeypatch.setattr(methods, "build", remember)
+    monkeypatch.setattr(methods, "adapted", remember)
     gc.disable()  # freed by the run itself, not by a collection that happens to come along
     try:
         train_once(settings(steps=2, dtype=dtype), 1e-3, tiny.tiny_model(), tiny.tiny_data())

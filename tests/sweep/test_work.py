@@ -247,7 +247,7 @@ def test_a_shape_that_cannot_be_timed_is_told_and_does_not_end_the_plan(tmp_path
         raise torch.OutOfMemoryError("out of\nmemory")
 
     works, source = assigned(tmp_path, WANTED[:1])
-    monkeypatch.setattr(cost, "adapted", exhausted)
+    monkeypatch.setattr("hessian_lr.methods.adapted", exhausted)
     found = cost.estimate(works, [], source)
     assert found.runs == (6, 6) and found.seconds == (0.0, 0.0)
     assert found.notes == (
