@@ -23,7 +23,7 @@ from ..sweep.finished import writable
 from ..sweep.grid import Grid, share
 from ..sweep.merge import merge, runs_folder
 from ..sweep.schedule import Work, by_model, make
-from ..sweep.work import Source, assign, strangers
+from ..sweep.source import Source, assign, strangers
 from .measured import (
     Measured,
     Predicting,

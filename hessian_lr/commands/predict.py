@@ -58,7 +58,7 @@ def predict(
     check_overwriting(written, [*sources(settings), calibration, *(source or ())])
 
     from .. import results, validated
-    from ..fitting import check_batch_size
+    from ..limits import check_batch_size
     from ..predict import Prediction
     from ..predict.rate import PROBE
     from ..predict.transfer import transfer

@@ -12,7 +12,7 @@ from ..checkpoints import Checkpoints
 from ..data import TaskData
 from ..distributed import require_shared, team
 from ..errors import HessianLRError, RequestError
-from ..fitting import check_lengths
+from ..limits import check_lengths
 from ..models import LoadedModel
 from ..prepare import split_rows
 from ..progress import Progress, quiet_libraries

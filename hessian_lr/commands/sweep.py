@@ -22,7 +22,7 @@ from .predict import check_predictor, constants_for
 if TYPE_CHECKING:
     from ..progress import Progress
     from ..sweep.grid import Grid
-    from ..sweep.work import Source
+    from ..sweep.source import Source
     from .grids import Job
     from .measured import Predicting
 
@@ -210,7 +210,7 @@ def _job(grid: Grid, out: str, output: Output, **what: Any) -> Iterator[tuple[Jo
     """The grid in its folder, with what loads its models and shows how it goes on."""
     from ..allocator import keep_freed_memory
     from ..progress import Progress, quiet_libraries
-    from ..sweep.work import Source
+    from ..sweep.source import Source
     from . import grids
 
     with quiet_libraries():

@@ -14,7 +14,7 @@ from ..figures import eigenvalue_figure, sweep_figure
 from ..figures.rows import eigenvalue_points, sweep_panel
 from ..figures.style import save
 from ..files import VALIDATE_FILE
-from ..fitting import check_batch_size
+from ..limits import check_batch_size
 from ..models import LoadedModel
 from ..predict.classical import stability_bound
 from ..progress import Progress

@@ -24,8 +24,8 @@ from ..setting import Setting
 from . import plan
 from .run import RunResult, heldout_batches, precision
 from .schedule import Work, by_model
+from .source import Source
 from .wanted import Standing, Wanted
-from .work import Source
 
 if TYPE_CHECKING:
     from ..data import TaskData

@@ -237,7 +237,7 @@ class _Trainer:
         """
         import torch
 
-        from .work import Source
+        from .source import Source
 
         if Path(folder).is_dir():
             os.chdir(folder)  # what the sweep's paths start from

@@ -10,7 +10,7 @@ import tiny_text as tiny
 import torch
 
 from hessian_lr import data, hub
-from hessian_lr.data import sources, tasks
+from hessian_lr.data import sources, task_data, tasks
 from hessian_lr.data.encode import Encoder
 from hessian_lr.errors import HessianLRError, RequestError
 
@@ -273,7 +273,7 @@ def test_the_order_of_a_file_does_not_matter(tmp_path):
 
 
 def test_at_most_64_rows_are_held_out_and_a_large_file_is_thinned_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "ROWS_MOST", 800)
+    monkeypatch.setattr(task_data, "ROWS_MOST", 800)
     loaded = data.load(write_lines(tmp_path / "a.jsonl", numbered(2_001)), tiny.byte_tokenizer())
     assert len(loaded.heldout) == 64
     assert len(loaded.train) + 64 == 667  # every third

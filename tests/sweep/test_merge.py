@@ -16,8 +16,8 @@ from hessian_lr.sweep.engine import Local
 from hessian_lr.sweep.grid import share
 from hessian_lr.sweep.merge import merge
 from hessian_lr.sweep.schedule import make
+from hessian_lr.sweep.source import assign
 from hessian_lr.sweep.wanted import Wanted
-from hessian_lr.sweep.work import assign
 
 A, B = replace(tiny.SETTING, rank=2), replace(tiny.SETTING, rank=4)
 GRID = Wanted(A, (0, 1), (1e-4, 1e-3, 1e-2), 1e-3)

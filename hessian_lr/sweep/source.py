@@ -74,7 +74,7 @@ def assign(
         HessianLRError: a model or data cannot be loaded.
     """
     from .. import methods
-    from ..fitting import check_batch_size, check_lengths
+    from ..limits import check_batch_size, check_lengths
 
     found: dict[tuple[object, ...], Finished] = {}
     works: dict[int, Work] = {}

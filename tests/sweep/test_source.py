@@ -17,8 +17,8 @@ from hessian_lr.sweep import RunResult, cost, engine, plan, run_key
 from hessian_lr.sweep.engine import Local
 from hessian_lr.sweep.grid import share
 from hessian_lr.sweep.schedule import by_model, make
+from hessian_lr.sweep.source import assign, strangers
 from hessian_lr.sweep.wanted import Wanted
-from hessian_lr.sweep.work import assign, strangers
 
 A, B = replace(tiny.SETTING, rank=2), replace(tiny.SETTING, rank=4)
 WANTED = (

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hessian_lr.data import Example, TaskData
 from hessian_lr.errors import RequestError
-from hessian_lr.fitting import check_lengths
+from hessian_lr.limits import check_lengths
 from hessian_lr.models import LoadedModel
 
 LIMIT = 40
