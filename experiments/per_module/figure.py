@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hessian_lr.figures import heatmap_figure, ratio_figure
+from experiments.per_module.ratios import ratio_figure
+from hessian_lr.figures import heatmap_figure
 from hessian_lr.figures.style import save
 from hessian_lr.measure import ModuleSpectrum
 from hessian_lr.records import read_json

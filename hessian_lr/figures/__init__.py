@@ -2,7 +2,7 @@
 
 from .density import density_figure
 from .eigenvalue import EigenvaluePoint, eigenvalue_figure
-from .modules import heatmap_figure, ratio_figure
+from .modules import heatmap_figure
 from .sweep import SweepPanel, sweep_figure
 
 __all__ = [
@@ -11,6 +11,5 @@ __all__ = [
     "density_figure",
     "eigenvalue_figure",
     "heatmap_figure",
-    "ratio_figure",
     "sweep_figure",
 ]
