@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..checkpoints import Checkpoints
 from ..curvature.closed_form import closed_form
@@ -16,6 +17,7 @@ from ..results import spectrum_row
 from ..setting import AUTO, Setting
 from ..spectrum import spectral_density
 
+T = TypeVar("T")
 # Methods with a closed form at B = 0.
 BRACKETED = ("lora", "rslora")
 # Of the spectral density: enough probes to tell their scatter, enough steps to tell bulk from outliers.
@@ -101,7 +103,7 @@ def measure(
     return row | {"notes": [*prepared.notes, *row["notes"], *notes]}
 
 
-def _try(work: Any, what: str, notes: list[str]) -> Any:
+def _try(work: Callable[[], T], what: str, notes: list[str]) -> T | None:
     """A further result, or None with a note: it does not take λ with it when it fails."""
     try:
         return work()

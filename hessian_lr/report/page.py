@@ -19,7 +19,8 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> list[Part]:
     """Write a report of ``runs`` to ``out``; nothing is written where a file of theirs cannot be read.
 
     Args:
-        runs: Folders that ``validate`` wrote, and files of ``predict --json`` and ``spectrum --json``.
+        runs: Folders that ``validate`` and ``sweep`` wrote, and files of ``predict --json`` and
+            ``spectrum --json``.
         out: The HTML file: no other file belongs to it, and it loads nothing.
 
     Returns:

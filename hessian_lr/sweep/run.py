@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import HessianLRError, RequestError
 from ..exhausted import memory_errors
@@ -15,6 +15,8 @@ from ..setting import Setting
 from .recipe import WARMUP_FRACTION, recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from ..data import Batch, TaskData
     from ..models import LoadedModel
     from .trainer import Done
@@ -161,7 +163,7 @@ def heldout_batches(loaded: LoadedModel, data: TaskData) -> list[Batch]:
     return make_batches(rows, HELDOUT_BATCH, loaded.tokenizer.pad_token_id)
 
 
-def precision(setting: Setting) -> Any:
+def precision(setting: Setting) -> torch.dtype:
     """The precision of the matrix products, which "auto" leaves to the hardware."""
     from ..devices import resolve_device, resolve_dtype
 
