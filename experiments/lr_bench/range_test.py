@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from hessian_lr import methods
-from hessian_lr.curvature.loss import count_labels, summed_loss, trainable
+from hessian_lr.curvature.batches import count_labels
+from hessian_lr.curvature.loss import summed_loss, trainable
 from hessian_lr.curvature.modes import quiet_model
 from hessian_lr.data import TaskData, make_batches
 from hessian_lr.measure.warmup import BETAS, EPSILON

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from hessian_lr import data, models
 from hessian_lr.allocator import keep_freed_memory
-from hessian_lr.curvature.loss import Batch, count_labels, summed_loss, trainable
+from hessian_lr.curvature.batches import Batch, count_labels
+from hessian_lr.curvature.loss import summed_loss, trainable
 from hessian_lr.curvature.modes import compute_in, quiet_model
 from hessian_lr.measure import module_sharpness, peak_rss_bytes
 from hessian_lr.measure.adapter_modules import owned_parameters, places

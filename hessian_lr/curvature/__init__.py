@@ -1,9 +1,10 @@
 """The loss of an adapter, and the operators made of its derivatives."""
 
 from .adam import PreconditionedOperator
+from .batches import Batch, count_labels
 from .closed_form import ClosedForm, closed_form
 from .gauss_newton import GaussNewtonOperator
-from .loss import Batch, count_labels, mean_loss
+from .loss import mean_loss
 from .operator import Cost, HessianOperator
 from .weight_gradients import gradient_norms
 

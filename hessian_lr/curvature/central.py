@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
+from .batches import Batch, count_labels, rows_of
 from .caveats import narrow_types
 from .central_step import LONGEST, NARROW, WORST, valley, weights_used
-from .loss import Batch, count_labels, require_finite, summed_loss
+from .loss import require_finite, summed_loss
 from .modes import checkpointing, compute_in, quiet_model, without_steps
 from .nonfinite import nonfinite_loss
 from .once import told_once
@@ -311,10 +312,8 @@ def _rows(batches: Sequence[Batch]) -> Iterator[tuple[Batch, int]]:
     """The rows that have a label, with their number of labels, the shortest microbatch's first."""
     for batch in sorted(batches, key=lambda one: one["input_ids"].shape[1]):
         count = len(batch["input_ids"])
-        if any(len(value) != count for value in batch.values()):
-            rows = [batch]
-        else:
-            rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]
+        whole = any(len(value) != count for value in batch.values())
+        rows = [batch] if whole else rows_of(batch)
         yield from ((row, labels) for row in rows if (labels := count_labels(row)))
 
 

@@ -30,10 +30,10 @@ from ..errors import HessianLRError, RequestError
 from ..records import Record
 from ..spectrum.certificate import CONFIDENCE
 from ..spectrum.lanczos import Progress, dot
+from .batches import Batch
 from .caveats import model_notes
 from .ceiling import CouplesBoth, ceilings
 from .coupling import Coupling, TopCoupling
-from .loss import Batch
 from .operator import HessianOperator
 from .weight_gradients import adapted_layers
 from .zero_b import ZeroBSearch

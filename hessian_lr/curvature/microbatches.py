@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .loss import IGNORED, Batch, count_labels
+from .batches import IGNORED, Batch, count_labels, rows_of
 
 # Tokens of a microbatch. A processor gains nothing from more at a time than fill its products, and
 # memory then goes by small steps; a GPU wants more.
@@ -31,7 +31,7 @@ def microbatches(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
         if any(value.shape != shape for value in batch.values()):
             whole += [batch] if count_labels(batch) else []
         else:
-            rows += [row for row in map(_trimmed, _rows(batch)) if count_labels(row)]
+            rows += [row for row in map(_trimmed, rows_of(batch)) if count_labels(row)]
     rows.sort(key=_length)
     room = min(room, sum(map(_length, rows)) // CLUSTERS)
     groups: list[list[Batch]] = []
@@ -45,11 +45,6 @@ def microbatches(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
         else:
             groups.append([row])
     return [*whole, *map(_joined, groups)]
-
-
-def _rows(batch: Batch) -> list[Batch]:
-    count = len(batch["input_ids"])
-    return [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]
 
 
 def _length(row: Batch) -> int:

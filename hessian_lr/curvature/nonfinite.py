@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from .loss import Batch, summed_loss, to_device
+from .batches import Batch, to_device
+from .loss import summed_loss
 from .modes import compute_in, quiet_model
 
 

@@ -13,19 +13,10 @@ from ..causal import looks_ahead
 from ..distributed import team
 from ..errors import NotTwiceDifferentiable, RequestError
 from ..models.identity import glance
+from .batches import Batch, count_labels, count_tokens, require_labels, to_device
 from .caveats import mixes_rows
 from .four_bits import four_bit_layers
-from .loss import (
-    Batch,
-    count_labels,
-    count_tokens,
-    is_sharded,
-    require_finite,
-    require_labels,
-    summed_loss,
-    to_device,
-    trainable,
-)
+from .loss import is_sharded, require_finite, summed_loss, trainable
 from .microbatches import microbatches
 from .modes import base_model, compute_in, differentiable_attention, quiet_model, unwrapped_checkpoints
 from .nonfinite import nonfinite_loss

@@ -12,7 +12,8 @@ from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from ..errors import RequestError
-from .loss import Batch, count_labels, require_finite, require_labels, summed_loss, to_device
+from .batches import Batch, count_labels, require_labels, to_device
+from .loss import require_finite, summed_loss
 from .modes import compute_in, quiet_model
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..curvature.adam import Geometry
+from ..curvature.batches import Batch
 from ..curvature.central import CentralOperator
-from ..curvature.loss import Batch
 from ..curvature.operator import Cost, HessianOperator
 from ..spectrum import Eigenvalue
 from ..spectrum.lanczos import dot

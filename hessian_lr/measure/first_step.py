@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature.adam import require_adam
-from ..curvature.loss import Batch
+from ..curvature.batches import Batch
 from ..curvature.operator import HessianOperator
 from ..curvature.vectors import flatten, unflatten
 from ..distributed import laid_out

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import Checkpoints
-from ..curvature.loss import Batch
+from ..curvature.batches import Batch
 from ..errors import RequestError
 from ..spectrum.lanczos import Progress
 from .curvature import Curvature

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import Checkpoints
+from ..curvature.batches import Batch, count_labels, require_batches
 from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.gauss_newton import GaussNewtonOperator
-from ..curvature.loss import Batch, count_labels, require_batches
 from ..curvature.operator import HessianOperator
 from ..digits import percent
 from ..distributed import FAILURES, failed

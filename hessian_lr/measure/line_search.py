@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..curvature.loss import Batch, count_labels, count_tokens, mean_loss, trainable
+from ..curvature.batches import Batch, count_labels, count_tokens
+from ..curvature.loss import mean_loss, trainable
 from ..curvature.vectors import displaced
 from ..distributed import team
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..curvature.batches import Batch
 from ..curvature.caveats import model_notes
-from ..curvature.loss import Batch
 from ..curvature.operator import HessianOperator
 from ..distributed import FAILURES, failed
 from ..errors import RequestError

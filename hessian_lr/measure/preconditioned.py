@@ -20,8 +20,9 @@ from torch import nn
 
 from ..checkpoints import Checkpoints
 from ..curvature.adam import Geometry, geometry, stability_threshold
+from ..curvature.batches import Batch, count_labels, count_tokens
 from ..curvature.central import twice_or_central
-from ..curvature.loss import Batch, count_labels, count_tokens, trainable
+from ..curvature.loss import trainable
 from ..curvature.operator import Cost
 from ..errors import NonFiniteError, RequestError
 from ..records import Record

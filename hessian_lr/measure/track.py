@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature.adam import PreconditionedOperator, adam_preconditioner
-from ..curvature.loss import Batch
+from ..curvature.batches import Batch
 from ..curvature.operator import HessianOperator
 from ..errors import RequestError
 from ..records import Record

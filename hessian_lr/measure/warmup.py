@@ -8,15 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from ..curvature.loss import (
-    Batch,
-    count_labels,
-    count_tokens,
-    require_labels,
-    summed_loss,
-    to_device,
-    trainable,
-)
+from ..curvature.batches import Batch, count_labels, count_tokens, require_labels, to_device
+from ..curvature.loss import summed_loss, trainable
 from ..curvature.modes import compute_in, quiet_model, without_steps
 from ..curvature.nonfinite import nonfinite_loss
 from ..curvature.plan import Plan

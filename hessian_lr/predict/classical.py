@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import Checkpoints
-from ..curvature.loss import Batch
+from ..curvature.batches import Batch
 from ..distributed import FAILURES, failed
 from ..exhausted import memory_errors
 from ..measure import Curvature

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import Checkpoints
-from ..curvature.loss import Batch, require_batches, require_labels
+from ..curvature.batches import Batch, require_batches, require_labels
 from ..distributed import FAILURES, failed
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors

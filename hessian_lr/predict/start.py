@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..curvature.batches import Batch
 from ..curvature.closed_form import FAST_PRODUCTS, closed_form
-from ..curvature.loss import Batch, trainable
+from ..curvature.loss import trainable
 from ..errors import HessianLRError
 from ..measure import Curvature, peak_rss_bytes, sharpness
 from ..measure.how import How
