@@ -16,7 +16,8 @@ from ..models.identity import glance
 from .batches import Batch, count_labels, count_tokens, require_labels, to_device
 from .caveats import mixes_rows
 from .four_bits import four_bit_layers
-from .loss import is_sharded, require_finite, summed_loss, trainable
+from .loss import require_finite, summed_loss
+from .measurable import is_sharded, require_measurable
 from .microbatches import microbatches
 from .modes import base_model, compute_in, differentiable_attention, quiet_model, unwrapped_checkpoints
 from .nonfinite import nonfinite_loss
@@ -79,7 +80,7 @@ class HessianOperator:
         if not isinstance(dtype, torch.dtype):
             raise RequestError(f"dtype must be a type of torch's, such as torch.float32, not {dtype!r}")
         self.model = model
-        self.parameters = trainable(model)
+        self.parameters = require_measurable(model)
         if self.exact and is_sharded(model):
             raise NotTwiceDifferentiable(
                 "FSDP2 gathers sharded weights for one backward pass, not for a second, which only "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..curvature.batches import Batch, count_labels, count_tokens
 from ..curvature.loss import mean_loss, trainable
+from ..curvature.measurable import require_measurable
 from ..curvature.vectors import displaced
 from ..distributed import team
 
@@ -47,6 +48,7 @@ def critical_learning_rate(
         (η_c, forward passes over ``batches``); η_c is None where the first step down already
         leads uphill at every scale, or nowhere within 1e-9 … 1e3.
     """
+    require_measurable(model)
     found, forwards = _search(model, batches, direction, start, factor, dtype)
     if found is None and dtype is torch.bfloat16:
         found, again = _search(model, batches, direction, start, factor, torch.float32)

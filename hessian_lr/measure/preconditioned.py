@@ -23,6 +23,7 @@ from ..curvature.adam import Geometry, geometry, stability_threshold
 from ..curvature.batches import Batch, count_labels, count_tokens
 from ..curvature.central import twice_or_central
 from ..curvature.loss import trainable
+from ..curvature.measurable import require_measurable
 from ..curvature.operator import Cost
 from ..errors import NonFiniteError, RequestError
 from ..records import Record
@@ -117,7 +118,7 @@ def adam_sharpness(
         HessianLRError: no learning rate leads downhill from the start, or a value is not finite.
         RequestError: nothing trainable or labelled, or trainable parameters in float16.
     """
-    if trainable(model)[0].dtype is torch.float16:
+    if require_measurable(model)[0].dtype is torch.float16:
         raise RequestError(
             "the trainable parameters are torch.float16, whose range is too small for Adam's squares: make "
             "the adapter float32 (PEFT does unless autocast_adapter_dtype=False)"

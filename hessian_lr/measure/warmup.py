@@ -10,6 +10,7 @@ from torch import nn
 
 from ..curvature.batches import Batch, count_labels, count_tokens, require_labels, to_device
 from ..curvature.loss import summed_loss, trainable
+from ..curvature.measurable import require_measurable
 from ..curvature.modes import compute_in, quiet_model, without_steps
 from ..curvature.nonfinite import nonfinite_loss
 from ..curvature.plan import Plan
@@ -61,7 +62,7 @@ def warm_up(
         NonFiniteError: a loss is NaN or infinite.
         RequestError: nothing is trainable, no token is labelled, or another rank has other batches.
     """
-    parameters = trainable(model)
+    parameters = require_measurable(model)
     made = optimizer(model, top_lr, betas=BETAS, eps=EPSILON)
     for group in made.param_groups:
         group["initial_lr"] = group["lr"]
