@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .curvature.operator import HessianOperator
+from .curvature.loss_operator import LossOperator
 from .distributed import team
 from .errors import RequestError
 from .models.identity import fingerprint, raw, scalings
@@ -51,7 +51,7 @@ class Checkpoints:
         foreign = [note for folder, note in self._foreign.items() if folder not in used]
         return tuple(dict.fromkeys([*foreign, *(note for one in self._open for note in one.notes)]))
 
-    def of(self, operator: HessianOperator, *more: Tensor, stage: str, **asked: Any) -> Checkpoint:
+    def of(self, operator: LossOperator, *more: Tensor, stage: str, **asked: Any) -> Checkpoint:
         """The state of one iteration.
 
         Args:

@@ -5,7 +5,8 @@ from .batches import Batch, count_labels
 from .closed_form import ClosedForm, closed_form
 from .gauss_newton import GaussNewtonOperator
 from .loss import mean_loss
-from .operator import Cost, HessianOperator
+from .loss_operator import Cost, LossOperator
+from .operator import HessianOperator
 from .weight_gradients import gradient_norms
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Cost",
     "GaussNewtonOperator",
     "HessianOperator",
+    "LossOperator",
     "PreconditionedOperator",
     "closed_form",
     "count_labels",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RequestError
-from .operator import HessianOperator
+from .loss_operator import LossOperator
 from .vectors import flatten
 
 
@@ -25,7 +25,7 @@ class PreconditionedOperator:
         diagonal: P, shape (n,), every entry positive; infinite for what is held.
     """
 
-    def __init__(self, hessian: HessianOperator, diagonal: Tensor) -> None:
+    def __init__(self, hessian: LossOperator, diagonal: Tensor) -> None:
         self.hessian = hessian
         self.size = hessian.size
         self.root = diagonal.to(hessian.device).rsqrt()
@@ -57,7 +57,7 @@ class Geometry(Protocol):
     def root(self, vector: Tensor) -> Tensor:
         """P^-½·v, shape (n,), for the symmetric root."""
 
-    def precondition(self, hessian: HessianOperator) -> Preconditioned:
+    def precondition(self, hessian: LossOperator) -> Preconditioned:
         """The Hessian in this geometry, whose largest eigenvalue is λ_P."""
 
     def decided_by_epsilon(self, vector: Tensor) -> float:
@@ -86,7 +86,7 @@ class AdamGeometry:
         """P^-½·v, shape (n,)."""
         return self._diagonal.rsqrt() * vector
 
-    def precondition(self, hessian: HessianOperator) -> PreconditionedOperator:
+    def precondition(self, hessian: LossOperator) -> PreconditionedOperator:
         """P^-½ · H · P^-½."""
         return PreconditionedOperator(hessian, self._diagonal)
 

@@ -7,7 +7,6 @@ How h is chosen stands in ``central_step``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
-from .batches import Batch, count_labels, rows_of
+from .batches import Batch
 from .caveats import narrow_types
-from .central_step import LONGEST, NARROW, WORST, valley, weights_used
+from .central_step import LONGEST, NARROW, best_step, norm, relative, rows_by_length, weights_used
 from .loss import require_finite, summed_loss
+from .loss_operator import LossOperator
 from .modes import checkpointing, compute_in, quiet_model, without_steps
 from .nonfinite import nonfinite_loss
 from .once import told_once
@@ -38,8 +38,8 @@ def as_it_is(vector: Tensor) -> Tensor:
     return vector
 
 
-class CentralOperator(HessianOperator):
-    """``HessianOperator`` by central differences: a product costs two gradients, the memory of one.
+class CentralOperator(LossOperator):
+    """H, as ``HessianOperator``, by central differences: a product costs two gradients, the memory of one.
 
     The model runs with its own attention kernels and with gradient checkpointing, if it has it; each
     microbatch goes through ``loss.backward()``, which is what reentrant checkpoints hang on to. The
@@ -47,7 +47,8 @@ class CentralOperator(HessianOperator):
 
     Args:
         model, batches, dtype: As for ``HessianOperator``, but float32 for bfloat16, which is too coarse.
-        memory_budget: Not used, as no graph is kept.
+        memory_budget: Of no effect, as no graph is kept; who measures makes any operator from the same
+            arguments.
         why: Why products are not exact, for the note.
 
     Attributes:
@@ -58,8 +59,6 @@ class CentralOperator(HessianOperator):
         RequestError: as ``HessianOperator``, or the trainable parameters are narrower than float32: steps
             small enough would be lost in their rounding.
     """
-
-    exact = False
 
     def __init__(
         self,
@@ -73,13 +72,7 @@ class CentralOperator(HessianOperator):
         # Of bfloat16 gradients no step leaves more than noise, mostly (tests/curvature/test_central.py).
         exact = torch.float32 if dtype is torch.bfloat16 else dtype
         super().__init__(model, batches, dtype=exact, memory_budget=0)
-        self._narrow = bool(narrow_types(model))
-        kind = self.parameters[0].dtype
-        if torch.finfo(kind).bits < 32:
-            raise RequestError(
-                f"the trainable parameters are {kind}, in which the small steps of central differences are "
-                "lost: make the adapter float32 (PEFT does unless autocast_adapter_dtype=False)"
-            )
+        self._longest = NARROW if narrow_types(model) else LONGEST
         self.why = why if exact is dtype else f"{why}; in float32, as bfloat16 is too coarse for them"
         self.step: float | None = None
         self.error: float | None = None
@@ -94,26 +87,26 @@ class CentralOperator(HessianOperator):
             told += f"; the one that was checked is off by at most {self.error:.1g} of itself, as measured"
         return told
 
+    def release(self) -> None:
+        """Nothing: no graph is kept."""
+
     def gradient(self) -> Tensor:
         """g = ∇L, shape (n,), in the parameters' type."""
         total = self._sum()
-        with (
-            self.over_ranks(total, alike=self.parameters, of="adapter"),
-            self.scope(),
-        ):
+        with self.over_ranks(total, alike=self.parameters, of="adapter"), self.scope():
             for index in self._mine:
                 gradient, self._losses[index] = self._share(index)
                 total.add_(gradient)
         return total.to(self.parameters[0].dtype)
 
     def matmat(self, block: Tensor) -> Tensor:
-        """H·V, column by column; see ``HessianOperator.matmat``.
+        """H·V, column by column; see ``LossOperator.matmat``.
 
         Raises:
             NonFiniteError: the loss or the product is NaN or infinite.
             HessianLRError: no step gives differences that are more than noise.
         """
-        columns = [c.contiguous() for c in block.to(self.device, self.parameters[0].dtype).unbind(1)]
+        columns = self._columns(block)
         step = self.choose_step() if self.step is None else self.step
         totals = [self._sum() for _ in columns]
         forms = torch.zeros(len(self.batches), dtype=torch.float64, device=self.device)
@@ -149,10 +142,10 @@ class CentralOperator(HessianOperator):
         finally:
             self.step = step
         self.batch_forms, self._losses = before, losses
-        self.error = CAUTION * _share(wide - here, here)
+        self.error = CAUTION * relative(wide - here, here)
         if (exact := self._exact(vector)) is not None:
             off = root(self._on_row(vector, step) - exact)
-            self.error = max(self.error, CAUTION * _share(off, root(exact)))
+            self.error = max(self.error, CAUTION * relative(off, root(exact)))
         return self.error
 
     def choose_step(self, root: Root = as_it_is) -> float:
@@ -167,9 +160,9 @@ class CentralOperator(HessianOperator):
             HessianLRError: it is a large part of D(h)·u at every h.
         """
         # Some adapters are zero at their start (OFT), and a step in proportion to that is none.
-        size = _norm(flatten(self.parameters)) or 1.0
+        size = norm(flatten(self.parameters)) or 1.0
         with weights_used(self.model) as types:
-            for row in _rows(self.batches):
+            for row in rows_by_length(self.batches):
                 self._row = row
                 if bool((g := root(self._on_row(None, 0.0))).any()):
                     break
@@ -182,26 +175,11 @@ class CentralOperator(HessianOperator):
             raise HessianLRError(
                 "the gradient is zero: central differences have no direction to choose a step by"
             )
-        # The image's direction only has to be roughly right.
-        image = root(self._on_row(root(_unit(g)), size * torch.finfo(torch.float32).eps ** (1 / 3)))
-        u = _unit(_unit(g) + _unit(image)) if bool(image.any()) else _unit(g)
-        known: dict[int, Tensor] = {}
 
-        def change(k: int, apart: int) -> float:
-            """‖D(2^apart·h) − D(h)‖/‖D(h)‖, h = 2^k·‖θ‖."""
-            for one in (k, k + apart):
-                if one not in known:
-                    known[one] = root(self._on_row(root(u), size * 2.0**one))
-            value = _share(known[k + apart] - known[k], known[k])
-            return value if math.isfinite(value) else math.inf
+        def difference(vector: Tensor, step: float) -> Tensor:
+            return root(self._on_row(root(vector), step))
 
-        best = valley(change, NARROW if self._narrow else LONGEST)
-        if not (share := change(best, 1)) <= WORST:
-            raise HessianLRError(
-                f"central differences of gradients are off by {share:.0%} of the product at the best step: "
-                "use float32, also for the base weights, and a model that gives the same twice"
-            )
-        self.step = size * 2.0**best
+        self.step = best_step(difference, g, size, self._longest)
         return self.step
 
     @contextmanager
@@ -222,9 +200,17 @@ class CentralOperator(HessianOperator):
                 for parameter, gradient in zip(self.parameters, kept, strict=True):
                     parameter.grad = gradient
 
+    def _require_products(self) -> None:
+        kind = self.parameters[0].dtype
+        if torch.finfo(kind).bits < 32:
+            raise RequestError(
+                f"the trainable parameters are {kind}, in which the small steps of central differences are "
+                "lost: make the adapter float32 (PEFT does unless autocast_adapter_dtype=False)"
+            )
+
     def _difference(self, vector: Tensor, step: float, total: Tensor, forms: Tensor) -> None:
         """Add D(h)·v to ``total`` and each microbatch's v·D_b(h)·v to ``forms``."""
-        length = _norm(vector)
+        length = norm(vector)
         if length == 0.0:
             return
         unit = vector / length
@@ -242,7 +228,7 @@ class CentralOperator(HessianOperator):
 
     def _share(self, index: int) -> tuple[Tensor, float]:
         """A microbatch's share of g, shape (n,), and its summed loss, where the weights are."""
-        self.cost.gradient_equivalents += self.weights[index] / self.labels
+        self._charge(index)
         return self._backward(self.batches[index], self.labels)
 
     def _backward(self, batch: Batch, labels: int) -> tuple[Tensor, float]:
@@ -286,7 +272,7 @@ class CentralOperator(HessianOperator):
             self.cost.gradient_equivalents += (1 if vector is None else 2) * labels / self.labels
             if vector is None:
                 return self._backward(row, labels)[0]
-            length = _norm(vector)
+            length = norm(vector)
             with displaced(self.parameters, vector / length, step):
                 ahead = self._backward(row, labels)[0].double()
             with displaced(self.parameters, vector / length, -step):
@@ -298,7 +284,7 @@ class CentralOperator(HessianOperator):
         return torch.zeros(self.size, dtype=torch.float64, device=self.device)
 
 
-def twice_or_central(measure: Callable[[Callable[..., HessianOperator]], Result]) -> Result:
+def twice_or_central(measure: Callable[[Callable[..., LossOperator]], Result]) -> Result:
     """``measure`` with exact products, or from its start with central differences where there are none."""
     try:
         return measure(HessianOperator)
@@ -306,24 +292,3 @@ def twice_or_central(measure: Callable[[Callable[..., HessianOperator]], Result]
         why = str(error)
     # Not in the handler: the error's traceback holds the graph that is of no use, and its memory.
     return measure(partial(CentralOperator, why=why))
-
-
-def _rows(batches: Sequence[Batch]) -> Iterator[tuple[Batch, int]]:
-    """The rows that have a label, with their number of labels, the shortest microbatch's first."""
-    for batch in sorted(batches, key=lambda one: one["input_ids"].shape[1]):
-        count = len(batch["input_ids"])
-        whole = any(len(value) != count for value in batch.values())
-        rows = [batch] if whole else rows_of(batch)
-        yield from ((row, labels) for row in rows if (labels := count_labels(row)))
-
-
-def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector.detach(), dtype=torch.float64))
-
-
-def _unit(vector: Tensor) -> Tensor:
-    return vector / _norm(vector)
-
-
-def _share(difference: Tensor, of: Tensor) -> float:
-    return _norm(difference) / max(_norm(of), 1e-300)

@@ -10,11 +10,14 @@ D(h)'s truncation where that is what counts, and its rounding where that is. The
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ..errors import HessianLRError
+from .batches import Batch, count_labels, rows_of
 
 # Steps tried are ‖θ‖·2^−k, k below this; first every third.
 LONGEST, COARSE = 30, 3
@@ -23,6 +26,42 @@ LONGEST, COARSE = 30, 3
 NARROW = 12
 # A share of H·u beyond which differences are noise rather than products.
 WORST = 0.25
+
+
+def best_step(
+    difference: Callable[[Tensor, float], Tensor], gradient: Tensor, size: float, longest: int
+) -> float:
+    """The h at which D(2h)·u − D(h)·u is least, u along g/‖g‖ + H·g/‖H·g‖.
+
+    Args:
+        difference: (v, h) ↦ D(h)·v, shape (n,).
+        gradient: g, shape (n,), not zero.
+        size: ‖θ‖, of which steps are shares.
+        longest: ``LONGEST`` or ``NARROW``.
+
+    Raises:
+        HessianLRError: it is a large part of D(h)·u at every h.
+    """
+    # The image's direction only has to be roughly right.
+    image = difference(unit(gradient), size * torch.finfo(torch.float32).eps ** (1 / 3))
+    u = unit(unit(gradient) + unit(image)) if bool(image.any()) else unit(gradient)
+    known: dict[int, Tensor] = {}
+
+    def change(k: int, apart: int) -> float:
+        """‖D(2^apart·h) − D(h)‖/‖D(h)‖, h = 2^k·‖θ‖."""
+        for one in (k, k + apart):
+            if one not in known:
+                known[one] = difference(u, size * 2.0**one)
+        value = relative(known[k + apart] - known[k], known[k])
+        return value if math.isfinite(value) else math.inf
+
+    best = valley(change, longest)
+    if not (share := change(best, 1)) <= WORST:
+        raise HessianLRError(
+            f"central differences of gradients are off by {share:.0%} of the product at the best step: "
+            "use float32, also for the base weights, and a model that gives the same twice"
+        )
+    return size * 2.0**best
 
 
 def valley(change: Callable[[int, int], float], longest: int) -> int:
@@ -46,6 +85,15 @@ def valley(change: Callable[[int, int], float], longest: int) -> int:
         at = lowest
 
 
+def rows_by_length(batches: Sequence[Batch]) -> Iterator[tuple[Batch, int]]:
+    """The rows that have a label, with their number of labels, the shortest microbatch's first."""
+    for batch in sorted(batches, key=lambda one: one["input_ids"].shape[1]):
+        count = len(batch["input_ids"])
+        whole = any(len(value) != count for value in batch.values())
+        rows = [batch] if whole else rows_of(batch)
+        yield from ((row, labels) for row in rows if (labels := count_labels(row)))
+
+
 @contextmanager
 def weights_used(model: nn.Module) -> Iterator[set[torch.dtype]]:
     """The types of the trainable weights while they are used: FSDP2 may keep them wider than it uses them."""
@@ -61,3 +109,18 @@ def weights_used(model: nn.Module) -> Iterator[set[torch.dtype]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def norm(vector: Tensor) -> float:
+    """‖v‖, summed in float64."""
+    return float(torch.linalg.vector_norm(vector.detach(), dtype=torch.float64))
+
+
+def unit(vector: Tensor) -> Tensor:
+    """v/‖v‖."""
+    return vector / norm(vector)
+
+
+def relative(difference: Tensor, of: Tensor) -> float:
+    """‖difference‖/‖of‖."""
+    return norm(difference) / max(norm(of), 1e-300)

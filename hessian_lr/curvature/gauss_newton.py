@@ -8,45 +8,44 @@ import torch
 from torch import Tensor
 
 from .cross_entropy import summed_cross_entropy
+from .graph_operator import GraphOperator
 from .loss import labelled_logits, require_finite
-from .operator import HessianOperator
 from .twice import TwiceDifferentiable
+from .vectors import add_to
 
 
-class GaussNewtonOperator(HessianOperator):
+class GaussNewtonOperator(GraphOperator):
     """G = Jᵀ·H_z·J, J the derivative of the logits z over the parameters, H_z the loss's Hessian over z.
 
     H = G + Σ (∂L/∂z)·∇²z; for cross-entropy G is also the Fisher matrix (Martens, JMLR 21, 2020). J·v is
     had by two backward passes: Jᵀ·u is linear in u, so its derivative over u along v is J·v. With
     the graphs kept a product costs one gradient, as for H. Arguments and errors are those of
-    ``HessianOperator``.
+    ``GraphOperator``.
     """
 
     def gradient(self) -> Tensor:
         """g = ∇L, shape (n,), in the parameters' type."""
-        return HessianOperator(self.model, self.batches, dtype=self.dtype, memory_budget=0).gradient()
+        total = self._zeros(1)
+        with self.over_ranks(total, alike=self.parameters, of="adapter"), self.scope():
+            for index in self._mine:
+                _, loss = self._forward(index)
+                share = torch.autograd.grad(loss / self.labels, self.parameters, materialize_grads=True)
+                self._charge(index)
+                add_to(total[0], share)
+        return total[0]
 
-    def _build(self, index: int, twice: bool) -> list[Tensor]:
+    def build(self, index: int, twice: bool) -> list[Tensor]:
         """The logits, a dummy cotangent u, and Jᵀ·u, with their graphs."""
-        with self.plan.measure(index):
-            with TwiceDifferentiable(self.dtype, self._cast_weights):
-                logits, targets = labelled_logits(self.model, self.batches[index])
-            self._require_graph(logits)
-            loss = summed_cross_entropy(logits.detach(), targets)
-            require_finite(loss, "the loss")
-            self._losses[index] = float(loss)
-            cotangent = torch.zeros_like(logits, requires_grad=True)
-            pulled = torch.autograd.grad(
-                logits, self.parameters, cotangent, create_graph=twice, materialize_grads=True
-            )
-        self.cost.gradient_equivalents += self.weights[index] / self.labels
-        share = [logits, cotangent, *pulled]
-        if twice and self.plan.keeps(index):
-            self._graphs[index] = share
-        return share
+        logits, _ = self._forward(index)
+        cotangent = torch.zeros_like(logits, requires_grad=True)
+        pulled = torch.autograd.grad(
+            logits, self.parameters, cotangent, create_graph=twice, materialize_grads=True
+        )
+        return [logits, cotangent, *pulled]
 
-    def _product(self, share: list[Tensor], piece: list[Tensor], keep: bool) -> Sequence[Tensor]:
-        logits, cotangent, *pulled = share
+    def product(self, graph: list[Tensor], piece: list[Tensor], keep: bool) -> Sequence[Tensor]:
+        """A microbatch's share of G·v."""
+        logits, cotangent, *pulled = graph
         (along,) = torch.autograd.grad(pulled, cotangent, piece, retain_graph=True, materialize_grads=True)
         wide = logits.detach() if logits.dtype is torch.float64 else logits.detach().float()
         probabilities = torch.softmax(wide, dim=-1)
@@ -59,3 +58,13 @@ class GaussNewtonOperator(HessianOperator):
             retain_graph=keep,
             materialize_grads=True,
         )
+
+    def _forward(self, index: int) -> tuple[Tensor, Tensor]:
+        """A microbatch's logits, and its summed loss."""
+        with TwiceDifferentiable(self.dtype, self._cast_weights):
+            logits, targets = labelled_logits(self.model, self.batches[index])
+        self._require_graph(logits)
+        loss = summed_cross_entropy(logits, targets)
+        require_finite(loss, "the loss")
+        self._losses[index] = float(loss.detach())
+        return logits, loss

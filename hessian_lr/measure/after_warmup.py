@@ -11,7 +11,7 @@ from torch import nn
 from ..curvature.adam import Geometry
 from ..curvature.batches import Batch
 from ..curvature.central import CentralOperator
-from ..curvature.operator import Cost, HessianOperator
+from ..curvature.loss_operator import Cost, LossOperator
 from ..spectrum import Eigenvalue
 from ..spectrum.lanczos import dot
 from .confirm import differences_checked, sampling_error, spectrum_notes, verified
@@ -39,7 +39,7 @@ class AfterWarmUp:
 
 
 def after_warm_up(
-    make: Callable[..., HessianOperator],
+    make: Callable[..., LossOperator],
     *,
     model: nn.Module,
     batches: Sequence[Batch],
@@ -52,7 +52,7 @@ def after_warm_up(
     """Measure at the model's weights as they are.
 
     Args:
-        make: ``HessianOperator``, or what makes one of its kind from the same arguments.
+        make: ``HessianOperator``, or what makes another ``LossOperator`` from the same arguments.
         model, batches: Where to measure, and on which sample.
         metric: The geometry of the optimizer that led here.
         how, rtol, max_products: As for ``adam_sharpness``.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..curvature.caveats import model_notes
 from ..curvature.central import CentralOperator, Root, as_it_is
-from ..curvature.operator import HessianOperator
+from ..curvature.loss_operator import LossOperator
 from ..curvature.weight_gradients import zero_b
 from ..digits import percent
 from ..spectrum import Eigenvalue, Status, lanczos
@@ -21,7 +21,7 @@ from .how import Symmetric, vectors_of
 REFINEMENTS = 4
 
 
-def refined(rough: Eigenvalue, operator: HessianOperator, rtol: float) -> Eigenvalue:
+def refined(rough: Eigenvalue, operator: LossOperator, rtol: float) -> Eigenvalue:
     """The estimate in the operator's precision: Lanczos steps from a vector found in a lower one.
 
     The first step is θ and ρ of the vector as it is, and where that meets rtol it is the only one.
@@ -70,7 +70,7 @@ def afresh(found: Eigenvalue, image: Tensor, rtol: float) -> Eigenvalue:
 
 def differences_checked(
     found: Eigenvalue,
-    operator: HessianOperator,
+    operator: LossOperator,
     direction: Tensor,
     rtol: float,
     root: Root = as_it_is,
@@ -100,7 +100,7 @@ def sampling_error(forms: Sequence[float], weights: Sequence[int]) -> float | No
     return math.sqrt(m / (m - 1) * sum((w * (f - mean)) ** 2 for w, f in zip(shares, forms, strict=True)))
 
 
-def spectrum_notes(found: Eigenvalue, operator: HessianOperator) -> tuple[str, ...]:
+def spectrum_notes(found: Eigenvalue, operator: LossOperator) -> tuple[str, ...]:
     """What a reader should know of how an eigenvalue was obtained."""
     notes = []
     if (why := operator.note()) is not None:

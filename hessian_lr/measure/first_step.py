@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..curvature.adam import require_adam
 from ..curvature.batches import Batch
-from ..curvature.operator import HessianOperator
+from ..curvature.loss_operator import LossOperator
 from ..curvature.vectors import flatten, unflatten
 from ..distributed import laid_out
 from ..errors import HessianLRError, RequestError
@@ -20,7 +20,7 @@ from .warmup import BETAS, EPSILON, MakeOptimizer, adamw
 
 
 def initial_critical(
-    make: Callable[..., HessianOperator],
+    make: Callable[..., LossOperator],
     *,
     model: nn.Module,
     batches: Sequence[Batch],
@@ -77,7 +77,7 @@ def _why_never_uphill(
     return "the loss does not respond to the adapter as a loss should (frozen output? constant labels?)"
 
 
-def _first_step(operator: HessianOperator, gradient: Tensor, optimizer: MakeOptimizer) -> Tensor:
+def _first_step(operator: LossOperator, gradient: Tensor, optimizer: MakeOptimizer) -> Tensor:
     """What the optimizer's first step subtracts at a learning rate of 1."""
     parameters = operator.parameters
     with unchanged(operator.model):

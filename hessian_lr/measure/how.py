@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import Checkpoints
-from ..curvature.operator import HessianOperator
+from ..curvature.loss_operator import LossOperator
 from ..curvature.vectors import working_type
 from ..spectrum import Eigenvalue, lanczos, power_iteration
 from ..spectrum.lanczos import Progress
@@ -48,7 +48,7 @@ class How:
 
     def search(
         self,
-        operator: HessianOperator,
+        operator: LossOperator,
         matrix: Symmetric,
         *more: Tensor,
         stage: str,
@@ -76,7 +76,7 @@ class How:
         )
 
 
-def vectors_of(operator: HessianOperator) -> dict[str, Any]:
+def vectors_of(operator: LossOperator) -> dict[str, Any]:
     """Where an eigensolver's vectors lie beside an operator's, and in which type."""
     return {"device": operator.device, "dtype": working_type(operator.parameters[0])}
 

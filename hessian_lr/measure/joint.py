@@ -14,6 +14,7 @@ from ..checkpoints import Checkpoints
 from ..curvature.batches import Batch, count_labels, require_batches
 from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.gauss_newton import GaussNewtonOperator
+from ..curvature.loss_operator import LossOperator
 from ..curvature.operator import HessianOperator
 from ..digits import percent
 from ..distributed import FAILURES, failed
@@ -36,7 +37,7 @@ from .curvature import Curvature
 from .how import ALGORITHMS, How
 from .unreached import unreached
 
-OPERATORS: dict[str, type[HessianOperator]] = {
+OPERATORS: dict[str, type[LossOperator]] = {
     "hessian": HessianOperator,
     "gauss-newton": GaussNewtonOperator,
     "central-differences": CentralOperator,
@@ -102,7 +103,7 @@ def sharpness(
         # Not when all products are spent.
         require_batches(held_out)
 
-    def measure(make: Callable[..., HessianOperator]) -> Curvature:
+    def measure(make: Callable[..., LossOperator]) -> Curvature:
         how = How(dtype, memory_budget, seed, progress, checkpoints)
         return _Measurement(make, model, batches, how, rtol, max_products, algorithm).result(held_out)
 
@@ -119,7 +120,7 @@ class _Measurement:
 
     def __init__(
         self,
-        make: Callable[..., HessianOperator],
+        make: Callable[..., LossOperator],
         model: nn.Module,
         batches: Sequence[Batch],
         how: How,
@@ -130,7 +131,7 @@ class _Measurement:
         self.began = time.perf_counter()
         self.make, self.model, self.batches, self.how = make, model, batches, how
         self.rtol, self.max_products, self.algorithm = rtol, max_products, algorithm
-        self.used: list[HessianOperator] = []
+        self.used: list[LossOperator] = []
         self.notes: list[str] = []
         self._build(batches, how.dtype, how.memory_budget)
 
@@ -183,11 +184,11 @@ class _Measurement:
         )
 
     @property
-    def matrix(self) -> HessianOperator:
+    def matrix(self) -> LossOperator:
         """The operator that is multiplied with at present."""
         return self.used[-1]
 
-    def _build(self, rows: Sequence[Batch], dtype: torch.dtype, budget: int | None) -> HessianOperator:
+    def _build(self, rows: Sequence[Batch], dtype: torch.dtype, budget: int | None) -> LossOperator:
         self.used.append(self.make(self.model, rows, dtype=dtype, memory_budget=budget))
         return self.used[-1]
 
@@ -215,7 +216,7 @@ class _Measurement:
         self._build(self.batches, torch.float32, self.how.memory_budget)
         return verified(self._search(), self.matrix, self.rtol), None
 
-    def _another(self, rows: Sequence[Batch]) -> HessianOperator:
+    def _another(self, rows: Sequence[Batch]) -> LossOperator:
         """An operator for a product or two beside θ's."""
         self.matrix.release()
         # In θ's own precision, which is not the search's: they are there to be compared.

@@ -23,8 +23,8 @@ from ..curvature.adam import Geometry, geometry, stability_threshold
 from ..curvature.batches import Batch, count_labels, count_tokens
 from ..curvature.central import twice_or_central
 from ..curvature.loss import trainable
+from ..curvature.loss_operator import Cost
 from ..curvature.measurable import require_measurable
-from ..curvature.operator import Cost
 from ..errors import NonFiniteError, RequestError
 from ..records import Record
 from .after_warmup import AfterWarmUp, after_warm_up

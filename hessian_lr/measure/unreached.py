@@ -7,14 +7,14 @@ from collections.abc import Callable
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..curvature.operator import HessianOperator
+from ..curvature.loss_operator import LossOperator
 from ..curvature.vectors import displaced, flatten, views
 
 # How far to look away from the weights, as a share of their length.
 _AWAY = 1e-3
 
 
-def unreached(model: nn.Module, direction: Tensor, make: Callable[[], HessianOperator]) -> int:
+def unreached(model: nn.Module, direction: Tensor, make: Callable[[], LossOperator]) -> int:
     """The parameters of embeddings, or of adapters of embeddings, to which the sample gives no gradient.
 
     The gradient is taken a little away from the weights: at the start of a LoRA one factor has none, and

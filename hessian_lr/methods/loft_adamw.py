@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..curvature.operator import HessianOperator
+from ..curvature.loss_operator import LossOperator
 from ..curvature.vectors import flatten, unflatten
 from ..errors import RequestError
 
@@ -224,7 +224,7 @@ class LoftGeometry:
             self._small[parameter] = damping.amax(1) <= 10 * side.group["eps"]
         self.direction = flatten(moves)
 
-    def precondition(self, hessian: HessianOperator) -> LoftOperator:
+    def precondition(self, hessian: LossOperator) -> LoftOperator:
         """K^½ · H · K^½."""
         return LoftOperator(hessian, self)
 
@@ -248,7 +248,7 @@ class LoftGeometry:
 class LoftOperator:
     """K^½ · H · K^½, symmetric, (n, n)."""
 
-    def __init__(self, hessian: HessianOperator, geometry: LoftGeometry) -> None:
+    def __init__(self, hessian: LossOperator, geometry: LoftGeometry) -> None:
         self._hessian, self._geometry = hessian, geometry
 
     def matvec(self, vector: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from tiny_models import ARCHITECTURES, adapted, dense_hessian, make_batch, rando
 from tolerances import DENSE32, DENSE64, DENSE64_FLOAT32_ISLANDS, DIFFERENCES
 
 from hessian_lr.curvature import (
-    GaussNewtonOperator,
     HessianOperator,
     PreconditionedOperator,
     count_labels,
@@ -89,7 +88,7 @@ def test_where_memory_holds_one_graph_the_others_are_rebuilt_for_the_same_produc
 
     monkeypatch.setattr("hessian_lr.curvature.plan._used_memory", used)
     rows = [{name: value[:1] for name, value in batches[0].items()}] * 3
-    monkeypatch.setattr("hessian_lr.curvature.operator.microbatches", lambda sample, _device: sample)
+    monkeypatch.setattr("hessian_lr.curvature.loss_operator.microbatches", lambda sample, _device: sample)
     operators.append(HessianOperator(adapted(), rows, memory_budget=int(2.5 * graph)))
     operator, truth = operators[0], dense_hessian(adapted(), rows)
     for seed in range(3):
@@ -271,45 +270,6 @@ def test_nan_weights_are_reported_not_returned(batches):
     operator = HessianOperator(model, batches)
     with pytest.raises(NonFiniteError, match="not finite"):
         operator.matvec(random_vector(operator.size))
-
-
-def dense_gauss_newton(model, batches):
-    """Jᵀ·H_z·J in full, from a dense Jacobian of the logits and the softmax's own second derivative."""
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    values = [dict(model.named_parameters())[name].detach() for name in names]
-    total, count = 0, 0
-    for batch in batches:
-        scored = batch["labels"][:, 1:] != -100
-
-        def logits(*pieces, batch=batch, scored=scored):
-            found = torch.func.functional_call(
-                model,
-                dict(zip(names, pieces, strict=True)),
-                (),
-                {**batch, "labels": None, "use_cache": False},
-            )
-            return found.logits[:, :-1][scored]
-
-        rows = torch.autograd.functional.jacobian(logits, tuple(values))
-        jacobian = torch.cat([r.flatten(2) for r in rows], dim=2)
-        p = torch.softmax(logits(*values), dim=-1).detach()
-        bend = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
-        total = total + torch.einsum("pvi,pvw,pwj->ij", jacobian, bend, jacobian)
-        count += int(scored.sum())
-    return total / count
-
-
-def test_gauss_newton_products_match_the_dense_matrix_which_has_no_negative_eigenvalue(batches):
-    truth = dense_gauss_newton(adapted(), batches)
-    for budget in (0, 10**12):
-        operator = GaussNewtonOperator(adapted(), batches, memory_budget=budget)
-        vector = random_vector(operator.size)
-        for _ in range(2):
-            assert distance(operator.matvec(vector), truth @ vector) < DENSE64
-        expected = HessianOperator(adapted(), batches)
-        assert distance(operator.gradient(), expected.gradient()) < DENSE64
-        assert operator.loss == pytest.approx(expected.loss)
-    assert float(torch.linalg.eigvalsh(truth)[0]) > -DENSE64
 
 
 def test_released_graphs_are_built_anew(batches):
