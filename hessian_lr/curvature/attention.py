@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .vectors import working_type
+
 # Bytes of one float32 matrix of queries × keys over all heads: several of them should fit a core's cache.
 _BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
 
@@ -230,7 +232,7 @@ class _Heads:
 
     def weights(self, block: Block, q: Tensor, k: Tensor) -> Tensor:
         """P of a block, in the wide type: the exponential would not bear scores of 8 bits."""
-        wide = _wide(q.dtype)
+        wide = working_type(q)
         scores = torch.bmm(q.to(wide), k.to(wide).transpose(1, 2)).mul_(self.scale)
         shape = (self.batch, self.key_heads, -1, block.last - block.first, block.stop - block.start)
         if block.bias is not None:
@@ -242,23 +244,19 @@ class _Heads:
 
 
 def _row_sum(left: Tensor, right: Tensor) -> Tensor:
-    wide = _wide(left.dtype)
+    wide = working_type(left)
     return (left.to(wide) * right.to(wide)).sum(-1, keepdim=True)
 
 
 def _zeros(like: Tensor) -> Tensor:
     """(batch·key heads, keys, width) of zeros to sum blocks in, in the wide type."""
     return torch.zeros(
-        (like.shape[0] * like.shape[1], *like.shape[2:]), dtype=_wide(like.dtype), device=like.device
+        (like.shape[0] * like.shape[1], *like.shape[2:]), dtype=working_type(like), device=like.device
     )
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype is torch.float64 else torch.float32
-
-
 def _block(first: int, last: int, start: int, stop: int, mask: Tensor, query: Tensor) -> Block:
-    wide = _wide(query.dtype)
+    wide = working_type(query)
     if mask.dtype is not torch.bool:
         bias = mask.to(wide)
     elif bool(mask.all()):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .vectors import wide
+
 # Elements of a float32 buffer worked on at a time: large enough to amortise the calls, small
 # enough to stay near the processor's cache.
 _CHUNK_ELEMENTS = 1 << 18
@@ -29,26 +31,44 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar in float32, or float64 for float64 logits.
     """
-    with torch.no_grad():
-        logsumexp = torch.cat(
-            [torch.logsumexp(_wide(logits[rows]), dim=-1) for rows in _chunks(logits)]
-            or [_wide(logits).new_zeros(0)]
-        )
-    loss: Tensor = _SummedCrossEntropy.apply(logits, targets, logsumexp)
+    loss: Tensor = _SummedCrossEntropy.apply(logits, targets, logsumexp(logits))
     return loss
+
+
+@torch.no_grad()
+def logsumexp(logits: Tensor) -> Tensor:
+    """log Σ exp(z) of each position, shape (positions,), in float32, or float64 for float64 logits."""
+    of_rows = [torch.logsumexp(wide(logits[rows]), dim=-1) for rows in _chunks(logits)]
+    return torch.cat(of_rows or [wide(logits).new_zeros(0)])
+
+
+def bent(logits: Tensor, normalizers: Tensor, tangent: Tensor) -> Tensor:
+    """The summed loss's second derivative times u = ``tangent``, p∘u − p·(p·u), shaped as the logits.
+
+    Args:
+        logits: z, shape (positions, vocabulary).
+        normalizers: Their ``logsumexp``.
+        tangent: u, of the same shape.
+    """
+    product = torch.empty_like(logits)
+    for rows in _chunks(logits):
+        probabilities = _probabilities(logits[rows], normalizers[rows])
+        scaled = probabilities * tangent[rows]
+        product[rows] = scaled.addcmul_(probabilities, scaled.sum(-1, keepdim=True), value=-1)
+    return product
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, logsumexp: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, targets, logsumexp)
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, normalizers: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets, normalizers)
         picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return (logsumexp - _wide(picked)).sum()
+        return (normalizers - wide(picked)).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        logits, targets, logsumexp = ctx.saved_tensors
-        gap: Tensor = _ProbabilityGap.apply(logits, targets, logsumexp)
+        logits, targets, normalizers = ctx.saved_tensors
+        gap: Tensor = _ProbabilityGap.apply(logits, targets, normalizers)
         return gap * gradient.to(logits.dtype), None, None
 
 
@@ -56,35 +76,26 @@ class _ProbabilityGap(torch.autograd.Function):
     """p − e_y, shape (positions, vocabulary)."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, logsumexp: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, logsumexp)
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, normalizers: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, normalizers)
         gap = torch.empty_like(logits)
         for rows in _chunks(logits):
-            gap[rows] = _probabilities(logits[rows], logsumexp[rows])
+            gap[rows] = _probabilities(logits[rows], normalizers[rows])
         # In the wide type first: p_y − 1 of a confident prediction would vanish in bfloat16.
         picked = logits.gather(-1, targets.unsqueeze(-1))
         gap.scatter_(
-            -1, targets.unsqueeze(-1), torch.expm1(_wide(picked) - logsumexp.unsqueeze(-1)).to(gap.dtype)
+            -1, targets.unsqueeze(-1), torch.expm1(wide(picked) - normalizers.unsqueeze(-1)).to(gap.dtype)
         )
         return gap
 
     @staticmethod
     def backward(ctx: Any, tangent: Tensor) -> tuple[Tensor, None, None]:
-        logits, logsumexp = ctx.saved_tensors
-        product = torch.empty_like(logits)
-        for rows in _chunks(logits):
-            probabilities = _probabilities(logits[rows], logsumexp[rows])
-            scaled = probabilities * tangent[rows]
-            product[rows] = scaled.addcmul_(probabilities, scaled.sum(-1, keepdim=True), value=-1)
-        return product, None, None
+        logits, normalizers = ctx.saved_tensors
+        return bent(logits, normalizers, tangent), None, None
 
 
-def _probabilities(logits: Tensor, logsumexp: Tensor) -> Tensor:
-    return (_wide(logits) - logsumexp.unsqueeze(-1)).exp_()
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype is torch.float64 else values.float()
+def _probabilities(logits: Tensor, normalizers: Tensor) -> Tensor:
+    return (wide(logits) - normalizers.unsqueeze(-1)).exp_()
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cross_entropy import summed_cross_entropy
+from .cross_entropy import bent, logsumexp, summed_cross_entropy
 from .graph_operator import GraphOperator
 from .loss import labelled_logits, require_finite
 from .twice import TwiceDifferentiable
@@ -35,26 +35,24 @@ class GaussNewtonOperator(GraphOperator):
         return total[0]
 
     def build(self, index: int, twice: bool) -> list[Tensor]:
-        """The logits, a dummy cotangent u, and Jᵀ·u, with their graphs."""
+        """The logits, their ``logsumexp``, a dummy cotangent u, and Jᵀ·u, with their graphs."""
         logits, _ = self._forward(index)
         cotangent = torch.zeros_like(logits, requires_grad=True)
         pulled = torch.autograd.grad(
             logits, self.parameters, cotangent, create_graph=twice, materialize_grads=True
         )
-        return [logits, cotangent, *pulled]
+        return [logits, logsumexp(logits), cotangent, *pulled]
 
     def product(self, graph: list[Tensor], piece: list[Tensor], keep: bool) -> Sequence[Tensor]:
         """A microbatch's share of G·v."""
-        logits, cotangent, *pulled = graph
-        (along,) = torch.autograd.grad(pulled, cotangent, piece, retain_graph=True, materialize_grads=True)
-        wide = logits.detach() if logits.dtype is torch.float64 else logits.detach().float()
-        probabilities = torch.softmax(wide, dim=-1)
-        weighted = probabilities * along
-        bent = weighted - probabilities * weighted.sum(-1, keepdim=True)
+        logits, normalizers, cotangent, *pulled = graph
+        # Of v, which is small: of the logits' size a share of one in bfloat16 would be rounded again.
+        shares = [one / self.labels for one in piece]
+        (along,) = torch.autograd.grad(pulled, cotangent, shares, retain_graph=True, materialize_grads=True)
         return torch.autograd.grad(
             logits,
             self.parameters,
-            (bent / self.labels).to(logits.dtype),
+            bent(logits.detach(), normalizers, along),
             retain_graph=keep,
             materialize_grads=True,
         )

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .vectors import wide
+
 
 def frozen_linear(inputs: Tensor, weight: Tensor | Callable[[], Tensor], bias: Tensor | None) -> Tensor:
     """inputs·Wᵀ + b for a W and a b that are not differentiated.
@@ -60,7 +62,7 @@ def activation(inputs: Tensor, derivatives: Derivatives) -> Tensor:
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, derivatives: Derivatives) -> Tensor:
-        value, first, second = derivatives(inputs if inputs.dtype is torch.float64 else inputs.float())
+        value, first, second = derivatives(wide(inputs))
         ctx.save_for_backward(inputs, first.to(inputs.dtype), second.to(inputs.dtype))
         return value.to(inputs.dtype)
 
