@@ -10,7 +10,9 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from hessian_lr.curvature.adam import (
@@ -22,7 +24,7 @@ from hessian_lr.curvature.adam import (
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.operator import HessianOperator
 from hessian_lr.curvature.vectors import flatten
-from hessian_lr.curvature.weight_gradients import gradient_norms
+from hessian_lr.curvature.weight_gradients import adapted_layers, weight_gradients
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import sharpness, unchanged
 from hessian_lr.measure.line_search import critical_learning_rate
@@ -105,12 +107,28 @@ def _at_start(prepared: Prepared) -> tuple[Figures, Tensor]:
         "gauss_newton_start_cost": gauss_newton.gradient_equivalents * rows,
         "gradient_l2": float(gradient.norm()),
         "gradient_l1": float(gradient.abs().sum()),
-        "weight_gradient_norm": max(gradient_norms(model, batches, prepared.dtype).values()),
+        "weight_gradient_norm": _weight_gradient_norm(prepared),
         "lr_critical_start": critical,
         "lr_critical_start_cost": (1 + 0.5 * forwards) * rows,
         "lr_directional_start": slope / bend if bend > 0 else None,
     }
     return figures, gradient
+
+
+def _weight_gradient_norm(prepared: Prepared) -> float:
+    """max σ₁(∂L/∂W) over the adapted weights W, which at the start is the same for every method."""
+    weights = {name: layer.get_base_layer().weight for name, layer in adapted_layers(prepared.model).items()}
+    gradients = weight_gradients(prepared.model, weights, prepared.batches, prepared.dtype)
+    return max(_spectral_norm(matrix) for matrix in gradients.values())
+
+
+def _spectral_norm(matrix: Tensor) -> float:
+    dense = matrix.detach().double().cpu().numpy()
+    if not dense.any():
+        return 0.0
+    if min(dense.shape) < 8:
+        return float(np.linalg.norm(dense, 2))
+    return float(svds(dense, k=1, random_state=0, tol=1e-8, return_singular_vectors=False)[0])
 
 
 def _after(prepared: Prepared, top_lr: float, first: Tensor, *, near: bool) -> Figures:

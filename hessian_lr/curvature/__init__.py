@@ -7,7 +7,6 @@ from .gauss_newton import GaussNewtonOperator
 from .loss import mean_loss
 from .loss_operator import Cost, LossOperator
 from .operator import HessianOperator
-from .weight_gradients import gradient_norms
 
 __all__ = [
     "Batch",
@@ -19,6 +18,5 @@ __all__ = [
     "PreconditionedOperator",
     "closed_form",
     "count_labels",
-    "gradient_norms",
     "mean_loss",
 ]

@@ -1,36 +1,18 @@
-"""The loss's gradient over frozen weights, and its spectral norms."""
+"""The loss's gradient over frozen weights, and the layers that adapt them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from ..errors import RequestError
 from .batches import Batch, count_labels, require_labels, to_device
 from .loss import require_finite, summed_loss
 from .modes import compute_in, quiet_model
-
-
-def gradient_norms(
-    model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype = torch.float32
-) -> dict[str, float]:
-    """σ₁(Gᵢ), the spectral norm of the loss's gradient over each adapted weight, by module name.
-
-    At initialization the adapted model computes what the base model does, so Gᵢ is the same for
-    every method. Costs one gradient over the adapted weights (1½ gradients of the adapter).
-
-    Raises:
-        RequestError: no adapted module, or no labelled token.
-    """
-    layers = adapted_layers(model)
-    gradients = weight_gradients(model, _weights(layers), batches, dtype)
-    return {name: _spectral_norm(matrix) for name, matrix in gradients.items()}
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
@@ -97,16 +79,3 @@ def weight_gradients(
             weight.requires_grad_(before)
     assert sums is not None
     return dict(zip(named, sums, strict=True))
-
-
-def _weights(layers: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: layer.get_base_layer().weight for name, layer in layers.items()}
-
-
-def _spectral_norm(matrix: Tensor) -> float:
-    dense = matrix.detach().double().cpu().numpy()
-    if not dense.any():
-        return 0.0
-    if min(dense.shape) < 8:
-        return float(np.linalg.norm(dense, 2))
-    return float(svds(dense, k=1, random_state=0, tol=1e-8, return_singular_vectors=False)[0])

@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import ARCHITECTURES, adapted, base_model, counting_batch, dense_hessian, learned
 from tolerances import BRACKET32, CLOSED_FORM, DENSE64, DENSE64_FLOAT32_ISLANDS
 
-from hessian_lr.curvature import gradient_norms
 from hessian_lr.curvature.ceiling import ceilings
 from hessian_lr.curvature.closed_form import MAX_PRODUCTS, ClosedForm, bounded, closed_form
 from hessian_lr.curvature.coupling import TopCoupling
+from hessian_lr.curvature.weight_gradients import adapted_layers, weight_gradients
 from hessian_lr.curvature.zero_b import ZeroBSearch
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.spectrum.certificate import CONFIDENCE
@@ -194,6 +194,13 @@ def test_an_upper_end_is_exceeded_no_more_often_than_it_says(products):
         exceeded += [next(run).upper for _ in range(products)][-1] < exact
     # 40 expected at most; 3 standard deviations are 17.
     assert exceeded <= 57
+
+
+def gradient_norms(model, batches):
+    """σ₁ of the loss's gradient over each adapted weight."""
+    weights = {name: layer.get_base_layer().weight for name, layer in adapted_layers(model).items()}
+    gradients = weight_gradients(model, weights, batches, torch.float32)
+    return {name: float(torch.linalg.matrix_norm(g, 2)) for name, g in gradients.items()}
 
 
 def test_rebuilt_graphs_microbatches_and_unequal_scalings_give_the_same(batches):
