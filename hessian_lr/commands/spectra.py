@@ -10,18 +10,15 @@ from ..checkpoints import Checkpoints
 from ..curvature.closed_form import closed_form
 from ..distributed import require_shared
 from ..errors import HessianLRError
-from ..measure import OPERATORS, grown_sharpness, module_sharpness, sharpness
+from ..measure import density, grown_sharpness, module_sharpness, sharpness
 from ..prepare import Prepared
 from ..progress import Progress
 from ..results import spectrum_row
 from ..setting import AUTO, Setting
-from ..spectrum import spectral_density
 
 T = TypeVar("T")
 # Methods with a closed form at B = 0.
 BRACKETED = ("lora", "rslora")
-# Of the spectral density: enough probes to tell their scatter, enough steps to tell bulk from outliers.
-PROBES, STEPS = 4, 20
 
 
 @dataclass(frozen=True)
@@ -67,25 +64,17 @@ def measure(
             progress.report("closed form", 0, 1, "")
             more["bracket"] = _try(lambda: closed_form(model, batches, seed=seed), "bracket", notes)
         if request.density:
-            operator = OPERATORS[request.operator](model, batches, dtype=dtype)
 
             def show(done: int, total: int, theta: float, residual: float) -> None:
                 progress.report("spectral density", done, total, f"θ {theta:.3g}")
 
             more["density"] = _try(
-                lambda: spectral_density(
-                    operator.matvec,
-                    operator.size,
-                    probes=PROBES,
-                    steps=STEPS,
-                    seed=seed,
-                    device=operator.device,
-                    progress=show,
+                lambda: density(
+                    model, batches, operator=request.operator, dtype=dtype, seed=seed, progress=show
                 ),
                 "density",
                 notes,
             )
-            operator.release()
         if request.per_module:
             more["modules"] = _try(
                 lambda: module_sharpness(

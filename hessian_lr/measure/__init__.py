@@ -4,6 +4,7 @@ Adam's geometry after a warm-up.
 
 from .cost import peak_rss_bytes
 from .curvature import Curvature
+from .distribution import density
 from .grow import grown_sharpness
 from .how import ALGORITHMS
 from .joint import OPERATORS, sharpness
@@ -23,6 +24,7 @@ __all__ = [
     "SharpnessTracker",
     "TrackedSharpness",
     "adam_sharpness",
+    "density",
     "grown_sharpness",
     "module_sharpness",
     "peak_rss_bytes",

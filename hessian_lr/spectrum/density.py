@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from ..errors import RequestError
 from ..records import Record
+from ..setting import check_counts
 from .basis import Basis
 from .lanczos import BREAKDOWN, Matvec, Progress, random_vectors, start_vector, tridiagonalise
 
@@ -114,12 +115,11 @@ def spectral_density(
         progress: Called after each step with (products, all products, largest Ritz value, its residual).
 
     Raises:
-        RequestError: fewer than two probes (no error could be stated), or no step.
+        RequestError: fewer than two probes (no error could be stated), no step, or no whole number of them.
     """
+    check_counts(probes=probes, lanczos_steps=steps)
     if probes < 2:
         raise RequestError(f"probes must be at least 2 for a standard error, not {probes!r}")
-    if steps < 1:
-        raise RequestError(f"steps must be at least 1, not {steps!r}")
     generator = torch.Generator().manual_seed(seed)
     basis = Basis(size, device, dtype)
     nodes: list[Array] = []

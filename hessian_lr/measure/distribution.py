@@ -1,0 +1,69 @@
+"""The whole spectrum of an adapter's Hessian: how its eigenvalues are distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..curvature.batches import Batch
+from ..errors import unknown_name
+from ..setting import check_counts
+from ..spectrum import SpectralDensity, spectral_density
+from ..spectrum.lanczos import Progress
+from .how import vectors_of
+from .joint import OPERATORS
+
+
+def density(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    probes: int = 4,
+    steps: int = 20,
+    operator: str = "hessian",
+    dtype: torch.dtype = torch.float32,
+    memory_budget: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SpectralDensity:
+    """The spectral density of the loss Hessian over the model's trainable parameters.
+
+    The model, its modes, the random state and global flags are left as they were found.
+
+    Args:
+        model: A causal language model with an adapter: what requires a gradient is measured.
+        batches: The sample, as for ``sharpness``.
+        probes: Random vectors, at least two. Four tell their scatter; standard errors fall with their
+            square root.
+        steps: Lanczos steps from each, enough to tell bulk from outliers: the resolution. Together
+            probes · steps products.
+        operator: As for ``sharpness``.
+        dtype: Precision of the products: float32, bfloat16 (autocast), or float64.
+        memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide here).
+        seed: Seed of the probes.
+        progress: Called after each product with (products, all products, largest Ritz value, its residual).
+
+    Raises:
+        RequestError: as ``sharpness`` for the model, the sample, the operator and the seed; fewer than two
+            probes, or no step.
+        NonFiniteError: the loss or a product is NaN or infinite.
+        NotTwiceDifferentiable: the Hessian was asked for of a model that has none.
+    """
+    if operator not in OPERATORS:
+        raise unknown_name("operator", operator, OPERATORS)
+    check_counts(seed=seed)
+    matrix = OPERATORS[operator](model, batches, dtype=dtype, memory_budget=memory_budget)
+    try:
+        return spectral_density(
+            matrix.matvec,
+            matrix.size,
+            probes=probes,
+            steps=steps,
+            seed=seed,
+            progress=progress,
+            **vectors_of(matrix),
+        )
+    finally:
+        matrix.release()
