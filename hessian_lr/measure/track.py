@@ -18,9 +18,12 @@ from ..spectrum import Eigenvalue, lanczos
 from ..spectrum.lanczos import random_vectors
 from .how import vectors_of
 
-# Length of the random component that is added to the last eigenvector, against the vector's own:
+# Length of the random component that is added to the last eigenvectors, against one's own:
 # a newly risen eigenvalue shows no sooner with three times as much, and the error doubles.
 _FRESH = 0.1
+
+# That of the Ritz vector next to it, which may overtake it (what it brings and costs: experiments/tracking).
+_SECOND = 0.5
 
 # An update goes on while ρ is more than this share of |θ|, up to so many times its products: early in a run
 # the vector turns faster than three products follow.
@@ -56,16 +59,17 @@ class TrackedSharpness(Record):
 class SharpnessTracker:
     """λ of a model's loss on fixed batches, again and again while the model is trained.
 
-    The top eigenvector turns slowly under training, so each update is a short Lanczos run from
-    the last one plus a small random component; the first starts from a random vector and runs to
-    ``lanczos``'s own tolerance. An update takes ``products`` products at least, as a small residual before
-    that only says that the old eigenvector is still one, not that it is still the largest's; and up to three
-    times as many while the residual is more than 3% of the value. Values are lower bounds; a residual that
-    is larger at the end says that the vector has not kept up, a small one not that no other eigenvalue is
-    larger. Where another eigenvalue overtakes the one followed, it
-    takes some updates until it shows, the more the closer the two and the larger the model: with 3
-    products, 352 parameters and eigenvalues of 1.54 and 1.08 it was 9 to 16, with 2 products 30 and
-    more. Setting ``vector`` to None makes the next update start anew.
+    The top eigenvector turns slowly under training, so each update is a short Lanczos run from the last
+    one, plus the Ritz vector next to it, which may be about to overtake it, plus a small random
+    component; the first starts from a random vector and runs to ``lanczos``'s own tolerance. An update
+    takes ``products`` products at least, as a small residual before that only says that the old
+    eigenvector is still one, not that it is still the largest's; and up to three times as many while
+    the residual is more than 3% of the value. Values are lower bounds; a residual that is larger at the
+    end says that the vector has not kept up, a small one not that no other eigenvalue is larger. An
+    eigenvalue that was not among the first two and overtakes them takes some updates until it shows,
+    the more the closer they are and the larger the model: with 3 products, 352 parameters and
+    eigenvalues of 1.54 and 1.08 it was 9 to 16, with 2 products 30 and more. Setting ``vector`` to None
+    makes the next update start anew.
 
     Args:
         batches: The sample on which λ is measured.
@@ -102,6 +106,8 @@ class SharpnessTracker:
         self.memory_budget = memory_budget
         self.vector: Tensor | None = None
         self.direction: Tensor | None = None
+        self._second: Tensor | None = None
+        self._second_direction: Tensor | None = None
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -120,8 +126,8 @@ class SharpnessTracker:
             NonFiniteError: the loss or a product is NaN or infinite, as after a diverged step.
         """
         operator = HessianOperator(model, self.batches, dtype=self.dtype, memory_budget=self.memory_budget)
-        found = self._follow(operator, operator.matvec, self.vector)
-        self.vector = found.vector
+        found = self._follow(operator, operator.matvec, self.vector, self._second)
+        self.vector, self._second = found.vector, found.second
         scaled = None
         if optimizer is not None:
             if any("exp_avg_sq" not in optimizer.state.get(p, {}) for p in operator.parameters):
@@ -130,16 +136,13 @@ class SharpnessTracker:
                     "that trains this model, after its first step"
                 )
             diagonal = adam_preconditioner(optimizer, operator.parameters)
-            start = None
-            if self.direction is not None:
-                moving = self.direction.to(operator.device) * diagonal.sqrt()
-                start = torch.where(diagonal.isinf(), 0.0, moving)
-                # Nothing is left of it where it lay in what is held now, as of groups that take turns.
-                start = start / norm if (norm := start.norm()) > 0 else None
+            vector, second = (_in_geometry(one, diagonal) for one in (self.direction, self._second_direction))
             # P moves as well, and faster early on: with as few products as λ, 44% were missed.
             adam = PreconditionedOperator(operator, diagonal)
-            scaled = self._follow(operator, adam.matvec, start, times=2)
-            self.direction = scaled.vector * diagonal.rsqrt()
+            scaled = self._follow(operator, adam.matvec, vector, second, times=2)
+            self.direction, self._second_direction = (
+                None if one is None else one * diagonal.rsqrt() for one in (scaled.vector, scaled.second)
+            )
         return TrackedSharpness(
             step=step,
             lambda_max=found.value,
@@ -156,9 +159,10 @@ class SharpnessTracker:
         operator: HessianOperator,
         matvec: Callable[[Tensor], Tensor],
         vector: Tensor | None,
+        second: Tensor | None,
         times: int = 1,
     ) -> Eigenvalue:
-        """The largest eigenvalue, from a unit vector that was its eigenvector lately, or from nothing."""
+        """The largest eigenvalue, from unit vectors of it and the next lately, or from nothing."""
         if vector is None:
             return lanczos(matvec, operator.size, seed=self._seed, **vectors_of(operator))
         if len(vector) != operator.size:
@@ -167,12 +171,24 @@ class SharpnessTracker:
                 f"{len(vector)}: use a new tracker for another model"
             )
         fresh = random_vectors(1, operator.size, self._generator)[0].to(operator.device)
+        start = vector.to(operator.device) + _FRESH / operator.size**0.5 * fresh
+        if second is not None:
+            start += _SECOND * second.to(operator.device)
         return lanczos(
             matvec,
             operator.size,
             rtol=_RTOL,
             min_products=times * self.products,
             max_products=_MOST * times * self.products,
-            start=vector.to(operator.device) + _FRESH / operator.size**0.5 * fresh,
+            start=start,
             **vectors_of(operator),
         )
+
+
+def _in_geometry(direction: Tensor | None, diagonal: Tensor) -> Tensor | None:
+    """A direction of the parameters as a unit vector of the preconditioned matrix's space."""
+    if direction is None:
+        return None
+    vector = torch.where(diagonal.isinf(), 0.0, direction.to(diagonal.device) * diagonal.sqrt())
+    # Nothing is left of it where it lay in what is held now, as of groups that take turns.
+    return vector / norm if (norm := vector.norm()) > 0 else None

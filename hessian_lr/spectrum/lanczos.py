@@ -44,6 +44,7 @@ class Eigenvalue:
         smallest: Smallest Ritz value, ≥ λ_min; None from power iteration.
         products: Products with H.
         status: ``"converged"`` (by the rule of the algorithm) or ``"budget"`` (stopped at the limit).
+        second: The next Ritz vector, shape (n,); None from power iteration and after one product.
     """
 
     value: float
@@ -55,6 +56,7 @@ class Eigenvalue:
     products: int
     status: Status
     confidence: float = CONFIDENCE
+    second: Tensor | None = None
 
     @property
     def error(self) -> float:
@@ -137,7 +139,8 @@ def lanczos(
         if checkpoint is not None and t.following is not None:
             checkpoint.save(basis, t, t.following)
 
-    ritz = basis.combine(torch.from_numpy(vectors[:, -1:].copy()).to(device))[0]
+    ritz = basis.combine(torch.from_numpy(vectors[:, -2:].copy()).to(device))
+    ritz /= torch.linalg.vector_norm(ritz, dim=1, keepdim=True, dtype=torch.float64)
     upper: float | None = None
     if t.exhausted and (start is None or len(basis) == size):
         upper = theta
@@ -145,13 +148,14 @@ def lanczos(
         upper = upper_bound(*coefficients)
     return Eigenvalue(
         value=theta,
-        vector=ritz / dot(ritz, ritz) ** 0.5,
+        vector=ritz[-1],
         residual=residual,
         gap=gap,
         upper=upper,
         smallest=float(values[0]),
         products=len(basis),
         status="converged" if converged else "budget",
+        second=ritz[-2] if len(ritz) > 1 else None,
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import adapted, counting_batch, dense_hessian
 
-from hessian_lr.curvature import HessianOperator
+from hessian_lr.curvature import Cost, HessianOperator
 from hessian_lr.errors import NonFiniteError, RequestError
 from hessian_lr.measure import SharpnessTracker, TrackedSharpness
 from hessian_lr.spectrum import lanczos
@@ -82,6 +83,26 @@ def test_the_random_component_finds_a_larger_eigenvalue_than_the_one_followed(fr
     assert followed[-1] == pytest.approx(float(values[-1] if fresh else values[-2]), rel=1e-2)
 
 
+@pytest.mark.parametrize("second", [True, False])
+def test_an_eigenvalue_that_overtakes_the_one_followed_shows_at_once(second, monkeypatch):
+    """The second of 20,000 eigenvalues rises from 0.9 to 1.2, past the first's 1."""
+    if not second:
+        monkeypatch.setattr("hessian_lr.measure.track._SECOND", 0.0)
+    risen = [0.9, 1.2]
+    diagonals = iter([torch.tensor([1.0, value, *np.linspace(-0.3, 0.5, 19_998)]) for value in risen])
+
+    class Scripted:
+        def __init__(self, *_, **__):
+            diagonal = next(diagonals)
+            self.size, self.device, self.parameters = len(diagonal), diagonal.device, [diagonal]
+            self.matvec, self.loss, self.cost = diagonal.__mul__, 0.0, Cost()
+
+    monkeypatch.setattr("hessian_lr.measure.track.HessianOperator", Scripted)
+    tracker = SharpnessTracker(SAMPLE)
+    found = [tracker.update(None, step).lambda_max for step in range(len(risen))]
+    assert found == pytest.approx([1.0, 1.2 if second else 1.0], rel=0.03)
+
+
 def test_an_update_goes_on_while_the_vector_has_not_kept_up():
     model = adapted()
     values, vectors = torch.linalg.eigh(dense_hessian(copy.deepcopy(model), SAMPLE))
@@ -132,9 +153,9 @@ def test_the_account_of_an_update():
     tracker = SharpnessTracker(SAMPLE, dtype=torch.float64, products=2, memory_budget=0)
     tracker.update(model, 0)
     found = tracker.update(model, 7)
-    # Products whose graph is rebuilt each time; a third, as the random component is still there after two.
-    assert (found.step, found.matvecs) == (7, 3)
-    assert found.gradient_equivalents == pytest.approx(6)
+    # Products whose graph is rebuilt each time; more than two, to tell the second vector from the first.
+    assert (found.step, found.matvecs) == (7, 5)
+    assert found.gradient_equivalents == pytest.approx(10)
     with torch.no_grad():
         total = sum(float(model(**b, use_cache=False).loss) * b["labels"][:, 1:].numel() for b in SAMPLE)
     assert found.loss == pytest.approx(total / sum(b["labels"][:, 1:].numel() for b in SAMPLE))
