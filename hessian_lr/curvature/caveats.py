@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -50,11 +52,18 @@ def model_notes(model: nn.Module) -> list[str]:
         notes.append(_MIXES)
     if any(_is_of(layer, "c3a") for layer in layers):
         notes.append(_WRONG)
-    if getattr(getattr(base_model(model), "config", None), "output_router_logits", False):
-        notes.append(
-            "the router's own loss (output_router_logits), which training adds, is not in what was measured"
-        )
+    notes += [f"{loss}, which training adds, is not in what was measured" for loss in added_losses(model)]
     return notes
+
+
+def added_losses(model: nn.Module) -> list[str]:
+    """What a model given labels adds by itself to the cross-entropy that is measured."""
+    added = []
+    if getattr(getattr(base_model(model), "config", None), "output_router_logits", False):
+        added.append("the router's own loss (output_router_logits)")
+    if _adds_penalty(model):
+        added.append("AdaLoRA's penalty on factors that are not orthogonal (orth_reg_weight)")
+    return added
 
 
 def mixes_rows(model: nn.Module) -> bool:
@@ -68,6 +77,19 @@ def _trained_layers(model: nn.Module) -> list[BaseTunerLayer]:
         for module in model.modules()
         if isinstance(module, BaseTunerLayer) and any(p.requires_grad for p in module.parameters())
     ]
+
+
+def _adds_penalty(model: nn.Module) -> bool:
+    """Whether AdaLoRA's forward pass is part of the model's, as it is where the adapter has a task type."""
+    modules = list(model.modules())
+    # There is no such name where all adapters were loaded for inference.
+    configs: list[Any] = [
+        one.peft_config[one.trainable_adapter_name]
+        for one in modules
+        if isinstance(one, AdaLoraModel) and hasattr(one, "trainable_adapter_name")
+    ]
+    passes_by = any(type(one) is PeftModel for one in modules)
+    return not passes_by and any(config.orth_reg_weight > 0 for config in configs)
 
 
 def _is_of(layer: BaseTunerLayer, method: str) -> bool:

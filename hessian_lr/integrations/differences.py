@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import Trainer, TrainingArguments
 
+from ..curvature.caveats import added_losses
 from ..measure.warmup import BETAS, EPSILON
 from .schedule import stays_up
 
@@ -27,8 +28,8 @@ def differences(args: TrainingArguments, trainer: Trainer) -> list[str]:
     # TRL's name for a loss of its own.
     if (kind := getattr(args, "loss_type", None)) not in (None, "nll", "chunked_nll"):
         found.append(f"loss_type={kind!r}: {_FOR}")
-    if getattr(getattr(trainer.model, "config", None), "output_router_logits", False):
-        found.append(f"the router's own loss (output_router_logits): {_FOR}")
+    if trainer.model is not None:
+        found += [f"{loss}: {_FOR}" for loss in added_losses(trainer.model)]
     if (args.adam_beta1, args.adam_beta2) != BETAS:
         found.append(
             f"Adam's betas {args.adam_beta1:g}, {args.adam_beta2:g}: it is for {BETAS[0]}, {BETAS[1]}"

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import learned
+from peft import AdaLoraConfig, get_peft_model
+from tiny_models import base_model, learned
 from tiny_trainer import STEPS, Watched, collate, counted, entries, trainer, with_callback
 from torch.optim import lr_scheduler
 
@@ -106,6 +107,14 @@ def test_a_loss_of_a_subclass_is_said_unless_it_is_trls(rows, tmp_path):
     assert differences(plain.args, plain) == []
     plain.args.loss_type = "dft"
     assert "loss_type='dft'" in differences(plain.args, plain)[0]
+
+
+def test_a_loss_that_the_model_adds_to_is_said(rows, tmp_path):
+    ranks = {"init_r": 2, "target_r": 1, "total_step": STEPS}
+    config = AdaLoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **ranks)
+    made = trainer(rows, tmp_path, model=get_peft_model(base_model("llama"), config))
+    (said,) = differences(made.args, made)
+    assert "orth_reg_weight" in said and said.endswith("it is for plain cross-entropy")
 
 
 def test_the_batch_size_is_the_one_that_is_trained_with(rows, tmp_path, monkeypatch, caplog):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tiny_models import (
     VOCABULARY,
     adapted,
@@ -325,6 +325,17 @@ def test_a_routers_own_loss_is_told(trained):
     model = with_adapter(_mixture(output_router_logits=trained), target_modules=["q_proj"])
     told = [note for note in hlr.sharpness(model, BATCHES).notes if "router's own loss" in note]
     assert len(told) == trained
+
+
+@pytest.mark.parametrize(("weight", "task"), [(0.5, "CAUSAL_LM"), (0.0, "CAUSAL_LM"), (0.5, None)])
+def test_a_penalty_that_adalora_adds_to_the_loss_is_told(weight, task):
+    rank = {"init_r": 2, "target_r": 1, "total_step": 10, "orth_reg_weight": weight}
+    config = AdaLoraConfig(target_modules=["q_proj"], task_type=task, **rank)
+    model = get_peft_model(base_model("llama"), config)
+    own = float(model(**BATCHES[0]).loss.detach())
+    found = hlr.sharpness(model, BATCHES)
+    told = any("orth_reg_weight" in one and "not in what was measured" in one for one in found.notes)
+    assert told is (own != pytest.approx(found.loss, rel=SAME_LOSS)) is (weight > 0 and task is not None)
 
 
 def test_weights_that_a_pass_cuts_from_a_parameter_are_not_kept():
