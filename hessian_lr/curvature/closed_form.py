@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
 from ..errors import HessianLRError, RequestError
@@ -227,18 +227,15 @@ def bounded(
 
 def _zero_b_layers(model: nn.Module) -> dict[str, Any]:
     """The model's LoRA layers if the closed form holds for them."""
-    # Where other adapters than the active one lie, nothing is added.
-    layers = {
-        name: layer
-        for name, layer in adapted_layers(model).items()
-        if not getattr(layer, "lora_A", None) or any(name in layer.lora_A for name in layer.active_adapters)
-    }
+    # What adapts a parameter, as experts' and routers' adapters do, may have no weight matrix below it.
+    on_parameters = {name: layer for name, layer in model.named_modules() if isinstance(layer, ParamWrapper)}
+    layers = _active(on_parameters) or _active(adapted_layers(model))
     if not layers:
         raise RequestError("the active adapter is on no linear module: make another one active")
     instead = "measure λ by Lanczos instead (`hessian-lr spectrum`, or predict without --fast)"
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     for name, layer in layers.items():
-        if not isinstance(layer, LoraLayer) or not layer.lora_A:
+        if not isinstance(layer, LoraLayer) or isinstance(layer, ParamWrapper) or not layer.lora_A:
             kind = type(layer).__name__
             raise RequestError(
                 f"the closed form is that of one B·A for each linear layer, and {name} is adapted "
@@ -269,6 +266,15 @@ def _zero_b_layers(model: nn.Module) -> dict[str, Any]:
             f"({len(names)} such parameters): {instead}"
         )
     return layers
+
+
+def _active(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those on which other adapters than the active one lie, where nothing is added."""
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if not getattr(layer, "lora_A", None) or any(name in layer.lora_A for name in layer.active_adapters)
+    }
 
 
 def _factors(layer: Any) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen
 
 from hessian_lr import methods
 from hessian_lr.curvature import HessianOperator
+from hessian_lr.curvature.closed_form import closed_form
 from hessian_lr.errors import RequestError
 from hessian_lr.measure import sharpness
 from hessian_lr.setting import Setting
@@ -210,3 +211,11 @@ def test_a_start_that_needs_linear_modules_is_refused(tmp_path, start):
     LoraConfig(r=2, target_modules="all-linear", init_lora_weights=start).save_pretrained(tmp_path)
     with pytest.raises(RequestError, match=f"init_lora_weights '{start}' needs linear modules"):
         methods.check(base_model("mixtral"), Setting(peft_config=str(tmp_path)))
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "gate"], ["w1", "w3"]], ids=["router", "experts alone"])
+def test_the_closed_form_is_not_for_adapters_on_parameters(targets):
+    """A router has a weight matrix, and gives more than its product with it."""
+    built = methods.build(base_model("mixtral"), Setting(rank=2, target_modules=targets, method="lora"))
+    with pytest.raises(RequestError, match=r"one B·A for each linear layer.* by a ParamWrapper layer"):
+        closed_form(built, [make_batch(2, 8, 0)])
