@@ -20,6 +20,10 @@ _WRONG = (
     "PEFT's C3A gives the layers below it a wrong derivative: this is of the gradient that trains, not the "
     "loss's curvature"
 )
+_PROJECTED = (
+    "PEFT's OSF projects the gradients of its factors: this is the curvature along what training can move "
+    "in, and the loss's own may be larger"
+)
 
 
 def narrow_types(model: nn.Module) -> list[torch.dtype]:
@@ -52,6 +56,8 @@ def model_notes(model: nn.Module) -> list[str]:
         notes.append(_MIXES)
     if any(_is_of(layer, "c3a") for layer in layers):
         notes.append(_WRONG)
+    if any(_is_of(layer, "osf") for layer in layers):
+        notes.append(_PROJECTED)
     notes += [f"{loss}, which training adds, is not in what was measured" for loss in added_losses(model)]
     return notes
 

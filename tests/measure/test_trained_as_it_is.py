@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import C3AConfig, LilyConfig, LoraConfig, get_peft_model
+from peft import C3AConfig, LilyConfig, LoraConfig, OSFConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from tiny_models import adapted, base_model, dense_hessian, make_batch
 from tolerances import DEFAULT_LAMBDA, DENSE64
@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 import hessian_lr as hlr
 from hessian_lr.curvature.closed_form import closed_form
 from hessian_lr.curvature.modes import differentiable_attention
+from hessian_lr.curvature.vectors import displaced, flatten
 from hessian_lr.errors import RequestError
 from hessian_lr.methods import build
 from hessian_lr.setting import Setting
@@ -344,3 +345,29 @@ def test_that_c3a_has_a_wrong_derivative_is_told(config, right):
     assert (float((slope * along).sum()) == pytest.approx(float(up - down) / 2, rel=DEFAULT_LAMBDA)) is right
     notes = hlr.sharpness(model.float(), SAMPLE).notes
     assert any("C3A gives the layers below it a wrong" in note for note in notes) is not right
+
+
+@pytest.mark.parametrize(
+    ("config", "right"),
+    [
+        (LoraConfig(r=2, target_modules=["v_proj"]), True),
+        (OSFConfig(effective_rank=2, target_modules=["v_proj"]), False),
+    ],
+)
+def test_that_osf_projects_its_gradients_is_told(config, right):
+    model = _with_peft(config).double()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def loss():
+        return model(input_ids=SAMPLE[0]["input_ids"]).logits.square().mean()
+
+    generator = torch.Generator().manual_seed(0)
+    along = torch.cat([1e-4 * torch.randn(p.numel(), generator=generator) for p in trained])
+    slope = flatten(torch.autograd.grad(loss(), trained))
+    with torch.no_grad(), displaced(trained, along, 1):
+        up = float(loss())
+    with torch.no_grad(), displaced(trained, along, -1):
+        down = float(loss())
+    assert (float(slope @ along.double()) == pytest.approx((up - down) / 2, rel=DEFAULT_LAMBDA)) is right
+    notes = hlr.sharpness(model.float(), SAMPLE, max_products=2).notes
+    assert any("PEFT's OSF projects" in note for note in notes) is not right
