@@ -14,7 +14,7 @@ from .devices import precision_notes, resolve_device, resolve_dtype
 from .errors import HessianLRError, RequestError
 from .exhausted import memory_errors
 from .measure.warmup import WARMUP_STEPS
-from .setting import Setting
+from .setting import AUTO, Setting
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -98,10 +98,12 @@ def split_rows(setting: Setting, rows: Sequence[Row]) -> tuple[Sequence[Row], Se
     warmup = min(wanted, len(rows) - taken)
     notes = []
     if taken < asked:
-        notes.append(
-            f"curvature measured on {taken} samples instead of {asked}: "
-            f"the data has only {len(rows)} training rows"
+        held = (
+            f"the curvature sample may grow to {taken} rows at most"
+            if setting.samples == AUTO
+            else f"curvature measured on {taken} samples instead of {asked}"
         )
+        notes.append(f"{held}: the data has only {len(rows)} training rows")
     if warmup < wanted:
         notes.append(
             f"warmed up on {warmup} rows instead of {wanted}, some of them more than once: "

@@ -24,6 +24,11 @@ def test_the_sample_is_the_last_rows_and_the_warm_up_the_first(count, sample, wa
     assert len(said) == notes and all(f"only {count}" in note for note in said)
 
 
+def test_a_sample_that_grows_was_not_asked_to_have_the_most_rows():
+    _, _, said = split_rows(Setting(samples="auto", batch_size=2), rows(40))
+    assert said == ("the curvature sample may grow to 20 rows at most: the data has only 40 training rows",)
+
+
 def test_one_row_cannot_serve_both():
     with pytest.raises(RequestError, match="has 1 training rows, but at least 2"):
         split_rows(Setting(), rows(1))
