@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import partial
@@ -106,7 +107,7 @@ def set_learning_rate(
 
 
 def stays_up(scheduler: Any, steps: int) -> bool:
-    """Whether a schedule is as high after ``steps`` as halfway, or falls only where an evaluation asks."""
+    """Whether a schedule is as high at the end of ``steps`` as halfway, or falls only if evaluations ask."""
     schedule = getattr(scheduler, "scheduler", scheduler)
     if isinstance(schedule, lr_scheduler.SequentialLR):
         return stays_up(schedule._schedulers[-1], steps - schedule._milestones[-1])
@@ -114,7 +115,22 @@ def stays_up(scheduler: Any, steps: int) -> bool:
         return all(stays_up(part, steps) for part in schedule._schedulers)
     if isinstance(schedule, LambdaLR):
         return all(share(steps) == share(steps // 2) > 0 for share in schedule.lr_lambdas)
-    return isinstance(schedule, (lr_scheduler.ConstantLR, lr_scheduler.ReduceLROnPlateau))
+    if isinstance(schedule, (lr_scheduler.ConstantLR, lr_scheduler.ReduceLROnPlateau)):
+        return True
+    # Those of torch's that know a step's learning rate without the one before.
+    if not hasattr(schedule, "_get_closed_form_lr"):
+        return False
+    halfway = _rates(schedule, steps // 2)
+    # At every step: what goes down and up may be as high at the end for having come back.
+    later = range(steps // 2 + 1, steps + 1)
+    return any(halfway) and all(_rates(schedule, step) == halfway for step in later)
+
+
+def _rates(schedule: Any, step: int) -> list[float]:
+    """Each group's learning rate at a step."""
+    then = copy.copy(schedule)
+    then.last_epoch = step
+    return list(then._get_closed_form_lr())
 
 
 def _from_peak(share: Any, lr: float, floor: float | None) -> Any:

@@ -60,7 +60,15 @@ def test_what_moves_the_best_learning_rate_is_said_and_what_does_not_is_not(rows
         (lambda o: lr_scheduler.ConstantLR(o, 1.0, 1), True),
         (lambda o: lr_scheduler.ReduceLROnPlateau(o), True),
         (lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 - step / STEPS), False),
+        (lambda o: lr_scheduler.LinearLR(o, 1.0, 1.0, STEPS), True),
+        (lambda o: lr_scheduler.LinearLR(o, 0.1, 1.0, 2), True),
+        (lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, 2), False),
+        (lambda o: lr_scheduler.StepLR(o, 2, gamma=1.0), True),
+        (lambda o: lr_scheduler.StepLR(o, 2, gamma=0.5), False),
+        (lambda o: lr_scheduler.StepLR(o, 2 * STEPS), True),
         (lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS), False),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS // 2), False),
+        (lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, STEPS), False),
         (
             lambda o: lr_scheduler.SequentialLR(
                 o, [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.LinearLR(o, 1.0, 0.0, 4)], [2]
