@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from . import methods
-from .data import Batch, TaskData, make_batches
+from .batches import Batch
+from .data import TaskData, make_batches
 from .devices import precision_notes, resolve_device, resolve_dtype
 from .errors import HessianLRError, RequestError
 from .exhausted import memory_errors

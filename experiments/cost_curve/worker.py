@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from experiments.peak_memory import forget_peak, peak_bytes, resident_bytes
 from hessian_lr import models
 from hessian_lr.allocator import keep_freed_memory
+from hessian_lr.batches import IGNORED, Batch, count_labels
 from hessian_lr.curvature import HessianOperator
-from hessian_lr.curvature.batches import IGNORED, Batch, count_labels
 from hessian_lr.curvature.loss import summed_loss, trainable
 from hessian_lr.curvature.modes import compute_in, quiet_model
 from hessian_lr.methods import build

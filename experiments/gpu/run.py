@@ -24,8 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hessian_lr as hlr
 from experiments.cost_curve.worker import DTYPES, gathered_loss, library_loss
+from hessian_lr.batches import IGNORED, Batch, to_device
 from hessian_lr.curvature import HessianOperator
-from hessian_lr.curvature.batches import IGNORED, Batch, to_device
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.microbatches import microbatches
 from hessian_lr.curvature.modes import compute_in, quiet_model

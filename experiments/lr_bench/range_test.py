@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hessian_lr import methods
-from hessian_lr.curvature.batches import count_labels
+from hessian_lr.batches import count_labels
 from hessian_lr.curvature.loss import summed_loss, trainable
 from hessian_lr.curvature.modes import quiet_model
 from hessian_lr.data import TaskData, make_batches

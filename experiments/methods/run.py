@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import hessian_lr as hlr
 from hessian_lr import data, methods, models
-from hessian_lr.data import Batch, TaskData
+from hessian_lr.batches import Batch
+from hessian_lr.data import TaskData
 from hessian_lr.errors import HessianLRError
 from hessian_lr.methods import METHODS, method_of
 from hessian_lr.models import LoadedModel

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from hessian_lr import data, models
+from hessian_lr.batches import IGNORED
 from hessian_lr.data import Example
-from hessian_lr.data.encode import IGNORED
 from hessian_lr.methods import adapted
 from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting

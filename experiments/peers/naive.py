@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hessian_lr.curvature.batches import Batch, count_labels
+from hessian_lr.batches import Batch, count_labels
 from hessian_lr.curvature.weight_gradients import adapted_layers
 from hessian_lr.spectrum.lanczos import dot, start_vector
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hessian_lr.curvature.batches import Batch
+from hessian_lr.batches import Batch
 
 from . import naive, with_curvlinops, with_eigenthings, with_ours, with_pyhessian
 from .running import Trace

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hessian_lr.curvature.batches import Batch
+from hessian_lr.batches import Batch
 from hessian_lr.spectrum.lanczos import start_vector
 
 from .running import TOLERANCE, RunningRitz, Trace

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hessian_lr.curvature.batches import Batch, count_labels
+from hessian_lr.batches import Batch, count_labels
 
 from .running import TOLERANCE, RunningRitz, Trace
 

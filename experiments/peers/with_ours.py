@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import hessian_lr as hlr
-from hessian_lr.curvature.batches import Batch
+from hessian_lr.batches import Batch
 from hessian_lr.errors import HessianLRError
 
 from .naive import chosen_modules

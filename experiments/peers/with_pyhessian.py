@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from hessian_lr.curvature.batches import IGNORED, Batch, count_labels
+from hessian_lr.batches import IGNORED, Batch, count_labels
 
 from .running import TOLERANCE, Trace
 

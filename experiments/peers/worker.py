@@ -14,7 +14,7 @@ import transformers
 from experiments.peak_memory import forget_peak, peak_bytes, resident_bytes
 from hessian_lr import data, models
 from hessian_lr.allocator import keep_freed_memory
-from hessian_lr.curvature.batches import count_labels, count_tokens
+from hessian_lr.batches import count_labels, count_tokens
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.prepare import prepare
 from hessian_lr.records import read_json, write_json

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hessian_lr import data, models
 from hessian_lr.allocator import keep_freed_memory
-from hessian_lr.curvature.batches import Batch, count_labels
+from hessian_lr.batches import Batch, count_labels
 from hessian_lr.curvature.loss import summed_loss, trainable
 from hessian_lr.curvature.modes import compute_in, quiet_model
 from hessian_lr.measure import module_sharpness, peak_rss_bytes

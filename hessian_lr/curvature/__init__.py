@@ -1,7 +1,7 @@
 """The loss of an adapter, and the operators made of its derivatives."""
 
+from ..batches import Batch, count_labels
 from .adam import PreconditionedOperator
-from .batches import Batch, count_labels
 from .closed_form import ClosedForm, closed_form
 from .gauss_newton import GaussNewtonOperator
 from .loss import mean_loss

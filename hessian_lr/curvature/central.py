@@ -15,8 +15,8 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..batches import Batch
 from ..errors import HessianLRError, NotTwiceDifferentiable, RequestError
-from .batches import Batch
 from .caveats import narrow_types
 from .central_step import LONGEST, NARROW, best_step, norm, relative, rows_by_length, weights_used
 from .loss import require_finite, summed_loss

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..batches import Batch, count_labels, rows_of
 from ..errors import HessianLRError
-from .batches import Batch, count_labels, rows_of
 
 # Steps tried are ‖θ‖·2^−k, k below this; first every third.
 LONGEST, COARSE = 30, 3

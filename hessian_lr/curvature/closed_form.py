@@ -26,11 +26,11 @@ import torch
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
+from ..batches import Batch
 from ..errors import HessianLRError, RequestError
 from ..records import Record
 from ..spectrum.certificate import CONFIDENCE
 from ..spectrum.lanczos import Progress, dot
-from .batches import Batch
 from .caveats import model_notes
 from .ceiling import CouplesBoth, ceilings
 from .coupling import Coupling, TopCoupling

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..batches import Batch
 from ..errors import NotTwiceDifferentiable, RequestError
-from .batches import Batch
 from .four_bits import four_bit_layers
 from .loss import require_finite
 from .loss_operator import LossOperator

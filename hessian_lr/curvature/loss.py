@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import IGNORED, Batch, count_labels, require_labels, to_device
 from ..errors import NonFiniteError, RequestError
-from .batches import IGNORED, Batch, count_labels, require_labels, to_device
 from .cross_entropy import summed_cross_entropy
 from .modes import base_model, compute_in, quiet_model, reshard
 

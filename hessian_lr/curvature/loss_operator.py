@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..batches import Batch, count_labels, count_tokens, require_labels, to_device
 from ..causal import looks_ahead
 from ..distributed import team
 from ..errors import RequestError
 from ..models.identity import glance
-from .batches import Batch, count_labels, count_tokens, require_labels, to_device
 from .caveats import mixes_rows
 from .measurable import require_measurable
 from .microbatches import microbatches

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .batches import IGNORED, Batch, count_labels, rows_of
+from ..batches import IGNORED, Batch, count_labels, rows_of
 
 # Tokens of a microbatch. A processor gains nothing from more at a time than fill its products, and
 # memory then goes by small steps; a GPU wants more.

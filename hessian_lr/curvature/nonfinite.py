@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import Batch, to_device
 from ..errors import NonFiniteError
-from .batches import Batch, to_device
 from .loss import summed_loss
 from .modes import compute_in, quiet_model
 

@@ -9,8 +9,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..batches import Batch, count_labels, require_labels, to_device
 from ..errors import RequestError
-from .batches import Batch, count_labels, require_labels, to_device
 from .loss import require_finite, summed_loss
 from .modes import compute_in, quiet_model
 

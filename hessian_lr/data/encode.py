@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import hub
+from ..batches import IGNORED, Batch
 from ..errors import RequestError
 from ..records import is_number
 from .bad_row import BadRow, kind
@@ -20,10 +21,6 @@ from .templates import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Batch = dict[str, torch.Tensor]
-
-IGNORED = -100
 
 _HALF = re.compile("[\ud800-\udfff]")  # JSON can name one, and no encoding holds it
 
@@ -156,7 +153,7 @@ def make_batches(
         Dicts of ``input_ids``, ``attention_mask`` (1 = a real token) and ``labels`` (-100 = not
         labelled), each (batch, tokens), int64, on ``device``.
     """
-    batches = []
+    batches: list[Batch] = []
     for start in range(0, len(examples), batch_size):
         rows = examples[start : start + batch_size]
         shape = (len(rows), max(len(row.input_ids) for row in rows))

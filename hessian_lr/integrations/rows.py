@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..curvature.batches import Batch, count_labels
+from ..batches import Batch, count_labels
 from ..errors import RequestError
 from ..prepare import split_rows
 from ..setting import Setting

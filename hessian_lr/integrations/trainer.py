@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..curvature.batches import Batch, require_batches
+from ..batches import Batch, require_batches
 from ..distributed import FAILURES
 from ..errors import HessianLRError, RequestError
 from ..measure import SharpnessTracker

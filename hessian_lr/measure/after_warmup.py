@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..batches import Batch
 from ..curvature.adam import Geometry
-from ..curvature.batches import Batch
 from ..curvature.central import CentralOperator
 from ..curvature.loss_operator import Cost, LossOperator
 from ..spectrum import Eigenvalue

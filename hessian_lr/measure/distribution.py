@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..curvature.batches import Batch
+from ..batches import Batch
 from ..errors import unknown_name
 from ..setting import check_counts
 from ..spectrum import SpectralDensity, spectral_density

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..batches import Batch
 from ..curvature.adam import require_adam
-from ..curvature.batches import Batch
 from ..curvature.loss_operator import LossOperator
 from ..curvature.vectors import flatten, unflatten
 from ..distributed import laid_out

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ..batches import Batch
 from ..checkpoints import Checkpoints
-from ..curvature.batches import Batch
 from ..errors import RequestError
 from ..spectrum.lanczos import Progress
 from .curvature import Curvature

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import Batch, count_labels, require_batches
 from ..checkpoints import Checkpoints
-from ..curvature.batches import Batch, count_labels, require_batches
 from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.gauss_newton import GaussNewtonOperator
 from ..curvature.loss_operator import LossOperator

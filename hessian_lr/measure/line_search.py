@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..curvature.batches import Batch, count_labels, count_tokens
+from ..batches import Batch, count_labels, count_tokens
 from ..curvature.loss import mean_loss, trainable
 from ..curvature.measurable import require_measurable
 from ..curvature.vectors import displaced

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..curvature.batches import Batch
+from ..batches import Batch
 from ..curvature.caveats import model_notes
 from ..curvature.operator import HessianOperator
 from ..distributed import FAILURES, failed

@@ -18,9 +18,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..batches import Batch, count_labels, count_tokens
 from ..checkpoints import Checkpoints
 from ..curvature.adam import Geometry, geometry, stability_threshold
-from ..curvature.batches import Batch, count_labels, count_tokens
 from ..curvature.central import twice_or_central
 from ..curvature.loss import trainable
 from ..curvature.loss_operator import Cost

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..batches import Batch
 from ..curvature.adam import PreconditionedOperator, adam_preconditioner
-from ..curvature.batches import Batch
 from ..curvature.operator import HessianOperator
 from ..errors import RequestError
 from ..records import Record

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from ..curvature.batches import Batch, count_labels, count_tokens, require_labels, to_device
+from ..batches import Batch, count_labels, count_tokens, require_labels, to_device
 from ..curvature.loss import summed_loss, trainable
 from ..curvature.measurable import require_measurable
 from ..curvature.modes import compute_in, quiet_model, without_steps

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..curvature.batches import Batch
+from ..batches import Batch
 from ..curvature.loss import require_finite
 from ..curvature.modes import differentiable_attention
 from ..curvature.weight_gradients import weight_gradients

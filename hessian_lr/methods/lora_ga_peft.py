@@ -8,7 +8,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraGAConfig
 from transformers import PreTrainedModel
 
-from ..curvature.batches import Batch
+from ..batches import Batch
 from ..setting import Setting
 from .builtin import plain_lora
 from .lora_ga import GAMMA, ROWS, mean_gradients, refuse_more_than_half

@@ -12,7 +12,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from ..data import Batch, Example, TaskData, make_batches
+from ..batches import Batch
+from ..data import Example, TaskData, make_batches
 from ..errors import RequestError, unknown_name
 from ..setting import ADAMW, Setting
 from .builtin import BUILTIN

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..batches import Batch
 from ..checkpoints import Checkpoints
-from ..curvature.batches import Batch
 from ..distributed import FAILURES, failed
 from ..exhausted import memory_errors
 from ..measure import Curvature

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ..batches import Batch, require_batches, require_labels
 from ..checkpoints import Checkpoints
-from ..curvature.batches import Batch, require_batches, require_labels
 from ..distributed import FAILURES, failed
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..curvature.batches import Batch
+from ..batches import Batch
 from ..curvature.closed_form import FAST_PRODUCTS, closed_form
 from ..curvature.loss import trainable
 from ..errors import HessianLRError

@@ -17,7 +17,8 @@ from .recipe import WARMUP_FRACTION, recipe
 if TYPE_CHECKING:
     import torch
 
-    from ..data import Batch, TaskData
+    from ..batches import Batch
+    from ..data import TaskData
     from ..models import LoadedModel
     from .trainer import Done
 

@@ -22,7 +22,7 @@ from accelerate.state import (  # type: ignore[import-untyped]
 )
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..data import Batch, Example, make_batches
+from ..data import Example, make_batches
 from ..methods import method_of
 from ..setting import Setting
 from .recipe import WARMUP_FRACTION, recipe
@@ -86,9 +86,9 @@ def fit(
             **told,
         )
 
-        def collate(rows: list[dict[str, list[int]]]) -> Batch:
+        def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
             padded = [Example(tuple(row["input_ids"]), tuple(row["labels"])) for row in rows]
-            return make_batches(padded, len(padded), pad_id)[0]
+            return dict(make_batches(padded, len(padded), pad_id)[0])
 
         trainer = Trainer(
             model=model,

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from tiny_models import VOCABULARY, adapted, counting_batch, dense_hessian, learned
 from tiny_trainer import STEPS, collate, counted, entries, trainer, weights, with_callback
 
-from hessian_lr.curvature.batches import count_labels
+from hessian_lr.batches import count_labels
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.integrations import (
     PredictedLearningRate,

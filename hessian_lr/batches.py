@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import RequestError
+from .errors import RequestError
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100
