@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from .errors import HessianLRError, NonFiniteError, NotTwiceDifferentiable, RankError, RequestError
+from .precision import working_type
 
 # Bits of a stamp: what a float32 holds exactly.
 _STAMP = 1 << 24
@@ -138,8 +139,8 @@ class Team:
         head[0] = failure is not None
         head[1 + self.rank] = _stamp(alike)
         largest = max(tensors, key=torch.numel)
-        wide = torch.float64 if largest.dtype is torch.float64 else torch.float32
-        buffer = torch.cat([head.to(wide), *(t.detach().reshape(-1).to(wide) for t in tensors)])
+        kind = working_type(largest)
+        buffer = torch.cat([head.to(kind), *(t.detach().reshape(-1).to(kind) for t in tensors)])
         with self._whole():
             dist.all_reduce(buffer, group=self._group)
             failed, *stamps = buffer[: len(head)].tolist()

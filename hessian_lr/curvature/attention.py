@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .vectors import working_type
+from ..precision import working_type
 
 # Bytes of one float32 matrix of queries × keys over all heads: several of them should fit a core's cache.
 _BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}

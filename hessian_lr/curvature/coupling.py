@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..distributed import team
+from ..precision import working_type
 from ..spectrum import lanczos
-from .vectors import flatten, unflatten, working_type
+from .vectors import flatten, unflatten
 
 # Relative error of σ₁², so half of it for σ₁.
 _RTOL = 1e-4

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .vectors import wide
+from ..precision import wide
 
 # Elements of a float32 buffer worked on at a time: large enough to amortise the calls, small
 # enough to stay near the processor's cache.

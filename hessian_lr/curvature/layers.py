@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .vectors import wide
+from ..precision import wide
 
 
 def frozen_linear(inputs: Tensor, weight: Tensor | Callable[[], Tensor], bias: Tensor | None) -> Tensor:

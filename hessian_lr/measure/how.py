@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoints import Checkpoints
 from ..curvature.loss_operator import LossOperator
-from ..curvature.vectors import working_type
+from ..precision import working_type
 from ..spectrum import Eigenvalue, lanczos, power_iteration
 from ..spectrum.lanczos import Progress
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..curvature.vectors import flatten, unflatten, working_type
+from ..curvature.vectors import flatten, unflatten
+from ..precision import working_type
 from ..records import Record, digest
 from ..spectrum import Eigenvalue, upper_bound
 from ..spectrum.basis import Basis
