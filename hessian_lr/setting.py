@@ -16,6 +16,8 @@ from .records import Record, digest
 
 ADAMW, SGD = "adamw", "sgd"
 OPTIMIZERS = (ADAMW, SGD)
+# AdamW's in every run and every warm-up: 38/λ_P is the threshold of this β₁.
+BETAS, EPSILON = (0.9, 0.999), 1e-8
 DTYPES = ("auto", "float32", "bfloat16")
 # A sample that grows: by doubling, from the default to at most so many rows.
 AUTO, MOST_SAMPLES = "auto", 64

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from hessian_lr.curvature.adam import stability_threshold
-from hessian_lr.measure.warmup import BETAS
 from hessian_lr.prepare import Prepared, prepare
+from hessian_lr.setting import BETAS
 
 from .again import again
 from .laws import AFTER, SETTING, SHARE, THEORY, Law

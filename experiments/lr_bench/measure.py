@@ -29,8 +29,9 @@ from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import sharpness, unchanged
 from hessian_lr.measure.line_search import critical_learning_rate
 from hessian_lr.measure.preconditioned import ATTEMPTS, BEYOND, SMALLER, WARMUP_SHARE
-from hessian_lr.measure.warmup import BETAS, WARMUP_STEPS, warm_up
+from hessian_lr.measure.warmup import WARMUP_STEPS, warm_up
 from hessian_lr.prepare import Prepared
+from hessian_lr.setting import BETAS
 from hessian_lr.spectrum import lanczos
 from hessian_lr.spectrum.lanczos import dot, random_vectors
 

@@ -23,10 +23,11 @@ from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import unchanged
 from hessian_lr.measure.line_search import critical_learning_rate
 from hessian_lr.measure.preconditioned import WARMUP_SHARE
-from hessian_lr.measure.warmup import BETAS, warm_up
+from hessian_lr.measure.warmup import warm_up
 from hessian_lr.predict import PREDICTORS, load_calibration
 from hessian_lr.prepare import Prepared, prepare
 from hessian_lr.records import write_json
+from hessian_lr.setting import BETAS
 from hessian_lr.spectrum import lanczos
 
 from .again import again

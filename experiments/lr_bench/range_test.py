@@ -14,9 +14,8 @@ from hessian_lr.batches import count_labels
 from hessian_lr.curvature.loss import summed_loss, trainable
 from hessian_lr.curvature.modes import quiet_model
 from hessian_lr.data import TaskData, make_batches
-from hessian_lr.measure.warmup import BETAS, EPSILON
 from hessian_lr.models import LoadedModel
-from hessian_lr.setting import Setting
+from hessian_lr.setting import BETAS, EPSILON, Setting
 
 STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0
 SMOOTHING = 0.9

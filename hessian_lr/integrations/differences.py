@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import Trainer, TrainingArguments
 
 from ..curvature.caveats import added_losses
-from ..measure.warmup import BETAS, EPSILON
+from ..setting import BETAS, EPSILON
 from .schedule import stays_up
 
 _FOR = "it is for plain cross-entropy"

@@ -14,9 +14,10 @@ from ..curvature.loss_operator import LossOperator
 from ..curvature.vectors import flatten, unflatten
 from ..distributed import laid_out
 from ..errors import HessianLRError, RequestError
+from ..setting import BETAS, EPSILON
 from .line_search import LARGEST, NOISE, critical_learning_rate, loss_along
 from .state import unchanged
-from .warmup import BETAS, EPSILON, MakeOptimizer, adamw
+from .warmup import MakeOptimizer, adamw
 
 
 def initial_critical(

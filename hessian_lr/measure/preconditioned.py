@@ -27,13 +27,14 @@ from ..curvature.loss_operator import Cost
 from ..curvature.measurable import require_measurable
 from ..errors import NonFiniteError, RequestError
 from ..records import Record
+from ..setting import BETAS
 from .after_warmup import AfterWarmUp, after_warm_up
 from .cost import peak_rss_bytes
 from .first_step import initial_critical
 from .how import How, Report, shown
 from .line_search import critical_learning_rate
 from .state import unchanged
-from .warmup import BETAS, WARMUP_STEPS, MakeOptimizer, adamw, warm_up
+from .warmup import WARMUP_STEPS, MakeOptimizer, adamw, warm_up
 
 # The warm-up's largest step as a share of the critical learning rate at initialization. One rule
 # for every method: the size of the warm-up moves λ_P, so it must not be chosen by taste.

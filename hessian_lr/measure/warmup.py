@@ -15,14 +15,12 @@ from ..curvature.modes import compute_in, quiet_model, without_steps
 from ..curvature.nonfinite import nonfinite_loss
 from ..curvature.plan import Plan
 from ..distributed import Team, team
+from ..setting import BETAS, EPSILON
 
 # Tokens whose graph is there at once, as in a microbatch of a GPU's.
 PART_TOKENS = 8192
 # Of a warm-up; a batch each, where there are as many.
 WARMUP_STEPS = 10
-# Of every run with AdamW, too (``sweep.recipe``): 38/λ_P is the threshold of this β₁.
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 #: ``make(model, lr, betas=…, eps=…)``: the optimizer of a run whose learning rate is ``lr``.
 MakeOptimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 

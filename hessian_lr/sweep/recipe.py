@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..measure.warmup import BETAS, EPSILON
-from ..setting import SGD, Setting
+from ..setting import BETAS, EPSILON, SGD, Setting
 
 #: What a user of transformers' Trainer gets who asks for AdamW with a cosine schedule: gradients
 #: clipped to norm 1, no weight decay. Part of every run's key, so a changed recipe repeats its runs.
