@@ -158,10 +158,12 @@ def _another(run: RunResult, setting: Setting, lr: float) -> str:
 
 def _other_precision(run: RunResult, belong: Mapping[str, tuple[Work, Setting, float]]) -> str:
     """Words for a run that is of the sweep but for the precision that "auto" was elsewhere."""
-    for work in {id(work): work for work, *_ in belong.values()}.values():
+    for work, setting, lr in belong.values():
+        if (setting.seed, lr) != (run.setting.seed, run.lr):
+            continue
         for dtype in DTYPES[1:]:
-            one = dataclasses.replace(work.wanted.setting, seed=run.setting.seed, dtype=dtype)
-            if work.finished.path(one, run.lr).stem == run.key:
+            one = dataclasses.replace(setting, dtype=dtype)
+            if work.finished.path(one, lr).stem == run.key:
                 return f" (this sweep's, but in {dtype}: name dtype in the file)"
     return ""
 

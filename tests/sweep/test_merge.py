@@ -168,6 +168,13 @@ def test_runs_in_another_precision_are_told_as_such(tmp_path, target):
     assert notes[1].endswith("has no run of this sweep") and files(target) == {}
 
 
+@pytest.mark.parametrize("wanted", [replace(GRID, seeds=(0,)), replace(GRID, lrs=(1e-4, 1e-3))])
+def test_runs_that_are_not_asked_for_are_not_told_as_of_another_precision(tmp_path, target, wanted):
+    """They are in the sweep's own: naming it changes nothing."""
+    (note,) = merge(works(target, wanted), [made(tmp_path / "one", GRID)], target)
+    assert "of something else" in note and "precision" not in note and "dtype" not in note
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path, target):
     with pytest.raises(RequestError, match=r"there is no folder .*nowhere"):
         merge(works(target), [tmp_path / "nowhere"], target)
