@@ -73,9 +73,10 @@ def merge(works: Sequence[Work], folders: Sequence[Path], target: Path) -> tuple
             f"{'; '.join(clashes)}. Find out which is right (other hardware, versions?) and remove the other"
         )
     for folder, keys in twice.items():
+        was, counts = ("was", "counts") if len(keys) == 1 else ("were", "count")
         notes.append(
-            f"{_count(len(keys), 'run')} of {folder} was found before with the same result and counts once: "
-            + ", ".join(sorted(keys))
+            f"{_count(len(keys), 'run')} of {folder} {was} found before with the same result and {counts} "
+            f"once: {', '.join(sorted(keys))}"
         )
     for key, one in kept.items():
         if one.path.parent != target.resolve():

@@ -90,8 +90,16 @@ def test_a_run_found_twice_with_one_result_counts_once_and_is_named(tmp_path, ta
     one, other = (made(tmp_path / name, GRID) for name in ("one", "other"))
     (note,) = merge(works(target, GRID), [one, other], target)
     assert files(target) == files(one / "runs") != files(other / "runs")  # seconds differ, results do not
-    assert note.startswith(f"6 runs of {other / 'runs'} was found before") and "counts once" in note
+    assert note.startswith(
+        f"6 runs of {other / 'runs'} were found before with the same result and count once: "
+    )
     assert all(Path(name).stem in note for name in files(target))
+    for path in sorted((other / "runs").iterdir())[1:]:
+        path.unlink()
+    (note,) = merge(works(target, GRID), [other], target)
+    assert note.startswith(
+        f"1 run of {other / 'runs'} was found before with the same result and counts once: "
+    )
 
 
 def test_a_run_found_twice_with_other_results_is_refused_and_nothing_is_written(tmp_path, target):
