@@ -1,51 +1,82 @@
-"""No result is written over a file that its command reads, nor over another of its results."""
+"""No result is written over a file that its command reads, or among such, or over another of its results."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import RequestError
 from ..files import SWEEP_FILE, VALIDATE_FILE
-from ..peft_config import CONFIG, WEIGHTS
 from ..setting import Setting
 
-# What is read of a folder of results, of an adapter and of a model.
-_RESULTS, _ADAPTER = (VALIDATE_FILE, SWEEP_FILE), (CONFIG, WEIGHTS)
-_READ = (*_RESULTS, *_ADAPTER, "config.json", "tokenizer.json", "tokenizer_config.json")
 
-
-def check_overwriting(written: Iterable[tuple[str, str | None]], read: Iterable[str | None]) -> None:
+def check_overwriting(
+    written: Iterable[tuple[str, str | None]], read: Iterable[str | None], settings: Sequence[Setting] = ()
+) -> None:
     """Refuse files to write that are read, or are written under another option: before any work.
 
-    One file has many spellings, and links to it.
+    One file has many spellings, and links to it. What is written among the files of a model, of an adapter
+    or of data may be one of them, or would be read as one the next time.
 
     Args:
-        written: Each option with its file; None and ``"-"`` are no files.
-        read: Files, and folders with what is read of them; None is none.
+        written: Each option with its file or folder; None and ``"-"`` are no files.
+        read: Files, and folders of results; None is none.
+        settings: Their model, data and adapter are read as well.
 
     Raises:
         RequestError: names the option and what it would overwrite.
     """
-    taken = {os.path.realpath(file): f"{file}, which this command reads" for file in _files(read)}
+    parts = [(Path(name).expanduser(), is_data) for name, is_data in _sources(settings)]
+    folders = [(path, Path(os.path.realpath(path)), is_data) for path, is_data in parts if path.is_dir()]
+    files = [path for path, _ in parts if not path.is_dir()]
+    taken = {os.path.realpath(file): why for file, why in [*map(_over, files), *_results(read)]}
     for option, path in written:
         if path is None or path == "-":
             continue
         place = os.path.realpath(path)
         if place in taken:
-            raise RequestError(f"{option} {path} would overwrite {taken[place]}: give it a name of its own")
-        taken[place] = f"what {option} writes"
+            raise RequestError(f"{option} {path} would {taken[place]}: give it a name of its own")
+        around = [Path(place), *Path(place).parents]
+        for name, folder, is_data in folders:
+            # Data are read from folders in theirs, too.
+            if folder in (around if is_data else around[:2]):
+                raise RequestError(
+                    f"{option} {path} would stand among the files of {name}, which this command reads: "
+                    "give it a place of its own"
+                )
+        taken[place] = f"overwrite what {option} writes"
 
 
-def sources(settings: Iterable[Setting]) -> list[str]:
-    """What settings are made of: names, files and folders."""
-    named = [str(part) for one in settings for part in (one.model, one.data, one.peft_config) if part]
-    return list(dict.fromkeys(named))
+def _sources(settings: Sequence[Setting]) -> Iterator[tuple[str, bool]]:
+    """What settings are made of, but for what is built in, and whether it is their data."""
+    if not settings:
+        return  # commands on results are refused without the seconds that these imports take
+    from ..data import TASKS
+    from ..models import ALIASES
+
+    for one in settings:
+        if one.model not in ALIASES:
+            yield one.model, False
+        if one.data not in TASKS:
+            yield one.data, True
+        if one.peft_config is not None:
+            yield str(one.peft_config), False
 
 
-def _files(paths: Iterable[str | None]) -> Iterator[Path]:
+def _results(paths: Iterable[str | None]) -> Iterator[tuple[Path, str]]:
+    """Files, and the results of folders, each with what a file of that name would do."""
     for path in paths:
-        if path is not None:
-            given = Path(path).expanduser()
-            yield from [given / name for name in _READ] if given.is_dir() else [given]
+        if path is None:
+            continue
+        given = Path(path).expanduser()
+        if not given.is_dir():
+            yield _over(given)
+            continue
+        for name in (VALIDATE_FILE, SWEEP_FILE):
+            file = given / name
+            yield _over(file) if file.exists() else (file, f"be read as results of {path}")
+
+
+def _over(file: Path) -> tuple[Path, str]:
+    return file, f"overwrite {file}, which this command reads"

@@ -17,7 +17,7 @@ from ..errors import RequestError, unknown_name
 from ..setting import AUTO, Setting
 from . import options
 from .options import Output
-from .overwriting import check_overwriting, sources
+from .overwriting import check_overwriting
 
 if TYPE_CHECKING:
     from ..predict import Calibration
@@ -55,7 +55,7 @@ def predict(
     predictor = predictor or "combined"
     _check(settings, predictor, fast=fast, checkpoint=checkpoint)
     written = [("--checkpoint", checkpoint), ("--json", output.json)]
-    check_overwriting(written, [*sources(settings), calibration, *(source or ())])
+    check_overwriting(written, [calibration, *(source or ())], settings)
 
     from .. import results, validated
     from ..limits import check_batch_size

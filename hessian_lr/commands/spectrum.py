@@ -11,7 +11,7 @@ from ..errors import RequestError, unknown_name
 from ..setting import Setting
 from . import options
 from .options import Output
-from .overwriting import check_overwriting, sources
+from .overwriting import check_overwriting
 
 if TYPE_CHECKING:
     from .session import Turn
@@ -66,7 +66,7 @@ def spectrum(
         raise RequestError(f"--checkpoint keeps the state of Lanczos, not of {algorithm!r}: leave one out")
     if checkpoint is not None:
         options.check_writable(checkpoint, "--checkpoint", folder=True)
-    check_overwriting([("--checkpoint", checkpoint), ("--json", output.json)], sources(settings))
+    check_overwriting([("--checkpoint", checkpoint), ("--json", output.json)], (), settings)
     request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
     asked = {"request": dataclasses.asdict(request)}
 

@@ -16,7 +16,7 @@ from ..sweep.engine import Cluster, Local, opened
 from . import options
 from .ending import resumable
 from .options import Output
-from .overwriting import check_overwriting, sources
+from .overwriting import check_overwriting
 from .predict import check_predictor, constants_for
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ def _check_overwriting(files: Sequence[str | None], grid: Grid, out: str, output
     from .sweep_csv import TABLE
 
     written = [("--out", place) for place in (out, f"{out}/{SWEEP_FILE}", f"{out}/{TABLE}")]
-    read = [*files, *sources(one.setting for one in grid.wanted)]
-    check_overwriting([*written, ("--json", output.json)], read)
+    settings = [one.setting for one in grid.wanted]
+    check_overwriting([*written, ("--json", output.json)], files, settings)
 
 
 def _predicting(predictor: str | None, calibration: str | None, grid: Grid) -> Predicting | None:

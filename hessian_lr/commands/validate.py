@@ -13,7 +13,7 @@ from ..sweep.engine import Cluster, opened
 from . import options
 from .ending import resumable
 from .options import Output
-from .overwriting import check_overwriting, sources
+from .overwriting import check_overwriting
 from .predict import check_predictor, constants_for
 
 
@@ -47,7 +47,7 @@ def validate(
     from .measured import Predicting
 
     written = [("--out", out), ("--out", f"{out}/{VALIDATE_FILE}"), ("--json", output.json)]
-    check_overwriting(written, [*sources(settings), calibration])
+    check_overwriting(written, [calibration], settings)
     check_plan(settings[0], rates, seed_list)
     constants = constants_for(predictor, calibration)
     with quiet_libraries(), opened(cluster, settings) as engine:
