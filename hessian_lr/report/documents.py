@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ _NUMBERS = {
 }
 _MARKS = {"validate": {"runs", "best_lr"}, "predict": {"lr", "predictor"}, "spectrum": {"confidence"}}
 _DEEPEST = 30  # ours have 8 levels
+_NO_RUN = "none of this sweep's runs has been made yet"
 _MAYBE = ("held_out", "held_out_error", "confidence", "samples", "sampling_error_preconditioned")
 
 
@@ -76,6 +77,7 @@ class Document:
         command: ``"validate"``, ``"predict"`` or ``"spectrum"``, whose fields the rows have.
         whole: All that stands in it.
         entries: Its rows.
+        beside: Notes on files of its folder that were left out.
     """
 
     file: Path
@@ -83,16 +85,27 @@ class Document:
     command: str
     whole: dict[str, Any]
     entries: tuple[Entry, ...]
+    beside: tuple[str, ...] = ()
 
 
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
     """The results in folders of ``validate`` and ``sweep`` and in files of ``--json``; each counts once.
 
+    A sweep without any run is left out where its folder has other results.
+
     Raises:
-        RequestError: a file is missing, or is not what one of the four commands writes.
+        RequestError: a file is missing, or is not what one of the four commands writes, or there are no
+            results but a sweep without any run.
     """
     files = files_of(paths)
-    return [one for file, name in zip(files, _names(files), strict=True) for one in _documents(file, name)]
+    found = {file: _documents(file, name) for file, name in zip(files, _names(files), strict=True)}
+    for empty in [file for file in files if not found[file]]:
+        beside = [file for file in files if file.parent == empty.parent and found[file]]
+        if not beside:
+            raise RequestError(f"{empty}: {_NO_RUN}")
+        note = f"{shown(empty.name)} beside {shown(beside[0].name)} was left out: {_NO_RUN}"
+        found[beside[0]] = [replace(one, beside=(*one.beside, note)) for one in found[beside[0]]]
+    return [one for file in files for one in found[file]]
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -119,8 +132,6 @@ def _documents(file: Path, name: str) -> list[Document]:
         found = documents(whole)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RequestError(f"{expected}: {type(error).__name__} {error}") from error
-    if not found:
-        raise RequestError(f"{file}: none of this sweep's runs has been made yet")
     return [_document(file, name, one, expected) for one in found]
 
 

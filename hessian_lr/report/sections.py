@@ -256,10 +256,11 @@ def versions(documents: Sequence[Document]) -> Section:
 
 
 def notes(documents: Sequence[Document], rows: Sequence[Sourced], again: Sequence[str]) -> Section | None:
-    """What the measurements said about themselves, and which results were found ``again``."""
+    """What the measurements said of themselves, which results were found ``again``, and what is left out."""
     lines = [f"data: {note}" for document in documents for note in document.whole.get("notes", [])]
     lines += [f"{entry.method}: {note}" for _, entry in rows for note in entry.row.get("notes", [])]
     lines += again
+    lines += [note for document in documents for note in document.beside]
     return Section("Notes", lines=list(dict.fromkeys(lines))) if lines else None
 
 

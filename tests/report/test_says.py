@@ -167,6 +167,22 @@ def test_a_sweep_that_is_told_twice_counts_once_with_all_of_its_runs(tmp_path):
     assert len(rates.rows) == 4
 
 
+def test_a_sweep_without_runs_is_left_out_where_its_folder_has_other_results(tmp_path):
+    """`sweep --limit 0` writes one."""
+    empty = {"schema": 1, "file": "two.yaml", "varying": [], "results": [{"runs": []}], "notes": []}
+    written(tmp_path / "sweep.json", empty)
+    none = "none of this sweep's runs has been made yet"
+    with pytest.raises(RequestError, match=f"sweep.json: {none}"):
+        write_report([tmp_path], tmp_path / "report.html")
+    written(tmp_path / "validate.json", first_light())
+    (part,) = write_report([tmp_path], tmp_path / "report.html")
+    assert f"sweep.json beside validate.json was left out: {none}" in section(part, "Notes").lines
+    (tmp_path / "other").mkdir()
+    other = written(tmp_path / "other" / "sweep.json", empty)
+    with pytest.raises(RequestError, match=none):
+        write_report([tmp_path, other], tmp_path / "report.html")
+
+
 def measured(path, data, loss):
     path.parent.mkdir()
     document = first_light() | {"data_digest": data, "model_fingerprint": "m"}
