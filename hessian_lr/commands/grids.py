@@ -21,7 +21,7 @@ from ..sweep.cost import estimate, to_go
 from ..sweep.engine import Engine
 from ..sweep.finished import writable
 from ..sweep.grid import Grid, share
-from ..sweep.merge import merge, runs_folder
+from ..sweep.merge import belonging, merge, runs_folder
 from ..sweep.schedule import Work, by_model, make
 from ..sweep.source import Source, assign, strangers
 from .measured import (
@@ -186,7 +186,7 @@ class Job:
             "varying": list(self._grid.varying),
             "results": rows,
             "versions": results.versions(),
-            "notes": list(dict.fromkeys([*notes, *self._unasked(path)])),
+            "notes": list(dict.fromkeys([*notes, *self._written_over(path)])),
         }
         write_json(path, document)
         write_bytes(self._out / TABLE, as_csv(rows).encode())
@@ -198,18 +198,26 @@ class Job:
         of = {work.wanted.setting: work.finished for work in self._works}
         return tuple(Work(one, of[one.setting]) for one in share(self._grid.wanted, *shard))
 
-    def _unasked(self, path: Path) -> list[str]:
-        """A note where the file that is written over has predictions, and none are asked for."""
+    def _written_over(self, path: Path) -> list[str]:
+        """Notes on what the file has that is written over, and is not asked for: predictions, and runs."""
         try:
-            rows = read_json(path)["results"] if self._predicting is None and path.exists() else []
-            found = {row["predictor"] for row in rows} - {None}
+            rows = read_json(path)["results"] if path.exists() else []
+            predictors = {row["predictor"] for row in rows} - {None}
+            runs = {run["key"] for row in rows for run in row["runs"]} - dict(belonging(self._works)).keys()
         except (HessianLRError, KeyError, TypeError):
             return []
-        return [
+        notes = [
             f"{path} had predictions, which were not asked for: --predictor {name} has them there again, and "
             "measures nothing twice"
-            for name in sorted(found)
+            for name in (sorted(predictors) if self._predicting is None else ())
         ]
+        if runs:
+            many = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+            notes.append(
+                f"{path} was a table with {many} that {self._grid.path} does not ask for: their files stay, "
+                "and a file that asks for them has them there again"
+            )
+        return notes
 
     def _to_predict(self) -> tuple[Work, ...]:
         if self._predicting is None:

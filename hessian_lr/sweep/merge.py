@@ -52,7 +52,7 @@ def merge(works: Sequence[Work], folders: Sequence[Path], target: Path) -> tuple
             in ``target`` is damaged where a run belongs.
         HessianLRError: ``target`` cannot be written.
     """
-    belong = dict(_belonging(works))
+    belong = dict(belonging(works))
     kept: dict[str, _Found] = {}
     twice: dict[Path, list[str]] = {}
     clashes: list[str] = []
@@ -96,7 +96,7 @@ def runs_folder(folder: Path) -> Path:
     return inner if inner.is_dir() else folder
 
 
-def _belonging(works: Sequence[Work]) -> Iterator[tuple[str, tuple[Work, Setting, float]]]:
+def belonging(works: Sequence[Work]) -> Iterator[tuple[str, tuple[Work, Setting, float]]]:
     """The key of every run that the sweep can have: of a search, at any point of its grid."""
     for work in works:
         points = range(plan.LOWEST, plan.HIGHEST + 1)

@@ -208,6 +208,24 @@ def test_runs_that_are_no_longer_asked_for_are_told_as_that(capsys, folder, tmp_
     )
 
 
+def test_a_table_that_takes_the_place_of_anothers_says_so_and_both_can_be_had_again(capsys, folder, tmp_path):
+    def sweep(name, *more, **changes):
+        (tmp_path / f"{name}.yaml").write_text(text(folder, method="lora", **changes))
+        status, found = run_json(capsys, tmp_path / f"{name}.yaml", "--out", tmp_path / "out", *more)
+        assert status == 0
+        return found["results"], [note for note in found["notes"] if "was a table with" in note]
+
+    first, said = sweep("first", lr=LRS[:2], steps=2)
+    assert said == []
+    # What is only extended loses nothing, be it made or not.
+    assert sweep("wider", "--limit", 0, lr=LRS, rank=[2, 4], steps=2)[1] == []
+    _, (note,) = sweep("other", "--limit", 0, lr=LRS[:2], steps=3)
+    table, other = tmp_path / "out" / "sweep.json", tmp_path / "other.yaml"
+    assert note.startswith(f"{table} was a table with 2 runs that {other} does not ask for: their files stay")
+    again, said = sweep("first", "--limit", 0, lr=LRS[:2], steps=2)
+    assert again == first and said == []
+
+
 @pytest.mark.parametrize("limit", ["0", "1"])
 def test_data_are_not_suspected_where_runs_are_missing(capsys, folder, tmp_path, limit):
     """One run of two seeds has no best learning rate either."""
