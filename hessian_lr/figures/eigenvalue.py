@@ -42,8 +42,8 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False
     """Draw best learning rate against eigenvalue, both logarithmic, beside the classical slope −1.
 
     Bars are the eigenvalue's bounds and the band of learning rates within 1% regret; an arrow marks
-    a bar that is open or goes on beyond the picture, a hollow marker a censored sweep, which the fit
-    leaves out. The shaded fan is the 95% confidence interval of the fitted slope.
+    a bar that is open or goes on beyond the picture, a hollow marker a censored sweep, which both lines
+    leave out. The shaded fan is the 95% confidence interval of the fitted slope.
 
     Args:
         points: Those without a positive, finite eigenvalue or a best learning rate are left out.
@@ -70,7 +70,7 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False
             face = "white" if point.score.censored else colour
             axes.plot(*at, marker, color=colour, markerfacecolor=face, markersize=7, zorder=4)
         fitted = [(p.eigenvalue, lr) for p, lr in shown if not p.score.censored]
-        handles = _trends(axes, fitted or [(p.eigenvalue, lr) for p, lr in shown], bool(fitted))
+        handles = _trends(axes, fitted)
         if len(fitted) < len(shown):
             hollow = "hollow: best at the edge of its sweep, left out of the fit"
             handles.append(
@@ -93,8 +93,13 @@ def eigenvalue_figure(points: Sequence[EigenvaluePoint], *, narrow: bool = False
         return figure
 
 
-def _trends(axes: Axes, fitted: Sequence[tuple[float, float]], fit: bool) -> list[Line2D | Patch]:
+def _trends(axes: Axes, fitted: Sequence[tuple[float, float]]) -> list[Line2D | Patch]:
     """The fitted line with its fan, and the classical slope −1 through the same centre; their legend."""
+    alignment = align(*zip(*fitted, strict=True)) if fitted else align((), ())
+    many = f"{alignment.points} point{'' if alignment.points == 1 else 's'}"
+    unfitted = Line2D([], [], linestyle="", label=f"no fitted slope: {many} of at least 3")
+    if not fitted:
+        return [unfitted]  # through a point that is left out the classical line would seem to be confirmed
     x, y = np.log10(np.array(fitted)).T
     centre = x.mean(), y.mean()
     reach = np.log10(axes.get_xlim())
@@ -104,10 +109,8 @@ def _trends(axes: Axes, fitted: Sequence[tuple[float, float]], fit: bool) -> lis
         return 10 ** np.clip(centre[1] + slope * (reach - centre[0]), -300, 300)
 
     handles: list[Line2D | Patch] = []
-    alignment = align(*zip(*fitted, strict=True)) if fit else align((), ())
     if alignment.slope is None:
-        many = f"{alignment.points} point{'' if alignment.points == 1 else 's'}"
-        handles.append(Line2D([], [], linestyle="", label=f"no fitted slope: {many} of at least 3"))
+        handles.append(unfitted)
     else:
         interval, low, high = "no interval", alignment.slope_low, alignment.slope_high
         if low is not None and high is not None:

@@ -59,13 +59,16 @@ def eigenvalues(rows: Sequence[Validated], prefix: str) -> Section | None:
     words = [
         f"{p.method}: λ {number(p.eigenvalue)}, best learning rate {rate(p.score.best_lr)}." for p in points
     ]
+    classical = ""
+    if any(not point.score.censored for point in points):
+        classical = " The dashed line is classical theory: the best learning rate is proportional to 1/λ."
     drawing = _drawing(
         lambda narrow: eigenvalue_figure(points, narrow=narrow),
         f"{prefix}-eigenvalue",
         "Best learning rate against λ, both logarithmic. " + " ".join(words),
-        "A bar across is the certificate of λ, a bar upright the learning rates that keep 99% of the "
-        "improvement; an arrow is an end that is not known. The dashed line is classical theory: the best "
-        "learning rate is proportional to 1/λ.",
+        "A bar across is the certificate of λ, further where the sampling error reaches further, a bar "
+        "upright the learning rates that keep 99% of the improvement; an arrow is an end that is not known, "
+        f"or lies beyond the picture.{classical}",
     )
     return Section("Eigenvalue against best learning rate", drawings=[drawing])
 

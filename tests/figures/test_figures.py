@@ -161,6 +161,15 @@ def test_censored_points_are_hollow_and_left_out_of_the_fit(drawn):
     assert "hollow" in texts[-1]
 
 
+def test_no_line_goes_through_points_that_are_all_left_out_of_the_fit(drawn):
+    """The classical one through the only point looked as if that confirmed it."""
+    drawn(eigenvalue_figure([point("olora", 338, 4.5e-4, censored=True)]))
+    assert legend_texts(drawn[0])[0] == "no fitted slope: 0 points of at least 3"
+    assert not any("classical" in text for text in legend_texts(drawn[0]))
+    assert not any(line.get_linestyle() == "--" for line in drawn[0].axes[0].lines)
+    assert_readable(drawn[0])
+
+
 def test_an_upper_end_far_above_does_not_squeeze_the_points(drawn):
     drawn(eigenvalue_figure(HARD_POINTS["two points, an upper end far above"]))
     assert drawn[0].axes[0].get_xlim()[1] < 10 * 70

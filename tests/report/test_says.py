@@ -81,6 +81,17 @@ def test_the_one_learning_rate_of_a_sweep_is_neither_its_smallest_nor_its_larges
     assert ", the only one of its sweep, and" in part_of(tmp_path, document).advice.sentence.striptags()
 
 
+@pytest.mark.parametrize("censored", [False, True])
+def test_the_picture_of_eigenvalues_is_explained_as_it_is_drawn(tmp_path, censored):
+    """λ's bar holds the sampling error, and no line goes through sweeps whose best is at an edge."""
+    document = first_light()
+    document["results"] = [document["results"][0] | {"censored": censored}]
+    (drawing,) = section(part_of(tmp_path, document), "Eigenvalue against best learning rate").drawings
+    assert "further where the sampling error reaches further" in drawing.caption
+    assert "an arrow is an end that is not known, or lies beyond the picture" in drawing.caption
+    assert ("dashed line" in drawing.caption) == ("classical theory" in str(drawing)) == (not censored)
+
+
 def again(part):
     lines = section(part, "How to make these results again").code
     return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]
