@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +28,8 @@ ALIASES: dict[str, str] = {
 }
 
 _NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")  # a weight of one of several like layers
+# What tokenizers keep their tokens in; of the older ones each kind has its own names.
+_VOCABULARIES = ("tokenizer.*", "vocab*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -101,9 +104,17 @@ def _found(ref: str, quiet: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         return _read(ref, ref, local=not hub.reachable())
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) or "nothing"
+
+
 def _check_folder(path: Path) -> None:
-    names = sorted(p.name for p in path.iterdir())
-    found = ", ".join(names[:8]) or "nothing"
+    names = _names(path)
+    found = _listed(names)
     if {"config.json", "adapter_config.json"} <= set(names):
         raise RequestError(
             f"{path} holds a model and an adapter, which would be loaded into it: move adapter_config.json "
@@ -215,6 +226,11 @@ def _unreadable(
             "transformers has, or convert it to one"
         )
     if Path(source).is_dir():
+        names = _names(Path(source))
+        if part == "tokenizer" and not any(fnmatch(one, kind) for one in names for kind in _VOCABULARIES):
+            return RequestError(
+                f"{ref} has no tokenizer (found: {_listed(names)}). {_mend(Path(source), part)}"
+            )
         return HessianLRError(f"cannot read the {part} of {ref}: {why}. {_mend(Path(source), part)}")
     if _gated(error):
         return RequestError(

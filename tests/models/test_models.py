@@ -86,6 +86,19 @@ def test_a_tokenizer_of_another_model_is_refused(saved):
         models.load(str(saved), device="cpu")
 
 
+def test_a_folder_without_a_tokenizer_is_told_from_one_whose_tokenizer_cannot_be_read(saved):
+    (saved / "tokenizer.json").write_text("{")
+    with pytest.raises(HessianLRError, match="cannot read the tokenizer of ") as caught:
+        models.load(str(saved), device="cpu")
+    assert caught.value.exit_status == 1
+    (saved / "tokenizer.json").unlink()
+    expected = (
+        r"has no tokenizer \(found: config.json, .*model.safetensors.*\)\. Expected tokenizer.json beside"
+    )
+    with pytest.raises(RequestError, match=expected):
+        models.load(str(saved), device="cpu")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_a_weight_that_is_no_number_is_named(saved, value):
     model = tiny.tiny_llama()
