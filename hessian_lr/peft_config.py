@@ -113,8 +113,21 @@ def refuse_contradiction(path: str | Path, described: dict[str, Any], given: dic
             )
 
 
+def refuse_empty(name: str, value: object) -> None:
+    """Refuse an empty name, which as a path would be the folder that the command is given in.
+
+    Raises:
+        RequestError: it is empty.
+    """
+    if value == "":
+        raise RequestError(
+            f"{name} is empty: name one, or leave it out (in a shell, a variable that is not set is empty)"
+        )
+
+
 def _locate(path: str | Path) -> tuple[Path, Path | None]:
     """The configuration and the weights."""
+    refuse_empty("peft_config", path)
     given = Path(path).expanduser()
     if given.is_file():
         return given, None

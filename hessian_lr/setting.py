@@ -78,6 +78,8 @@ class Setting(Record):
     def __post_init__(self) -> None:
         if isinstance(self.peft_config, str):
             self._take_from(self.peft_config)
+        for name in ("model", "data"):
+            own.refuse_empty(name, getattr(self, name))
         for name in LEAST:
             value = getattr(self, name)
             if name == "samples" and value == AUTO:
