@@ -57,6 +57,11 @@ def spectrum(
     if operator not in OPERATORS:
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
+    if bracket and not any(one.method in spectra.BRACKETED for one in settings):
+        raise RequestError(
+            f"--bracket is for {' and '.join(spectra.BRACKETED)}, whose λ has a closed form at B = 0, not "
+            f"for {', '.join(one.method for one in settings)}: leave it out"
+        )
     if operator == "gauss-newton" and (bracket or per_module):
         raise RequestError(
             "--bracket and --per-module measure the Hessian, not its Gauss-Newton part: leave out --operator "
