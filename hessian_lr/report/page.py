@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from .. import __version__
 from ..atomic import write_bytes
@@ -13,6 +15,8 @@ from ..errors import RequestError
 from .assemble import assemble
 from .documents import read_documents
 from .view import Part
+
+_SMALL = re.compile(r"\b\d[\d.]*e-\d+")  # 3.3e-3
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> list[Part]:
@@ -44,7 +48,13 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> list[Part]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = _unbroken
     parts = assemble(documents)
     page = environment.get_template("page.html.jinja").render(parts=parts, version=__version__)
     write_bytes(out, page.encode())
     return parts
+
+
+def _unbroken(text: str | Markup) -> Markup:
+    """Escaped text whose numbers end no line at the hyphen of their exponent: copied, they stay numbers."""
+    return Markup(_SMALL.sub(r'<span class="number">\g<0></span>', str(escape(text))))

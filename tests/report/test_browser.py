@@ -43,6 +43,7 @@ addEventListener("load", () => {{
       .every(box => view.getComputedStyle(box).breakInside === "avoid"),
     followed: [...page.querySelectorAll("h2")]
       .every(box => view.getComputedStyle(box).breakAfter === "avoid"),
+    broken: [...page.querySelectorAll(".number")].filter(one => one.getClientRects().length !== 1).length,
     fetched: view.performance.getEntriesByType("resource").map(entry => entry.name),
   }});
   document.body.append(found);
@@ -96,6 +97,7 @@ def test_it_is_drawn_at_its_size_fits_and_fetches_nothing(folder, report, width,
         # At 96 pixels for matplotlib's 72 points letters have the size they were given.
         assert across / natural > 0.95 * 96 / 72
     assert found["width"] <= width and found["scrolls"] == 0
+    assert found["broken"] == 0
     assert found["fetched"] == []
     assert "Refused to" not in log and "Content Security Policy" not in log
     brightness = sum(map(int, re.findall(r"\d+", found["paper"])[:3]))

@@ -90,6 +90,17 @@ def test_the_certificate_stands_with_as_many_digits_as_are_known(whole):
         assert f">{cell}</td>" in whole[1]
 
 
+def test_no_line_of_text_ends_at_the_hyphen_of_a_number(whole):
+    """A phone's column broke 3.3e-3 in two; tables and code have rules of their own."""
+    page, source = whole
+    assert re.search(r"\.number \{ white-space: nowrap; \}", "".join(page.styles))
+    text = "".join(
+        re.findall(r"<(?:p|li|caption|figcaption)\b.*?</(?:p|li|caption|figcaption)>", source, re.S)
+    )
+    numbers = re.findall(r"(.{21})\b\d[\d.]*e-\d", text, re.S)
+    assert len(numbers) > 5 and {*numbers} == {'<span class="number">'}
+
+
 def test_nothing_is_loaded_from_anywhere(whole):
     page, source = whole
     for tag, attributes in page.elements:
