@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import counting_batch, learned
 
 from hessian_lr.checkpoints import Checkpoints
-from hessian_lr.curvature import HessianOperator
+from hessian_lr.curvature import LossOperator
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import grown_sharpness, sharpness
 from hessian_lr.predict import predict_learning_rate
@@ -40,7 +40,7 @@ def every_product(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def killed_after(monkeypatch: pytest.MonkeyPatch):
     """Make the operator's n-th product from now on a kill."""
-    real = HessianOperator.matvec
+    real = LossOperator.matvec
 
     def arm(products: int | None) -> None:
         left = [products]
@@ -52,7 +52,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch):
                 left[0] -= 1
             return real(self, vector)
 
-        monkeypatch.setattr(HessianOperator, "matvec", matvec)
+        monkeypatch.setattr(LossOperator, "matvec", matvec)
 
     return arm
 
