@@ -267,8 +267,8 @@ def test_a_measurement_and_a_run_start_at_one_adapter(name: str, monkeypatch: py
         started.append({key: value.clone() for key, value in model.state_dict().items()})
         return model
 
-    whole = methods.build
-    monkeypatch.setattr(methods, "build", watched)
+    whole = methods.registry.build
+    monkeypatch.setattr(methods.registry, "build", watched)
     prepare(wanted, loaded, data)
     train_once(wanted, 1e-3, loaded, data)
     measured, run = started
