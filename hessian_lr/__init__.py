@@ -84,7 +84,7 @@ _HOMES = {
     "sharpness": "measure",
 }
 # Rooms to go into: `hlr.integrations.…` without an import of its own.
-_ROOMS = ("distributed", "integrations")
+_ROOMS = ("distributed", "integrations", "study")
 
 
 def __dir__() -> list[str]:

@@ -21,11 +21,11 @@ from .setting import ADAMW, Setting
 
 @dataclass(frozen=True)
 class Validated:
-    """One method's row of a ``validate.json``.
+    """One method's row of a ``validate.json``, or of a ``sweep.json``.
 
     Attributes:
         file: The file it was read from.
-        setting: The common setting.
+        common: The setting that all methods of its file share, as the file has it.
         row: The row itself.
         score: Its scores.
         contents: The digests that tell its data and its model; None where its file has none.
@@ -33,7 +33,7 @@ class Validated:
     """
 
     file: Path
-    setting: dict[str, Any]
+    common: dict[str, Any]
     row: dict[str, Any]
     score: Score
     contents: tuple[str | None, ...] = (None,) * len(IDENTITIES)
@@ -45,13 +45,13 @@ class Validated:
         return str(self.row["method"])
 
     @property
-    def own_setting(self) -> Setting:
+    def setting(self) -> Setting:
         """The common setting with its method.
 
         Raises:
             RequestError: it is not one.
         """
-        values = {name: value for name, value in self.setting.items() if name != "methods"}
+        values = {name: value for name, value in self.common.items() if name != "methods"}
         return Setting.from_dict(values | {"method": self.method})
 
     @property
@@ -69,7 +69,7 @@ class Validated:
             RequestError: the setting is not one.
         """
         try:
-            setting = self.own_setting
+            setting = self.setting
         except RequestError as error:
             raise RequestError(f"{self.file}: {error}") from error
         values = setting.training_identity(contents=None in self.contents) | {"samples": setting.samples}
@@ -143,16 +143,16 @@ def observation(one: Validated) -> Observation | None:
     λ at initialization is left out where the method has an optimizer of its own: as for a prediction, no rate
     is read from it.
     """
-    if one.score.best_lr is None or one.score.censored or one.setting.get("optimizer", ADAMW) != ADAMW:
+    if one.score.best_lr is None or one.score.censored or one.common.get("optimizer", ADAMW) != ADAMW:
         return None
     names = ("model", "data", "rank", "alpha", "batch_size", "steps", "seed")
     try:
-        source = ", ".join(f"{name} {one.setting[name]}" for name in names)
-        batch_size, steps = int(one.setting["batch_size"]), int(one.setting["steps"])
+        source = ", ".join(f"{name} {one.common[name]}" for name in names)
+        batch_size, steps = int(one.common["batch_size"]), int(one.common["steps"])
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{one.file}: its setting lacks what a calibration needs ({error})") from error
     # The data may have had fewer rows than were asked for; earlier versions tell only these.
-    asked = one.setting.get("samples")
+    asked = one.common.get("samples")
     samples = one.number("samples") if "samples" in one.row else asked if isinstance(asked, int) else None
     own = one.method in METHODS and METHODS[one.method].optimizer is not None
     return Observation(
@@ -202,7 +202,7 @@ def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]
     found = []
     for one in rows:
         if one.score.best_lr is not None and not one.score.censored:
-            found.append((one.own_setting, one.score.best_lr))
+            found.append((one.setting, one.score.best_lr))
     return found
 
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ..files import SCHEMA
+from ..overwriting import check_overwriting
 from . import options
 from .options import Output
-from .overwriting import check_overwriting
 
 
 def calibrate(

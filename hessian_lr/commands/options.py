@@ -116,14 +116,9 @@ def settings(
     made = [Setting(method=name, **common) for name in dict.fromkeys(method or [DEFAULTS.method])]
 
     # Seconds of imports, which a bad number needs not wait for.
-    from ..data import check
-    from ..devices import resolve_device
-    from ..methods import method_of
+    from ..study.loading import check
 
-    for setting in made:
-        method_of(setting)
-    resolve_device(device)
-    check(data, fields=made[0].fields)
+    check(made)
     return made
 
 

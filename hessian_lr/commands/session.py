@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from .. import data, methods, models, results
+from .. import results
 from ..allocator import keep_freed_memory
 from ..checkpoints import Checkpoints
 from ..data import TaskData
-from ..distributed import require_shared, team
+from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError
-from ..limits import check_lengths
 from ..models import LoadedModel
-from ..prepare import split_rows
 from ..progress import Progress, quiet_libraries
 from ..setting import Setting
+from ..study.loading import load
 from . import terminal
 from .options import Output
 from .tables import Row
@@ -42,23 +41,6 @@ class Turn:
     checkpoints: Checkpoints | None
 
 
-def load(settings: list[Setting], output: Output) -> tuple[LoadedModel, TaskData]:
-    """The settings' common model and data; every method and the rows' lengths are checked against the model.
-
-    Raises:
-        RequestError, HessianLRError: they cannot be loaded, or do not fit each other.
-    """
-    keep_freed_memory()
-    first = settings[0]
-    with team().first_here():
-        loaded = models.load(first.model, device=first.device, quiet=output.quiet)
-        task = data.load(first.data, loaded.tokenizer, fields=first.fields, max_length=first.max_length)
-    for setting in settings:
-        methods.check(loaded.model, setting)
-    split_rows(first, task.train)
-    return loaded, replace(task, notes=(*task.notes, *check_lengths(loaded, task)))
-
-
 def each_method(
     settings: list[Setting],
     output: Output,
@@ -81,7 +63,8 @@ def each_method(
     rows, refused = [], 0
     kept: list[Checkpoints] = []
     with quiet_libraries():
-        loaded, task = load(settings, output)
+        keep_freed_memory()
+        loaded, task = load(settings, quiet=output.quiet)
 
         def one(setting: Setting, progress: Progress) -> Row:
             nonlocal refused

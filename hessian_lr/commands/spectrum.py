@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError, unknown_name
+from ..overwriting import check_overwriting
 from ..setting import Setting
 from . import options
 from .options import Output
-from .overwriting import check_overwriting
 
 if TYPE_CHECKING:
     from .session import Turn

@@ -12,19 +12,18 @@ import typer
 
 from ..errors import RequestError
 from ..files import SCHEMA, SWEEP_FILE
+from ..overwriting import check_overwriting
 from ..sweep.engine import Cluster, Local, opened
 from . import options
 from .ending import resumable
 from .options import Output
-from .overwriting import check_overwriting
-from .predict import check_predictor, constants_for
 
 if TYPE_CHECKING:
     from ..progress import Progress
+    from ..study.grids import Job
+    from ..study.measured import Predicting
     from ..sweep.grid import Grid
     from ..sweep.source import Source
-    from .grids import Job
-    from .measured import Predicting
 
 _Predictor = Annotated[
     str | None,
@@ -181,7 +180,7 @@ def _grid(file: str) -> Grid:
 
 
 def _check_overwriting(files: Sequence[str | None], grid: Grid, out: str, output: Output) -> None:
-    from .sweep_csv import TABLE
+    from ..study.sweep_csv import TABLE
 
     written = [("--out", place) for place in (out, f"{out}/{SWEEP_FILE}", f"{out}/{TABLE}")]
     settings = [one.setting for one in grid.wanted]
@@ -198,7 +197,8 @@ def _predicting(predictor: str | None, calibration: str | None, grid: Grid) -> P
         if calibration is not None:
             raise RequestError("--calibration is for what is predicted: name a --predictor, or leave it out")
         return None
-    from .measured import Predicting
+    from ..study.measured import Predicting
+    from ..study.predicting import check_predictor, constants_for
 
     for one in grid.wanted:
         check_predictor(predictor, [one.setting])
@@ -210,15 +210,15 @@ def _job(grid: Grid, out: str, output: Output, **what: Any) -> Iterator[tuple[Jo
     """The grid in its folder, with what loads its models and shows how it goes on."""
     from ..allocator import keep_freed_memory
     from ..progress import Progress, quiet_libraries
+    from ..study.grids import Job
     from ..sweep.source import Source
-    from . import grids
 
     with quiet_libraries():
         keep_freed_memory()
         source = Source(output.quiet)
         with resumable(out), Progress(output.quiet) as progress:
             progress.method("sweep", 1, 1)
-            yield grids.Job(grid, Path(out), source, progress, **what), source, progress
+            yield Job(grid, Path(out), source, progress, **what), source, progress
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from ..setting import CONTENTS
 from . import tables
 
 if TYPE_CHECKING:
+    from ..study.grids import Plan
     from ..sweep.grid import Grid
-    from .grids import Plan
 
 _WIDTH = 80
 _SHOWN = 4

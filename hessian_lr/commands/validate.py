@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from ..files import VALIDATE_FILE
+from ..overwriting import check_overwriting
 from ..setting import Setting
 from ..sweep.engine import Cluster, opened
 from . import options
 from .ending import resumable
 from .options import Output
-from .overwriting import check_overwriting
-from .predict import check_predictor, constants_for
 
 
 def validate(
@@ -36,26 +35,32 @@ def validate(
     ] = "runs/validate",
 ) -> int:
     """Prove predictions against short training runs."""
+    from ..study.predicting import check_predictor, constants_for
+
     check_predictor(predictor, settings)
     rates = None if lrs == "auto" else options.numbers(lrs, float, "--lrs")
     seed_list = options.numbers(seeds, int, "--seeds")
     options.check_writable(out, "--out", folder=True)
 
+    from ..allocator import keep_freed_memory
     from ..progress import Progress, quiet_libraries
+    from ..study.loading import load
+    from ..study.measured import Predicting
+    from ..study.validating import Job
     from ..sweep.runner import check_plan
-    from . import session, tables, terminal, validating
-    from .measured import Predicting
+    from . import session, tables, terminal
 
     written = [("--out", out), ("--out", f"{out}/{VALIDATE_FILE}"), ("--json", output.json)]
     check_overwriting(written, [calibration], settings)
     check_plan(settings[0], rates, seed_list)
     constants = constants_for(predictor, calibration)
     with quiet_libraries(), opened(cluster, settings) as engine:
-        loaded, data = session.load(settings, output)
+        keep_freed_memory()
+        loaded, data = load(settings, quiet=output.quiet)
         predicting = Predicting(predictor, constants, calibration)
-        job = validating.Job(settings, loaded, data, Path(out), seed_list, rates, predicting, engine)
+        job = Job(settings, loaded, data, Path(out), seed_list, rates, predicting, engine)
         with resumable(out), Progress(output.quiet) as progress:
-            document = validating.validate(job, progress)
+            document = job.run(progress)
     status = session.tell(document, output, tables.validate_table)
     if not output.quiet:
         terminal.say(tables.advice(document["results"]))

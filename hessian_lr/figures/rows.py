@@ -19,7 +19,7 @@ def sweep_panel(one: Validated) -> SweepPanel:
         RequestError: the setting or a run is not what ``validate`` writes.
         KeyError: a run lacks a field.
     """
-    setting = one.own_setting
+    setting = one.setting
     runs = []
     for run in one.row["runs"]:
         seeded = {**setting.to_dict(), "seed": run["seed"]}

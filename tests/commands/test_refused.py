@@ -131,7 +131,7 @@ def test_a_method_that_does_not_fit_is_refused_before_the_first_one_is_measured(
     def refuse(*_arguments, **_options):
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("hessian_lr.prepare.prepare", refuse)
+    monkeypatch.setattr("hessian_lr.study.predicting.prepare", refuse)
     # GraLoRA splits the rank into two blocks, so an odd one does not fit it.
     assert main(["predict", *options, "--method", "lora", "--method", "gralora", "--rank", "3"]) == 2
     assert "gralora" in capsys.readouterr().err.lower()
@@ -171,7 +171,7 @@ def test_one_methods_failure_keeps_the_others_from_nothing_but_status_0(capsys, 
             raise error
         return real(setting, *rest)
 
-    monkeypatch.setattr(prepare, "prepare", fails_for_pissa)
+    monkeypatch.setattr("hessian_lr.study.predicting.prepare", fails_for_pissa)
     methods = [part for name in ("lora", "pissa", "olora") for part in ("--method", name)]
     status, found = run_json(capsys, "predict", *options, *methods)
     assert status == expected
@@ -187,7 +187,7 @@ def test_a_request_of_one_method_that_is_refused_late_is_an_error_like_any_other
     def refuses(*_):
         raise RequestError("this adapter does not fit")
 
-    monkeypatch.setattr(prepare, "prepare", refuses)
+    monkeypatch.setattr("hessian_lr.study.predicting.prepare", refuses)
     assert main(["predict", *options, "--method", "pissa"]) == 2
     assert capsys.readouterr().err == "hessian-lr: error: this adapter does not fit\n"
 

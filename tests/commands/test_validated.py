@@ -70,7 +70,7 @@ def test_a_validation_that_is_done_measures_and_trains_nothing_again(capsys, val
 
     before = (validated / "validate.json").read_bytes()
     monkeypatch.setattr(engine, "train_once", refuse)
-    monkeypatch.setattr("hessian_lr.commands.measured.predict_learning_rate", refuse)
+    monkeypatch.setattr("hessian_lr.study.predicting.predict_learning_rate", refuse)
     status, found = run_json(capsys, "validate", *options, *AGAIN, "--out", validated)
     assert status == 0
     assert (validated / "validate.json").read_bytes() == before

@@ -89,7 +89,7 @@ def keep_state_always(_: Any) -> None:
 
 def without_figures(_: Any) -> None:
     """They are drawn when everything else is written, and take most of a tiny validate's time."""
-    from hessian_lr.commands import validating
+    from hessian_lr.study import validating
 
     validating._draw = lambda *_: None
 

@@ -67,7 +67,7 @@ def test_settings_are_told_apart_by_all_that_decides_their_numbers():
     def told(setting=(), **changed):
         one = validated()
         return replace(
-            one, setting=one.setting | dict(setting), **{"contents": ("d1", "m1"), **changed}
+            one, common=one.common | dict(setting), **{"contents": ("d1", "m1"), **changed}
         ).identity
 
     others = [

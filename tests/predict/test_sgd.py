@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from hessian_lr import files, methods, validated
 from hessian_lr.cli import main
-from hessian_lr.commands.measured import Predicting
-from hessian_lr.commands.validating import Job, validate
 from hessian_lr.curvature.adam import geometry
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.data import make_batches
@@ -27,6 +25,8 @@ from hessian_lr.predict.transfer import transfer
 from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
 from hessian_lr.setting import SGD
+from hessian_lr.study.measured import Predicting
+from hessian_lr.study.validating import Job
 from hessian_lr.sweep import run_key, train_once
 from hessian_lr.sweep.trainer import fit
 
@@ -182,14 +182,14 @@ def test_a_sweep_starts_at_the_classical_bound_and_claims_no_prediction(tmp_path
     job = Job(
         [SETTING], tiny.tiny_model(), data, tmp_path, (0,), rates, Predicting("combined", load_calibration())
     )
-    (row,) = validate(job, Progress(quiet=True))["results"]
+    (row,) = job.run(Progress(quiet=True))["results"]
     assert (row["status"], row["predictor"]) == ("converged", None)
     assert row["predicted_lr"] is None and row["lambda_preconditioned"] is None
     assert all(value is None for told in row["predictions"].values() for value in told.values())
     assert any(f"2/λ is {2 / row['lambda_max']:.3g}" in note for note in row["notes"])
 
     searched = dataclasses.replace(job, lrs=None, out=tmp_path / "searched")
-    (found,) = validate(searched, Progress(quiet=True))["results"]
+    (found,) = searched.run(Progress(quiet=True))["results"]
     tried = [run["lr"] for run in found["runs"]]
     start = 10 ** (round(4 * math.log10(2 / row["lambda_max"])) / 4)
     assert any(lr == pytest.approx(start) for lr in tried)

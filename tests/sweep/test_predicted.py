@@ -69,7 +69,7 @@ def no_measuring(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a setting was measured again")
 
-    monkeypatch.setattr("hessian_lr.commands.measured.predict_learning_rate", refuse)
+    monkeypatch.setattr("hessian_lr.study.predicting.predict_learning_rate", refuse)
 
 
 def rows(out):
@@ -179,7 +179,7 @@ def test_shares_measure_their_own_settings_and_the_whole_takes_them(
     both = tmp_path / "both"
     assert command("merge", folder / "grid.yaml", tmp_path / "1", tmp_path / "2", "--out", both) == 1
     assert "4 measurements brought along" in capsys.readouterr().err
-    monkeypatch.setattr("hessian_lr.commands.measured.predict_learning_rate", None)
+    monkeypatch.setattr("hessian_lr.study.predicting.predict_learning_rate", None)
     assert command(*words, "--out", both) == 0
     assert [row["predicted_lr"] for row in rows(both)] == [
         row["predictions"]["adam"]["lr"] for row in rows(predicted)
@@ -193,7 +193,7 @@ def test_a_prediction_that_fails_is_told_and_its_runs_stay(capsys, folder, tmp_p
             raise HessianLRError("the loss is not finite")
         return Prediction.failed("combined", calibration.version, "the loss is not finite")
 
-    monkeypatch.setattr("hessian_lr.commands.measured.predict_learning_rate", fails)
+    monkeypatch.setattr("hessian_lr.study.predicting.predict_learning_rate", fails)
     names = {"model": str(folder / "model"), "data": str(folder / "rows.jsonl"), "lr": LRS}
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(names | SETTING))
     words = ("sweep", tmp_path / "one.yaml", "--out", tmp_path / "out", "--predictor", "combined")

@@ -7,11 +7,11 @@ import pytest
 import tiny_sweep
 from predictions import predicted
 
-from hessian_lr.commands.probe import probed
 from hessian_lr.digits import rate
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.predict import load_calibration, refine_learning_rate
 from hessian_lr.predict.refine import start
+from hessian_lr.study.probe import probed
 from hessian_lr.sweep import RunResult, Sweep, engine, plan
 
 CONSTANTS = load_calibration()
@@ -69,7 +69,7 @@ def ended(monkeypatch, *losses):
         ]
         return Sweep(setting, tuple(runs), censored=True)
 
-    monkeypatch.setattr("hessian_lr.commands.probe.sweep", swept)
+    monkeypatch.setattr("hessian_lr.study.probe.sweep", swept)
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,18 @@ from ..checkpoints import Checkpoints
 from ..errors import HessianLRError, RequestError
 from ..files import COSTS, LAMBDAS
 from ..methods import method_of
-from ..predict import Calibration, Prediction, predict_learning_rate
+from ..predict import Calibration, Prediction
 from ..predict.classical import NONE, unpredicted
 from ..predict.law import Quantities
 from ..predict.predictor import quantities
 from ..predict.rate import FALLBACKS, PROBE, rate
-from ..prepare import Prepared, prepare, split_rows
+from ..prepare import prepare, split_rows
 from ..records import digest, read_json, write_sealed
 from ..score import judged
 from ..setting import ADAMW, Setting
 from ..sweep import RunResult
 from ..sweep.run import precision_name
+from .predicting import by_curvature
 from .probe import probed
 
 if TYPE_CHECKING:
@@ -132,25 +133,6 @@ def measure(
     return Measured(prediction, known, rates, (*rows_notes, *notes), failures)
 
 
-def predict_prepared(
-    setting: Setting, prepared: Prepared, predictor: str, constants: Calibration, **how: Any
-) -> Prediction:
-    """``predict_learning_rate`` of a setting's own model, rows and numbers; ``how`` goes on to it."""
-    return predict_learning_rate(
-        prepared.model,
-        prepared.batches,
-        warmup_batches=prepared.warmup_batches,
-        predictor=predictor,
-        steps=setting.steps,
-        batch_size=setting.batch_size,
-        dtype=prepared.dtype,
-        calibration=constants,
-        seed=setting.seed,
-        optimizer=method_of(setting).optimizer,
-        **how,
-    )
-
-
 def unmeasured(setting: Setting, asked: Predicting, reason: str) -> Measured:
     """What is known of a setting that could not be measured."""
     failed = Prediction.failed(asked.predictor, asked.constants.version, reason)
@@ -253,7 +235,7 @@ def _kept(
     checkpoints = Checkpoints(out / "checkpoints", setting)
     how: dict[str, Any] = {"report": progress.report, "checkpoints": checkpoints}
     if setting.optimizer == ADAMW:
-        prediction = predict_prepared(setting, prepared, "combined", constants, **how)
+        prediction = by_curvature(setting, prepared, "combined", constants, **how)
     else:
         prediction = unpredicted(
             prepared.model,

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import RequestError
-from ..files import SWEEP_FILE, VALIDATE_FILE
-from ..setting import Setting
+from .errors import RequestError
+from .files import SWEEP_FILE, VALIDATE_FILE
+from .setting import Setting
 
 
 def check_overwriting(
@@ -52,8 +52,8 @@ def _sources(settings: Sequence[Setting]) -> Iterator[tuple[str, bool]]:
     """What settings are made of, but for what is built in, and whether it is their data."""
     if not settings:
         return  # commands on results are refused without the seconds that these imports take
-    from ..data import TASKS
-    from ..models import ALIASES
+    from .data import TASKS
+    from .models import ALIASES
 
     for one in settings:
         if one.model not in ALIASES:

@@ -17,17 +17,16 @@ import tiny_sweep as tiny
 from predictions import predicted
 
 from hessian_lr import devices, results
-from hessian_lr.commands import joined
-from hessian_lr.commands import measured as measuring
-from hessian_lr.commands import validating as module
-from hessian_lr.commands.measured import Predicting
-from hessian_lr.commands.validating import Job, validate
 from hessian_lr.errors import RequestError
 from hessian_lr.files import VALIDATE_FILE
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.prediction import Prediction
 from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
+from hessian_lr.study import joined, predicting
+from hessian_lr.study import validating as module
+from hessian_lr.study.measured import Predicting
+from hessian_lr.study.validating import Job
 from hessian_lr.sweep import RunResult, engine, run_key
 from hessian_lr.validated import observations, read_validated
 
@@ -47,7 +46,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         key = run_key(setting, lr, data.digest, loaded.fingerprint)
         return RunResult(key, setting, lr, 2.0, 1.0 + (lr != 0.1), 3, False, 1.0, 10)
 
-    monkeypatch.setattr(measuring, "predict_learning_rate", predict)
+    monkeypatch.setattr(predicting, "predict_learning_rate", predict)
     monkeypatch.setattr(engine, "train_once", train)
     return precisions
 
@@ -58,7 +57,7 @@ def run(out: Path, *methods: str, **changed: Any) -> dict[str, Any]:
         **{"loaded": tiny.tiny_model(), "data": tiny.tiny_data(), "out": out, "seeds": (0,)},
         **{"lrs": (0.03, 0.1, 0.3), "predicting": Predicting("combined", load_calibration())},
     }
-    return validate(Job(**job | changed), Progress(quiet=True))
+    return Job(**job | changed).run(Progress(quiet=True))
 
 
 def methods(document: dict[str, Any]) -> list[str]:
@@ -296,7 +295,7 @@ def test_a_row_tells_the_rows_it_was_measured_on_and_not_those_asked_for(tmp_pat
 def test_a_law_that_gives_nothing_is_noted_and_the_sweep_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predictor: str
 ) -> None:
-    monkeypatch.setattr(measuring, "predict_learning_rate", lambda *_, **__: predicted())
+    monkeypatch.setattr(predicting, "predict_learning_rate", lambda *_, **__: predicted())
     known = load_calibration()
     broken = replace(
         known,

@@ -1,0 +1,18 @@
+"""What the commands do with settings, for Python: predict, prove it against short runs, read results back."""
+
+from ..validated import Validated
+from ..validated import read_validated as read
+from .aligning import align, eigenvalue_figure, sweep_figure
+from .predicting import predict, transfer
+from .validating import validate
+
+__all__ = [
+    "Validated",
+    "align",
+    "eigenvalue_figure",
+    "predict",
+    "read",
+    "sweep_figure",
+    "transfer",
+    "validate",
+]

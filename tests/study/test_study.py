@@ -1,0 +1,185 @@
+"""What the commands do, from Python: the same numbers, files and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from command_line import run_json
+from tiny_text import save, sums, tiny_llama, write_rows
+
+import hessian_lr as hlr
+from hessian_lr import study
+from hessian_lr.errors import NonFiniteError, RequestError
+from hessian_lr.figures.style import save as save_figure
+from hessian_lr.setting import Setting
+from hessian_lr.sweep import engine
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LRS, SEEDS = (0.03, 0.3, 3.0), (0, 1)
+# What no two measurements share.
+TIMES = ("seconds", "peak_rss_bytes", "sweep_seconds")
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    root = tmp_path_factory.mktemp("study")
+    save(tiny_llama(initializer_range=0.2), root / "model")
+    write_rows(root / "rows.jsonl", sums(8))
+    names = {"model": str(root / "model"), "data": str(root / "rows.jsonl")}
+    return Setting(**names, rank=2, steps=8, samples=8, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def options(setting: Setting) -> list[str]:
+    """The setting on the command line."""
+    named = ("model", "data", "rank", "steps", "samples", "device", "dtype")
+    return [part for name in named for part in (f"--{name}", str(getattr(setting, name)))]
+
+
+@pytest.fixture(scope="module")
+def validated(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> list[study.Validated]:
+    settings = [setting, dataclasses.replace(setting, method="pissa")]
+    out = tmp_path_factory.mktemp("validated") / "runs"
+    return study.validate(settings, out, lrs=LRS, seeds=SEEDS, quiet=True)
+
+
+def timeless(row: dict) -> dict:
+    kept = {name: value for name, value in row.items() if name not in TIMES}
+    return kept | {"runs": [timeless(run) for run in row["runs"]]} if "runs" in row else kept
+
+
+def test_a_prediction_is_the_commands_and_nothing_is_printed(setting, options, capfd):
+    found = hlr.study.predict(setting, quiet=True)
+    assert capfd.readouterr() == ("", "")
+    _, told = run_json(capfd, "predict", *options, "--quiet")
+    (row,) = told["results"]
+    assert isinstance(found, hlr.Prediction)
+    assert (found.lr, found.lr_low, found.lr_high) == (row["lr"], row["lr_low"], row["lr_high"])
+    assert found.curvature.lambda_max == row["lambda_max"]
+    assert found.adam.lambda_preconditioned == row["lambda_preconditioned"]
+    assert list(found.notes) == [*told["notes"], *row["notes"]]
+
+
+def test_short_runs_are_kept_where_a_place_is_named_and_not_trained_again(
+    setting, tmp_path, monkeypatch, options, capfd
+):
+    longer = dataclasses.replace(setting, steps=60)
+    asked = {"predictor": "probe", "checkpoint": tmp_path / "kept", "quiet": True}
+    found = study.predict(longer, **asked)
+    assert found.predictor == "probe" and found.probe.steps == 6
+    _, told = run_json(capfd, "predict", *options, "--steps", "60", "--predictor", "probe", "--quiet")
+    assert found.lr == told["results"][0]["lr"]
+    monkeypatch.setattr(engine, "train_once", None)
+    assert study.predict(longer, **asked).probe == found.probe
+
+
+def test_a_prediction_that_fails_says_why_in_its_last_note(setting, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise NonFiniteError("the loss is NaN")
+
+    monkeypatch.setattr("hessian_lr.predict.predictor.adam_sharpness", fails)
+    found = study.predict(setting, predictor="adam", quiet=True)
+    assert (found.status, found.lr) == ("failed", None) and "the loss is NaN" in found.notes[-1]
+
+
+def test_a_validation_has_the_commands_rows_and_files(setting, options, validated, tmp_path, capfd):
+    methods = ["--method", "lora", "--method", "pissa"]
+    rates = ["--lrs", ",".join(map(str, LRS)), "--seeds", "0,1"]
+    _, told = run_json(capfd, "validate", *options, *methods, *rates, "--out", tmp_path / "runs", "--quiet")
+    assert [timeless(one.row) for one in validated] == [timeless(row) for row in told["results"]]
+    assert [one.method for one in validated] == ["lora", "pissa"]
+    assert {one.setting for one in validated} == {setting, dataclasses.replace(setting, method="pissa")}
+    ours = {path.name for path in validated[0].file.parent.iterdir()}
+    assert ours == {path.name for path in (tmp_path / "runs").iterdir()}
+
+
+def test_the_same_call_trains_nothing_again_and_results_are_read_back(validated, monkeypatch):
+    monkeypatch.setattr(engine, "train_once", None)
+    out = validated[0].file.parent
+    again = study.validate([one.setting for one in validated], out, lrs=LRS, seeds=SEEDS, quiet=True)
+    assert again == validated == study.read([out])
+    # One of the methods of a folder is itself alone.
+    (one,) = study.validate(validated[1].setting, out, lrs=LRS, seeds=SEEDS, quiet=True)
+    assert one == validated[1]
+
+
+def test_a_best_learning_rate_is_moved_to_another_setting_without_a_model(validated):
+    best = next(one for one in validated if not one.score.censored)
+    wanted = [best.setting, dataclasses.replace(best.setting, batch_size=2 * best.setting.batch_size)]
+    same, doubled = study.transfer(wanted, [best.file.parent])
+    assert same.predictor == "transfer" and same.lr == pytest.approx(best.score.best_lr)
+    assert doubled.lr != same.lr and doubled.curvature is None
+
+
+def other(one: Setting, **changed: object) -> Setting:
+    return dataclasses.replace(one, **changed)
+
+
+REFUSED = {
+    "no setting": (lambda s: [], "there is no setting here"),
+    "another rank": (lambda s: [s, other(s, rank=4, method="pissa")], "differ in their method alone, not in"),
+    "twice": (lambda s: [s, other(s)], "a method comes twice"),
+    "no such method": (lambda s: [other(s, method="lora2")], "unknown method 'lora2'"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_settings_that_do_not_go_together_are_refused_before_a_model_is_loaded(
+    setting, tmp_path, monkeypatch, kind
+):
+    settings, said = REFUSED[kind]
+    monkeypatch.setattr("hessian_lr.models.load", None)
+    with pytest.raises(RequestError, match=re.escape(said)):
+        study.validate(settings(setting), tmp_path / "runs", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"predictor": "guess"}, "unknown predictor 'guess'"),
+        ({"predictor": "probe"}, "8 steps are too few"),
+        ({"lrs": (0.0,)}, "learning rate"),
+        ({"seeds": ()}, "seed"),
+        ({"calibration": "nowhere.json"}, "cannot read nowhere.json"),
+    ],
+)
+def test_what_is_asked_for_is_checked_before_a_model_is_loaded(setting, tmp_path, monkeypatch, asked, said):
+    monkeypatch.setattr("hessian_lr.models.load", None)
+    with pytest.raises(RequestError, match=re.escape(said)):
+        study.validate(setting, tmp_path / "runs", quiet=True, **asked)
+
+
+def test_results_do_not_go_among_the_files_of_the_model(setting):
+    before = sorted(Path(setting.model).iterdir())
+    with pytest.raises(RequestError, match="would stand among the files of"):
+        study.validate(setting, Path(setting.model) / "runs", quiet=True)
+    assert sorted(Path(setting.model).iterdir()) == before
+
+
+def test_gradient_descent_has_no_prediction(setting):
+    with pytest.raises(RequestError, match="sgd"):
+        study.predict(other(setting, optimizer="sgd"), quiet=True)
+
+
+def test_pictures_and_theory_are_those_of_the_commands(validated, tmp_path, capfd):
+    """The figures as `validate` saved them, the numbers as `align` tells them."""
+    rows = study.read([validated[0].file.parent])
+    for draw, name in ((study.sweep_figure, "sweep"), (study.eigenvalue_figure, "eigenvalue")):
+        svg, _ = save_figure(draw(rows), tmp_path / name)
+        assert svg.read_bytes() == (validated[0].file.parent / f"{name}.svg").read_bytes()
+    _, told = run_json(capfd, "align", validated[0].file.parent, "--quiet")
+    # Every setting counts once, however often its folder is named.
+    assert study.align([*rows, *rows]).to_dict() == told["alignment"]
+
+
+def test_results_that_do_not_compare_are_refused(validated):
+    trained = dataclasses.replace(validated[0], common=validated[0].common | {"optimizer": "sgd"})
+    with pytest.raises(RequestError, match="learning rates of different optimizers do not compare"):
+        study.align([validated[1], trained])
+    with pytest.raises(RequestError, match="nothing to draw"):
+        study.eigenvalue_figure([])
