@@ -1,4 +1,4 @@
-"""The files that results are written to: their names, their schema, and the fields that several readers know.
+"""The files that results are written to: their names, their schema, and what tells whose results they are.
 
 Neither torch nor matplotlib is needed to know them.
 """
@@ -15,10 +15,7 @@ from .records import digest
 SCHEMA = 1
 VALIDATE_FILE, SWEEP_FILE = "validate.json", "sweep.json"
 
-LAMBDAS = ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min")
 IDENTITIES = ("data_digest", "model_fingerprint")
-COSTS = ("matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes")
-RUN = ("lr", "initial_loss", "final_loss", "steps", "diverged", "seconds")
 
 
 def files_of(paths: Sequence[str | Path]) -> list[Path]:

@@ -38,12 +38,15 @@ class Record:
         Raises:
             RequestError: a field is missing, unknown, or of the wrong shape.
         """
-        hints = typing.get_type_hints(cls)
-        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(values, dict) or (extra := set(values) - known):
-            what = f"has unknown fields {sorted(extra)}" if isinstance(values, dict) else "is not an object"
-            raise RequestError(f"this JSON is not a {cls.__name__}: it {what}")
         try:
+            if not isinstance(values, dict):
+                raise TypeError("it is not an object")
+            declared = dataclasses.fields(cls)  # type: ignore[arg-type]
+            if extra := values.keys() - {f.name for f in declared}:
+                raise TypeError(f"it has unknown fields {sorted(extra)}")
+            if missing := [f.name for f in declared if _is_needed(f) and f.name not in values]:
+                raise TypeError(f"it lacks {', '.join(missing)}")
+            hints = typing.get_type_hints(cls)
             return cls(**{name: _field(name, hints[name], value) for name, value in values.items()})
         except TypeError as error:
             raise RequestError(f"this JSON is not a {cls.__name__}: {error}") from error
@@ -189,5 +192,10 @@ def _shaped(hint: Any, value: Any) -> Any:
     return value
 
 
+def _is_needed(one: dataclasses.Field[Any]) -> bool:
+    return one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+
+
 def _called(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint)
+    words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+    return words.get(hint) or (f"a {hint.__name__}" if isinstance(hint, type) else str(hint))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from .files import IDENTITIES, SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, fil
 from .methods import METHODS
 from .predict.fit import Observation
 from .predict.law import Quantities
-from .records import digest, is_number, read_json
-from .score import Score
+from .records import digest, read_json
+from .rows import ScoredRow, SweepRow
 from .setting import ADAMW, Setting
 
 
@@ -26,23 +25,21 @@ class Validated:
     Attributes:
         file: The file it was read from.
         common: The setting that all methods of its file share, as the file has it.
-        row: The row itself.
-        score: Its scores.
+        row: The row itself: what was measured and predicted, the runs, and the score.
         contents: The digests that tell its data and its model; None where its file has none.
         seeds: Those of its runs, ascending.
     """
 
     file: Path
     common: dict[str, Any]
-    row: dict[str, Any]
-    score: Score
+    row: ScoredRow
     contents: tuple[str | None, ...] = (None,) * len(IDENTITIES)
     seeds: tuple[int, ...] = ()
 
     @property
     def method(self) -> str:
         """The method's name."""
-        return str(self.row["method"])
+        return self.row.method
 
     @property
     def setting(self) -> Setting:
@@ -57,7 +54,7 @@ class Validated:
     @property
     def name(self) -> str:
         """What it is called in a message: what tells it from the others of its file, and the file."""
-        return f"{self.row.get('label') or self.method} of {self.file}"
+        return f"{getattr(self.row, 'label', self.method)} of {self.file}"
 
     @property
     def identity(self) -> str:
@@ -79,23 +76,12 @@ class Validated:
     @property
     def told(self) -> tuple[int, int]:
         """How much it tells: whether it has a curvature, and how many runs."""
-        return int(self.is_measured), len(self.row.get("runs") or ())
+        return int(self.is_measured), len(self.row.runs)
 
     @property
     def is_measured(self) -> bool:
         """Whether it has a curvature."""
-        return self.number("lambda_max") is not None or self.number("lr_stability") is not None
-
-    def number(self, name: str) -> float | None:
-        """A number of the row, or None where it has none.
-
-        Raises:
-            RequestError: something that is not a number stands there.
-        """
-        value = self.row.get(name)
-        if value is None or is_number(value):
-            return value
-        raise RequestError(f"{self.file}: {name} of {self.method} is {value!r}, not a number")
+        return self.row.lambda_max is not None or self.row.lr_stability is not None
 
 
 def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
@@ -115,6 +101,8 @@ def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
         try:
             for one in documents(found):
                 rows += [validated_row(file, one, row) for row in one["results"]]
+        except RequestError as error:
+            raise RequestError(f"{file}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(
                 f"{file} is not what `hessian-lr validate` or `sweep` writes: {type(error).__name__} {error}"
@@ -143,7 +131,7 @@ def observation(one: Validated) -> Observation | None:
     λ at initialization is left out where the method has an optimizer of its own: as for a prediction, no rate
     is read from it.
     """
-    if one.score.best_lr is None or one.score.censored or one.common.get("optimizer", ADAMW) != ADAMW:
+    if one.row.best_lr is None or one.row.censored or one.common.get("optimizer", ADAMW) != ADAMW:
         return None
     names = ("model", "data", "rank", "alpha", "batch_size", "steps", "seed")
     try:
@@ -153,22 +141,22 @@ def observation(one: Validated) -> Observation | None:
         raise RequestError(f"{one.file}: its setting lacks what a calibration needs ({error})") from error
     # The data may have had fewer rows than were asked for; earlier versions tell only these.
     asked = one.common.get("samples")
-    samples = one.number("samples") if "samples" in one.row else asked if isinstance(asked, int) else None
+    samples = one.row.samples or (asked if isinstance(asked, int) else None)
     own = one.method in METHODS and METHODS[one.method].optimizer is not None
     return Observation(
         identity=one.identity,
         source=f"{one.file.parent.name}: {source}",
         method=one.method,
-        best_lr=one.score.best_lr,
+        best_lr=one.row.best_lr,
         quantities=Quantities(
             batch_size=batch_size,
             steps=steps,
-            lr_stability=one.number("lr_stability"),
-            lr_critical_start=one.number("lr_critical_start"),
-            lr_eigenvalue=None if own else one.number("lr_eigenvalue"),
-            lr_sharpness=None if own else one.number("lr_sharpness"),
-            lr_probe=one.number("lr_probe"),
-            samples=None if samples is None else int(samples),
+            lr_stability=one.row.lr_stability,
+            lr_critical_start=one.row.lr_critical_start,
+            lr_eigenvalue=None if own else one.row.lr_eigenvalue,
+            lr_sharpness=None if own else one.row.lr_sharpness,
+            lr_probe=one.row.lr_probe,
+            samples=samples,
         ),
     )
 
@@ -201,26 +189,22 @@ def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]
     """
     found = []
     for one in rows:
-        if one.score.best_lr is not None and not one.score.censored:
-            found.append((one.setting, one.score.best_lr))
+        if one.row.best_lr is not None and not one.row.censored:
+            found.append((one.setting, one.row.best_lr))
     return found
 
 
 def validated_row(file: Path, whole: dict[str, Any], row: dict[str, Any]) -> Validated:
-    """A row of ``whole``, what stands in ``file``, with its scores.
+    """A row of ``whole``, what stands in ``file``.
 
     Raises:
-        RequestError: a score is of the wrong kind.
-        KeyError: one is missing.
+        RequestError: a field is missing or of the wrong kind.
+        KeyError: the setting is missing.
     """
     setting = whole["setting"]
     if not isinstance(setting, dict):
         raise RequestError(f"the setting of {file} is not an object")
-    # Rows of earlier versions lack what has a default.
-    told = [
-        one.name for one in dataclasses.fields(Score) if one.default is dataclasses.MISSING or one.name in row
-    ]
-    score = Score.from_dict({name: row[name] for name in told})
+    found = (SweepRow if "label" in row else ScoredRow).from_dict(row)
     contents = tuple(whole.get(name) for name in IDENTITIES)
-    seeds = tuple(sorted({run["seed"] for run in row.get("runs") or ()}))
-    return Validated(file, dict(setting), {"method": row["method"], **row}, score, contents, seeds)
+    seeds = tuple(sorted({run.seed for run in found.runs}))
+    return Validated(file, dict(setting), found, contents, seeds)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from .rows import RunRow, ScoredRow
+
+S = TypeVar("S", bound="ScoredRow")
 
 # A prediction no further from the best learning rate than by this factor is called a good one.
 GOOD = 2
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Generic[S]):
     """What comes of some rows.
 
     Attributes:
@@ -23,30 +26,34 @@ class Verdict:
         good: Number of those within a factor of ``GOOD``.
     """
 
-    ranked: tuple[Row, ...]
+    ranked: tuple[S, ...]
     diverged: bool
     judged: int
     good: int
 
 
-def verdict(rows: Sequence[Row]) -> Verdict:
+def verdict(rows: Sequence[S]) -> Verdict[S]:
     """Of rows of ``validate`` or ``sweep``."""
-    learned = [row for row in rows if row["best_lr"] is not None and row["best_loss"] is not None]
-    factors = [
-        row["factor_error"] for row in learned if row["factor_error"] is not None and not row["censored"]
-    ]
+    learned = [row for row in rows if row.best_lr is not None and row.best_loss is not None]
+    factors = [row.factor_error for row in learned if row.factor_error is not None and not row.censored]
     return Verdict(
-        ranked=tuple(sorted(learned, key=lambda row: row["best_loss"])),
-        diverged=not learned and _all_diverged([run for row in rows for run in row["runs"]]),
+        ranked=tuple(sorted(learned, key=best_loss)),
+        diverged=not learned and _all_diverged([run for row in rows for run in row.runs]),
         judged=len(factors),
         good=sum(factor <= GOOD for factor in factors),
     )
 
 
-def no_best(row: Row) -> str:
+def best_loss(row: ScoredRow) -> float:
+    """L* of a row that is ranked, which has one."""
+    assert row.best_loss is not None
+    return row.best_loss
+
+
+def no_best(row: ScoredRow) -> str:
     """What stands in the place of the best learning rate that a row's runs do not tell."""
-    return "all diverged" if _all_diverged(row["runs"]) else "none learned"
+    return "all diverged" if _all_diverged(row.runs) else "none learned"
 
 
-def _all_diverged(runs: Sequence[Row]) -> bool:
-    return bool(runs) and all(run["diverged"] for run in runs)
+def _all_diverged(runs: Sequence[RunRow]) -> bool:
+    return bool(runs) and all(run.diverged for run in runs)

@@ -15,9 +15,8 @@ from . import options
 from .options import Output
 
 if TYPE_CHECKING:
+    from ..rows import PredictionRow
     from .session import Turn
-
-Row = dict[str, Any]
 
 
 def predict(
@@ -54,20 +53,21 @@ def predict(
     from .. import results
     from ..predict import Prediction
     from ..prepare import split_rows
+    from ..rows import PredictionRow
     from ..study.predicting import constants_for, predicted, transfer
     from . import session, tables
 
     constants = constants_for(predictor, calibration)
-    asked = {"samples": None, "fast": fast, "from": source or None, "calibration_file": calibration}
+    asked: dict[str, Any] = {"fast": fast, "calibration_file": calibration}
     if source:
         found = transfer(settings, source, calibration=calibration)
         rows = [
-            results.prediction_row(setting.method, prediction) | asked
+            PredictionRow.of(setting.method, prediction, sources=tuple(source), **asked)
             for setting, prediction in zip(settings, found, strict=True)
         ]
-        return session.tell(results.document(settings, rows, notes=[]), output, tables.predict_table)
+        return session.tell(results.document(settings, rows, notes=[]), rows, output, tables.predict_table)
 
-    def work(turn: Turn) -> Row:
+    def work(turn: Turn) -> PredictionRow:
         setting = turn.setting
         prediction = predicted(
             setting,
@@ -81,11 +81,11 @@ def predict(
             fast=fast,
         )
         sample, _, _ = split_rows(setting, turn.data.train)
-        return results.prediction_row(setting.method, prediction) | asked | {"samples": len(sample)}
+        return PredictionRow.of(setting.method, prediction, samples=len(sample), **asked)
 
-    def failed(setting: Setting, reason: str) -> Row:
+    def failed(setting: Setting, reason: str) -> PredictionRow:
         prediction = Prediction.failed(predictor, constants.version, reason)
-        return results.prediction_row(setting.method, prediction) | asked
+        return PredictionRow.of(setting.method, prediction, **asked)
 
     return session.each_method(settings, output, work, failed, tables.predict_table, checkpoint)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from .. import results
 from ..allocator import keep_freed_memory
@@ -14,13 +14,15 @@ from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError
 from ..models import LoadedModel
 from ..progress import Progress, quiet_libraries
+from ..rows import AnyRow
 from ..setting import Setting
 from ..study.loading import load
 from . import terminal
 from .options import Output
-from .tables import Row
 
-Table = Callable[[Sequence[Row]], None]
+# A command's rows are of one kind.
+R = TypeVar("R", bound=AnyRow)
+Table = Callable[[Sequence[R]], None]
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Turn:
 def each_method(
     settings: list[Setting],
     output: Output,
-    work: Callable[[Turn], Row],
-    failed: Callable[[Setting, str], Row],
-    table: Table,
+    work: Callable[[Turn], R],
+    failed: Callable[[Setting, str], R],
+    table: Table[R],
     checkpoint: str | None,
 ) -> int:
     """Measure each method and tell the results; one that fails does not keep the others from theirs.
@@ -60,13 +62,14 @@ def each_method(
     Raises:
         RequestError: the only method was refused.
     """
-    rows, refused = [], 0
+    rows: list[R] = []
+    refused = 0
     kept: list[Checkpoints] = []
     with quiet_libraries():
         keep_freed_memory()
         loaded, task = load(settings, quiet=output.quiet)
 
-        def one(setting: Setting, progress: Progress) -> Row:
+        def one(setting: Setting, progress: Progress) -> R:
             nonlocal refused
             try:
                 here = None if checkpoint is None else Checkpoints(checkpoint, setting)
@@ -80,23 +83,22 @@ def each_method(
                 return failed(setting, str(error))
             if here is not None:
                 kept.append(here)
-                row["notes"] += here.notes
+                row = replace(row, notes=(*row.notes, *here.notes))
             return row
 
         with Progress(output.quiet) as progress:
             for index, setting in enumerate(settings, 1):
                 progress.method(setting.method, index, len(settings))
                 rows.append(one(setting, progress))
-    status = tell(results.document(settings, rows, notes=list(task.notes)), output, table)
+    status = tell(results.document(settings, rows, notes=list(task.notes)), rows, output, table)
     status = refused or status
     for saved in kept if status == 0 else ():
         saved.clear()
     return status
 
 
-def tell(document: dict[str, Any], output: Output, table: Table) -> int:
-    """Write the JSON, show the table and the notes; the exit status is 1 if a method failed."""
-    rows = document["results"]
+def tell(document: dict[str, Any], rows: Sequence[R], output: Output, table: Table[R]) -> int:
+    """Write the JSON, show the table and the notes of its rows; the exit status is 1 if a method failed."""
     with output.written(document):
         if output.tables:
             table(rows)
@@ -104,6 +106,6 @@ def tell(document: dict[str, Any], output: Output, table: Table) -> int:
             terminal.say(f"data: {note}")
         for row in rows:
             # Why a method failed is no mere note.
-            for note in row["notes"] if row["status"] == "failed" or not output.quiet else ():
-                terminal.say(f"{row['method']}: {note}")
-    return 1 if any(row["status"] == "failed" for row in rows) else 0
+            for note in row.notes if row.status == "failed" or not output.quiet else ():
+                terminal.say(f"{row.method}: {note}")
+    return 1 if any(row.status == "failed" for row in rows) else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from ..checkpoints import Checkpoints
@@ -13,7 +13,7 @@ from ..errors import HessianLRError
 from ..measure import density, grown_sharpness, module_sharpness, sharpness
 from ..prepare import Prepared
 from ..progress import Progress
-from ..results import spectrum_row
+from ..rows import SpectrumRow
 from ..setting import AUTO, Setting
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def measure(
     request: Request,
     progress: Progress,
     checkpoints: Checkpoints | None = None,
-) -> dict[str, Any]:
+) -> SpectrumRow:
     """A row of the command's results; λ's iteration can go on from ``checkpoints``."""
     model, dtype, seed = prepared.model, prepared.dtype, setting.seed
     common: dict[str, Any] = {
@@ -88,8 +88,8 @@ def measure(
                 "per-module spectrum",
                 notes,
             )
-    row = spectrum_row(setting.method, curvature, **more)
-    return row | {"notes": [*prepared.notes, *row["notes"], *notes]}
+    found = replace(curvature, notes=(*prepared.notes, *curvature.notes, *notes))
+    return SpectrumRow.of(setting.method, found, **more, request=asdict(request))
 
 
 def _try(work: Callable[[], T], what: str, notes: list[str]) -> T | None:

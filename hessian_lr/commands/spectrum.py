@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,6 @@ from .options import Output
 
 if TYPE_CHECKING:
     from .session import Turn
-
-Row = dict[str, Any]
 
 
 def spectrum(
@@ -46,9 +44,9 @@ def spectrum(
     checkpoint: options.Checkpoint = None,
 ) -> int:
     """Measure the loss Hessian's largest eigenvalue."""
-    from .. import results
     from ..measure import ALGORITHMS, OPERATORS, Curvature
     from ..prepare import prepare
+    from ..rows import SpectrumRow
     from ..spectrum.stopping import check_stopping
     from . import session, spectra, tables
 
@@ -73,13 +71,13 @@ def spectrum(
         options.check_writable(checkpoint, "--checkpoint", folder=True)
     check_overwriting([("--checkpoint", checkpoint), ("--json", output.json)], (), settings)
     request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
-    asked = {"request": dataclasses.asdict(request)}
 
-    def work(turn: Turn) -> Row:
+    def work(turn: Turn) -> SpectrumRow:
         prepared = prepare(turn.setting, turn.loaded, turn.data)
-        return spectra.measure(turn.setting, prepared, request, turn.progress, turn.checkpoints) | asked
+        return spectra.measure(turn.setting, prepared, request, turn.progress, turn.checkpoints)
 
-    def failed(setting: Setting, reason: str) -> Row:
-        return results.spectrum_row(setting.method, Curvature.failed(reason)) | asked
+    def failed(setting: Setting, reason: str) -> SpectrumRow:
+        asked = dataclasses.asdict(request)
+        return SpectrumRow.of(setting.method, Curvature.failed(reason), request=asked)
 
     return session.each_method(settings, output, work, failed, tables.spectrum_table, checkpoint)

@@ -108,12 +108,12 @@ def sweep(
             terminal.say(line)
         for line in sweep_words.some_gaps(rows):
             terminal.say(line)
-    failed = [row for row in rows if row["status"] == "failed"]
+    failed = [row for row in rows if row.status == "failed"]
     for row in failed:
-        terminal.say(f"{row['label']}: failed: {row['notes'][0]}")
-    unpredicted = [row for row in rows if row["prediction_status"] == "failed"]
+        terminal.say(f"{row.label}: failed: {row.notes[0]}")
+    unpredicted = [row for row in rows if row.prediction_status == "failed"]
     for row in unpredicted:
-        terminal.say(f"{row['label']}: no prediction: {row['notes'][-1]}")
+        terminal.say(f"{row.label}: no prediction: {row.notes[-1]}")
     return 1 if failed or unpredicted else 0
 
 
@@ -151,7 +151,7 @@ def merge(
     gaps = sweep_words.gaps(rows)
     for gap in gaps:
         terminal.say(f"missing: {gap}")
-    missing = sum(len(row["missing"]) for row in rows)
+    missing = sum(len(row.missing) for row in rows)
     if gaps:
         terminal.say(
             f"{sweep_words.missing(rows)} missing; `hessian-lr sweep {file} --out {out}` makes the rest."

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..digits import rate
 from ..setting import CONTENTS
 from . import tables
 
 if TYPE_CHECKING:
+    from ..rows import SweepRow
     from ..study.grids import Plan
     from ..sweep.grid import Grid
 
@@ -62,13 +65,13 @@ def _range(ends: tuple[int, int], what: str) -> str:
     return f"{number} {what}{'' if high == 1 else 's'}"
 
 
-def advice(rows: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
+def advice(rows: Sequence[SweepRow], varying: tuple[str, ...]) -> list[str]:
     """A line on what to do, for each model and data: losses of one do not compare with another's."""
     names = [name for name in CONTENTS if name in varying]
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[SweepRow]] = {}
     for row in rows:
-        where = ", ".join(f"{name.replace('_', ' ')} {row['setting'][name]}" for name in names)
-        groups.setdefault(where, []).append(row | {"method": row["label"]})
+        where = ", ".join(f"{name.replace('_', ' ')} {row.setting[name]}" for name in names)
+        groups.setdefault(where, []).append(replace(row, method=row.label))
     found = {where: tables.advice(group) for where, group in groups.items()}
     return [f"{where}: {line}" if where else line for where, line in found.items()]
 
@@ -78,27 +81,27 @@ def common(grid: Grid) -> str:
     return textwrap.fill(f"In common: {grid.common()}.", _WIDTH - 1)
 
 
-def gaps(rows: list[dict[str, Any]]) -> list[str]:
+def gaps(rows: Sequence[SweepRow]) -> list[str]:
     """Which runs are missing, a learning rate of a setting each."""
     found = []
     for row in rows:
         rates: dict[float, list[str]] = {}
-        for one in row["missing"]:
-            rates.setdefault(one["lr"], []).append(str(one["seed"]))
+        for one in row.missing:
+            rates.setdefault(one.lr, []).append(str(one.seed))
         found += [
-            f"{row['label']} at {rate(lr)} (seed {', '.join(seeds)})" for lr, seeds in sorted(rates.items())
+            f"{row.label} at {rate(lr)} (seed {', '.join(seeds)})" for lr, seeds in sorted(rates.items())
         ]
     return found
 
 
-def missing(rows: list[dict[str, Any]]) -> str:
+def missing(rows: Sequence[SweepRow]) -> str:
     """How many runs are missing."""
-    number = sum(len(row["missing"]) for row in rows)
-    searching = any(row["missing"] and row["lrs"] == "auto" for row in rows)
+    number = sum(len(row.missing) for row in rows)
+    searching = any(row.missing and row.lrs == "auto" for row in rows)
     return f"{'At least ' if searching else ''}{_range((number, number), 'run')}"
 
 
-def some_gaps(rows: list[dict[str, Any]]) -> list[str]:
+def some_gaps(rows: Sequence[SweepRow]) -> list[str]:
     """Which runs are missing, in a line."""
     found = gaps(rows)
     if not found:
@@ -110,13 +113,13 @@ def some_gaps(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def shared(rows: list[dict[str, Any]]) -> list[str]:
+def shared(rows: Sequence[SweepRow]) -> list[str]:
     """What settings have to say that did not fail, each note once."""
     of: dict[str, list[str]] = {}
     for row in rows:
-        notes = row["notes"][row["status"] == "failed" :]  # why its runs failed comes first, and elsewhere
-        for note in notes if row["prediction_status"] != "failed" else ():
-            of.setdefault(note, []).append(row["label"])
+        notes = row.notes[row.status == "failed" :]  # why its runs failed comes first, and elsewhere
+        for note in notes if row.prediction_status != "failed" else ():
+            of.setdefault(note, []).append(row.label)
     return [
         f"{labels[0] if len(labels) == 1 else f'{len(labels)} settings'}: {note}"
         for note, labels in of.items()

@@ -61,7 +61,8 @@ def validate(
         job = Job(settings, loaded, data, Path(out), seed_list, rates, predicting, engine)
         with resumable(out), Progress(output.quiet) as progress:
             document = job.run(progress)
-    status = session.tell(document, output, tables.validate_table)
+    rows = document["results"]
+    status = session.tell(document, rows, output, tables.validate_table)
     if not output.quiet:
-        terminal.say(tables.advice(document["results"]))
+        terminal.say(tables.advice(rows))
     return status

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from ..errors import RequestError
-from ..files import RUN
 from ..sweep import RunResult, Sweep
 from ..validated import Validated
 from .eigenvalue import EigenvaluePoint
@@ -17,31 +18,28 @@ def sweep_panel(one: Validated) -> SweepPanel:
 
     Raises:
         RequestError: the setting or a run is not what ``validate`` writes.
-        KeyError: a run lacks a field.
     """
     setting = one.setting
     runs = []
-    for run in one.row["runs"]:
-        seeded = {**setting.to_dict(), "seed": run["seed"]}
-        kept = {name: run[name] for name in RUN}
-        runs.append(RunResult.from_dict({**kept, "key": "", "setting": seeded, "train_tokens": 0}))
-        if not runs[-1].lr > 0:
-            raise RequestError(f"a learning rate of {one.method} is {runs[-1].lr}; it must be positive")
+    for run in one.row.runs:
+        seeded = replace(setting, seed=run.seed)
+        # Files of earlier versions name neither key nor tokens.
+        own: dict[str, Any] = {"setting": seeded, "key": run.key or "", "train_tokens": run.train_tokens or 0}
+        runs.append(RunResult(**{name: value for name, value in vars(run).items() if name != "seed"} | own))
+        if not run.lr > 0:
+            raise RequestError(f"a learning rate of {one.method} is {run.lr}; it must be positive")
     ordered = tuple(sorted(runs, key=lambda run: (run.lr, run.setting.seed)))
-    return SweepPanel(Sweep(setting, ordered, one.score.censored), one.score)
+    return SweepPanel(Sweep(setting, ordered, one.row.censored), one.row.score)
 
 
 def eigenvalue_points(rows: Sequence[Validated]) -> list[EigenvaluePoint]:
-    """The rows that have a place in the picture: a positive λ and a best learning rate.
-
-    Raises:
-        RequestError: λ or an end of its bar is not a number.
-    """
+    """The rows that have a place in the picture: a positive λ and a best learning rate."""
     points = []
     for one in rows:
-        value, *ends = map(one.number, ("lambda_max", "lambda_lower", "lambda_upper", "sampling_error"))
-        if value is not None and value > 0 and one.score.best_lr is not None:
-            points.append(EigenvaluePoint(one.method, value, *error_bar(value, *ends), one.score))
+        row = one.row
+        if row.lambda_max is not None and row.lambda_max > 0 and row.best_lr is not None:
+            ends = error_bar(row.lambda_max, row.lambda_lower, row.lambda_upper, row.sampling_error)
+            points.append(EigenvaluePoint(one.method, row.lambda_max, *ends, row.score))
     return points
 
 

@@ -72,5 +72,5 @@ class Curvature(Record):
         """A result without a number: why, and whichever costs and sizes are known."""
         unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(cls))
         nothing = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
-        sizes = {"tokens": 0, "parameters": 0, "unreached": 0}
+        sizes = {"samples": 0, "tokens": 0, "parameters": 0, "unreached": 0}
         return cls(**(unknown | nothing | sizes | spent | {"status": "failed", "notes": (reason,)}))

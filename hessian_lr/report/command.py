@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..rows import AnyRow, PredictionRow, ScoredRow, SpectrumRow, SweepRow
 from .documents import Document, Entry
 
 
@@ -54,28 +55,29 @@ def command(document: Document) -> str:
 def _sweep(document: Document) -> str:
     """The command of a sweep's whole file."""
     row, file = document.entries[0].row, str(document.whole["file"])
-    own = {"out": _from_here(document.file.parent), "predictor": row["predictor"]}
-    own["calibration"] = row["calibration_file"] and _from_here(Path(row["calibration_file"]))
+    assert isinstance(row, SweepRow)
+    own = {"out": _from_here(document.file.parent), "predictor": row.predictor}
+    own["calibration"] = row.calibration_file and _from_here(Path(row.calibration_file))
     return f"hessian-lr sweep {shlex.quote(_from_here(Path(file)))} {_options(**own)}"
 
 
-def _own(document: Document, row: dict[str, Any]) -> str:
+def _own(document: Document, row: AnyRow) -> str:
     """The options of the command itself that a row was asked for with."""
     whole, json = document.whole, _from_here(document.file)
-    if document.command == "spectrum":
-        return _options(**row.get("request", _asked(row)), json=json)
-    file = row.get("calibration_file")
+    if isinstance(row, SpectrumRow):
+        return _options(**(_asked(row) if row.request is None else row.request), json=json)
+    file = row.calibration_file
     # No predictor to ask for stands where a sweep's rate was moved, nor where no constants are known.
-    measured = row.get("predictor") not in ("transfer", "none")
+    measured = row.predictor not in ("transfer", "none")
     own = {
-        "predictor": row.get("predictor") if measured else None,
-        "fast": measured and row.get("fast"),
+        "predictor": row.predictor if measured else None,
+        "fast": measured and isinstance(row, PredictionRow) and row.fast,
         "calibration": file and _from_here(Path(file)),
     }
-    if document.command == "validate":
+    if isinstance(row, ScoredRow):
         out = _from_here(document.file.parent)
         return _options(**own, seeds=whole.get("seeds"), lrs=whole.get("lrs"), out=out)
-    sources = [_options(**{"from": _from_here(Path(source))}) for source in row.get("from") or ()]
+    sources = [_options(**{"from": _from_here(Path(source))}) for source in row.sources or ()]
     return " ".join([*sources, _options(**own, json=json)])
 
 
@@ -86,10 +88,10 @@ def _from_here(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
-def _asked(row: dict[str, Any]) -> dict[str, Any]:
+def _asked(row: SpectrumRow) -> dict[str, Any]:
     """What must have been asked for, by what is there."""
-    found = {name: row.get(name) is not None for name in ("bracket", "density")}
-    return {**found, "per_module": row.get("modules") is not None}
+    found = {name: getattr(row, name) is not None for name in ("bracket", "density")}
+    return {**found, "per_module": row.modules is not None}
 
 
 def _options(**values: Any) -> str:

@@ -11,25 +11,16 @@ from ..errors import RequestError, shown
 from ..figures import SweepPanel
 from ..figures.rows import sweep_panel
 from ..files import SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, files_of
-from ..measure import ModuleSpectrum
-from ..records import is_number, read_json
+from ..records import read_json
+from ..rows import AnyRow, PredictionRow, ScoredRow, SpectrumRow
 from ..setting import Setting
-from ..spectrum import SpectralDensity
 from ..sweep.plan import FEWEST_POINTS, MAX_POINTS
 from ..validated import Validated, validated_row
 
-# What tells the commands' rows apart, and numbers that rows of each must have (or null).
-_COSTS = ("gradient_equivalents", "seconds")
-_LAMBDAS = ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min", "sampling_error")
-_NUMBERS = {
-    "validate": ("sweep_seconds", "lambda_preconditioned", *_LAMBDAS, *_COSTS),
-    "predict": ("lr", "lr_low", "lr_high", "lambda_preconditioned", *_LAMBDAS, *_COSTS),
-    "spectrum": ("residual", *_LAMBDAS, *_COSTS),
-}
+# What tells the commands' rows apart.
 _MARKS = {"validate": {"runs", "best_lr"}, "predict": {"lr", "predictor"}, "spectrum": {"confidence"}}
 _DEEPEST = 30  # ours have 8 levels
 _NO_RUN = "none of this sweep's runs has been made yet"
-_MAYBE = ("held_out", "held_out_error", "confidence", "samples", "sampling_error_preconditioned")
 
 
 @dataclass(frozen=True)
@@ -38,33 +29,31 @@ class Entry:
 
     Attributes:
         setting: The method's own.
-        row: As it stands in the file; its numbers are numbers.
-        validated: Its scores, where ``validate`` wrote it.
-        panel: Its sweep, where it has one.
-        density, modules: Of ``spectrum``, where they were asked for.
+        row: What the command found.
         planned: The fewest and the most runs of its sweep, made or not.
+        validated: What identifies it among other sweeps, where ``validate`` wrote it.
+        panel: Its sweep, where it has one.
     """
 
     setting: Setting
-    row: dict[str, Any]
+    row: AnyRow
     planned: tuple[int, int]
     validated: Validated | None = None
     panel: SweepPanel | None = None
-    density: SpectralDensity | None = None
-    modules: ModuleSpectrum | None = None
 
     @property
     def method(self) -> str:
         """The method's name."""
-        return str(self.row["method"])
+        return self.row.method
 
     @property
     def predicted(self) -> tuple[float | None, float | None, float | None]:
         """The predicted learning rate with the ends of its range; None where there is none."""
-        if self.validated is not None:
-            score = self.validated.score
-            return score.predicted_lr, score.predicted_low, score.predicted_high
-        return self.row.get("lr"), self.row.get("lr_low"), self.row.get("lr_high")
+        if isinstance(self.row, ScoredRow):
+            return self.row.predicted_lr, self.row.predicted_low, self.row.predicted_high
+        if isinstance(self.row, PredictionRow):
+            return self.row.lr, self.row.lr_low, self.row.lr_high
+        return None, None, None
 
 
 @dataclass(frozen=True)
@@ -147,7 +136,7 @@ def _document(file: Path, name: str, whole: dict[str, Any], expected: str) -> Do
     if not isinstance(whole.get("versions", {}), dict):
         raise RequestError(f"{expected}: its versions are not an object")
     try:
-        _notes("the data", whole)
+        _check_notes(whole.get("notes", []))
         planned = _planned(whole)
         entries = tuple(_entry(file, command, whole, row, planned) for row in rows)
         return Document(file, name, command, whole, entries)
@@ -182,47 +171,20 @@ def _entry(
     file: Path, command: str, whole: dict[str, Any], row: dict[str, Any], planned: tuple[int, int]
 ) -> Entry:
     method = row.get("method")
-    if not isinstance(method, str) or not isinstance(row.get("status"), str):
-        raise RequestError("a result has no method or no status")
-    for name in (*_NUMBERS[command], *(name for name in _MAYBE if name in row)):
-        _number(method, row, name)
-    _notes(method, row)
-    _texts(method, row)
+    if not isinstance(method, str):
+        raise RequestError("a result has no method")
     own = {name: value for name, value in whole["setting"].items() if name != "methods"}
     setting = Setting.from_dict({**own, "method": method})
     if command != "spectrum" and not isinstance(setting.samples, int):
         raise RequestError(f"samples must be a whole number, not {setting.samples!r}")
     if command == "validate":
         validated = validated_row(file, whole, row)
-        panel = sweep_panel(validated) if row["runs"] else None
-        return Entry(setting, row, planned, validated, panel)
-    if command == "spectrum":
-        density, modules = row.get("density"), row.get("modules")
-        return Entry(
-            setting,
-            row,
-            planned,
-            density=None if density is None else SpectralDensity.from_dict(density),
-            modules=None if modules is None else ModuleSpectrum.from_dict(modules),
-        )
-    return Entry(setting, row, planned)
+        panel = sweep_panel(validated) if validated.row.runs else None
+        return Entry(setting, validated.row, planned, validated, panel)
+    kind = SpectrumRow if command == "spectrum" else PredictionRow
+    return Entry(setting, kind.from_dict(row), planned)
 
 
-def _notes(owner: str, values: dict[str, Any]) -> None:
-    notes = values.get("notes", [])
+def _check_notes(notes: object) -> None:
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise RequestError(f"the notes of {owner} are not a list of sentences")
-
-
-def _texts(method: str, row: dict[str, Any]) -> None:
-    """The files that a prediction was asked for with; those of earlier versions do not name them."""
-    file, sources = row.get("calibration_file") or "", row.get("from") or []
-    if not isinstance(sources, list) or not all(isinstance(one, str) for one in (file, *sources)):
-        raise RequestError(f"calibration_file or from of {method} are not names of files")
-
-
-def _number(method: str, row: dict[str, Any], name: str) -> None:
-    if name not in row:
-        raise RequestError(f"{name} of {method} is missing")
-    if (value := row[name]) is not None and not is_number(value):
-        raise RequestError(f"{name} of {method} is {value!r}, not a number")
+        raise RequestError("the notes of the data are not a list of sentences")

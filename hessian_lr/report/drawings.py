@@ -10,8 +10,10 @@ from ..digits import rate
 from ..figures import SweepPanel, density_figure, eigenvalue_figure, heatmap_figure, sweep_figure
 from ..figures.rows import eigenvalue_points
 from ..measure import ModuleSharpness, ModuleSpectrum
+from ..rows import SpectrumRow
 from ..spectrum import SpectralDensity
 from ..validated import Validated
+from .documents import Entry
 from .numbers import measured, number
 from .sections import Sourced, labels
 from .svg import inline
@@ -78,9 +80,9 @@ def heatmaps(rows: Sequence[Sourced], prefix: str) -> Section | None:
     found = [
         (source, entry)
         for source, entry in rows
-        if entry.modules is not None and any(m.layer is not None for m in _sharp(entry.modules))
+        if (modules := _modules(entry)) is not None and any(m.layer is not None for m in _sharp(modules))
     ]
-    shown = [(label, e.modules) for label, (_, e) in zip(labels(found), found, strict=True) if e.modules]
+    shown = [(label, m) for label, (_, e) in zip(labels(found), found, strict=True) if (m := _modules(e))]
     if not shown:
         return None
     drawings, tables = [], []
@@ -122,8 +124,8 @@ def _place(module: ModuleSharpness) -> str:
 
 def densities(rows: Sequence[Sourced], prefix: str) -> Section | None:
     """The whole spectrum."""
-    found = [(source, entry) for source, entry in rows if entry.density is not None]
-    shown = [(n, e, e.density) for n, (_, e) in zip(labels(found), found, strict=True) if e.density]
+    found = [(source, entry) for source, entry in rows if _density(entry) is not None]
+    shown = [(n, e, d) for n, (_, e) in zip(labels(found), found, strict=True) if (d := _density(e))]
     if not shown:
         return None
     drawings = []
@@ -143,6 +145,14 @@ def densities(rows: Sequence[Sourced], prefix: str) -> Section | None:
             )
         )
     return Section("Spectral density", drawings=drawings)
+
+
+def _modules(entry: Entry) -> ModuleSpectrum | None:
+    return entry.row.modules if isinstance(entry.row, SpectrumRow) else None
+
+
+def _density(entry: Entry) -> SpectralDensity | None:
+    return entry.row.density if isinstance(entry.row, SpectrumRow) else None
 
 
 def _ends(density: SpectralDensity) -> tuple[float, float]:

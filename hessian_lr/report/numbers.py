@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from .. import digits
 from ..figures.style import times
+from ..score import Score
 
 ABSENT = "–"
 
@@ -56,10 +55,10 @@ def share(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.1%}" if abs(value) < 0.095 else f"{value:.0%}"
 
 
-def regret(row: Mapping[str, Any]) -> str:
+def regret(row: Score) -> str:
     """A scored row's regret, with its error where several seeds tell of one: 2.1% ± 1.4%."""
-    told, noise = share(row.get("regret")), row.get("noise")
-    return told if noise is None or told == ABSENT else f"{told} ± {share(noise)}"
+    told = share(row.regret)
+    return told if row.noise is None or told == ABSENT else f"{told} ± {share(row.noise)}"
 
 
 def duration(seconds: float | None) -> str:

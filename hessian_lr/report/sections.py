@@ -8,6 +8,7 @@ from typing import Any
 
 from ..digits import rate
 from ..predict.law import COVERAGE
+from ..rows import MeasuredRow, ScoredRow, SpectrumRow
 from ..score import BAND_REGRET
 from ..spectrum.certificate import CONFIDENCE
 from ..validated import Validated
@@ -16,7 +17,6 @@ from .documents import Document, Entry
 from .numbers import ABSENT, count, duration, factor, interval, measured, number, regret
 from .view import Section, Table
 
-Row = dict[str, Any]
 # A row of the results and the file it is from, as readers know it.
 Sourced = tuple[str, Entry]
 
@@ -44,7 +44,7 @@ def _heads(rows: Sequence[Sourced]) -> tuple[list[str], list[list[str]]]:
 
 def learning_rates(rows: Sequence[Sourced]) -> Section | None:
     """Prediction and sweep side by side."""
-    shown = [(source, entry) for source, entry in rows if "lr" in entry.row or entry.validated is not None]
+    shown = [(source, entry) for source, entry in rows if not isinstance(entry.row, SpectrumRow)]
     if not shown:
         return None
     swept = any(entry.panel is not None for _, entry in shown)
@@ -56,15 +56,10 @@ def learning_rates(rows: Sequence[Sourced]) -> Section | None:
     for head, (_, entry) in zip(heads, shown, strict=True):
         row, (lr, low, high) = entry.row, entry.predicted
         # Of gradient descent there is no prediction that could fail.
-        none = ABSENT if row.get("predictor", "") is None else "failed"
+        none = ABSENT if isinstance(row, ScoredRow) and row.predictor is None else "failed"
         line = [*head, none if lr is None else rate(lr), interval(low, high)]
         if swept:
-            line += [
-                _best(row),
-                interval(row.get("band_low"), row.get("band_high")),
-                ABSENT if row.get("best_loss") is None else f"{row['best_loss']:.3f}",
-                *((ABSENT, ABSENT) if row.get("censored") else _scored(row)),
-            ]
+            line += _found(row) if isinstance(row, ScoredRow) else [ABSENT] * 5
         cells.append(line)
     caption = "Learning rates are the peak of a cosine schedule with warm-up."
     if swept:
@@ -77,16 +72,17 @@ def learning_rates(rows: Sequence[Sourced]) -> Section | None:
     return Section("Learning rates", tables=[Table(caption, columns, cells)])
 
 
-def _scored(row: Row) -> tuple[str, str]:
-    return factor(row.get("factor_error")), regret(row)
+def _found(row: ScoredRow) -> list[str]:
+    """What a sweep tells: its best, the band, the loss, and how far off the prediction was."""
+    scored = (ABSENT, ABSENT) if row.censored else (factor(row.factor_error), regret(row))
+    loss = ABSENT if row.best_loss is None else f"{row.best_loss:.3f}"
+    return [_best(row), interval(row.band_low, row.band_high), loss, *scored]
 
 
-def _best(row: Row) -> str:
-    if row.get("best_lr") is None:
-        if not row.get("runs"):
-            return ABSENT
-        return no_best(row)
-    return f"{rate(row['best_lr'])}, at the edge" if row["censored"] else rate(row["best_lr"])
+def _best(row: ScoredRow) -> str:
+    if row.best_lr is None:
+        return no_best(row) if row.runs else ABSENT
+    return f"{rate(row.best_lr)}, at the edge" if row.censored else rate(row.best_lr)
 
 
 def sharpness(rows: Sequence[Sourced]) -> Section | None:
@@ -94,8 +90,9 @@ def sharpness(rows: Sequence[Sourced]) -> Section | None:
     shown = [
         (source, entry)
         for source, entry in rows
-        if any(entry.row.get(name) is not None for name in ("lambda_max", "lambda_preconditioned"))
-        or entry.row["status"] == "failed"
+        if entry.row.lambda_max is not None
+        or (isinstance(entry.row, MeasuredRow) and entry.row.lambda_preconditioned is not None)
+        or entry.row.status == "failed"
     ]
     if not shown:
         return None
@@ -111,19 +108,15 @@ def sharpness(rows: Sequence[Sourced]) -> Section | None:
     }
     for _, entry in shown:
         row = entry.row
-        error = row["sampling_error"]
-        # Earlier versions tell one error, of the eigenvalue that was measured.
-        adam = row["lambda_max"] is None
-        error_at_p = row.get("sampling_error_preconditioned", error if adam else None)
-        at_p = measured(row.get("lambda_preconditioned"), error_at_p)
+        adam = row.lambda_max is None
         cells = (
-            measured(row["lambda_max"], None if adam else error),
-            number(row["lambda_lower"]),
-            number(row["lambda_upper"]),
-            measured(row.get("held_out"), row.get("held_out_error")),
-            number(row["lambda_min"]),
-            at_p,
-            STATUS.get(row["status"], row["status"]),
+            measured(row.lambda_max, None if adam else row.sampling_error),
+            number(row.lambda_lower),
+            number(row.lambda_upper),
+            measured(row.held_out, row.held_out_error) if isinstance(row, SpectrumRow) else ABSENT,
+            number(row.lambda_min),
+            _preconditioned(row) if isinstance(row, MeasuredRow) else ABSENT,
+            STATUS.get(row.status, row.status),
         )
         for column, cell in zip(columns.values(), cells, strict=True):
             column.append(cell)
@@ -135,6 +128,13 @@ def sharpness(rows: Sequence[Sourced]) -> Section | None:
         [[*head, *(cells[index] for cells in kept.values())] for index, head in enumerate(heads)],
     )
     return Section("Sharpness", _sharpness_lead(kept), tables=[table])
+
+
+def _preconditioned(row: MeasuredRow) -> str:
+    error = row.sampling_error_preconditioned
+    if error is None and row.lambda_max is None:
+        error = row.sampling_error  # earlier versions tell one, of the eigenvalue that was measured
+    return measured(row.lambda_preconditioned, error)
 
 
 def _sharpness_lead(columns: dict[str, list[str]]) -> str:
@@ -154,23 +154,27 @@ def _sharpness_lead(columns: dict[str, list[str]]) -> str:
 
 def cost(rows: Sequence[Sourced]) -> Section | None:
     """What the predictions took, against the sweep each replaces."""
-    shown = [(source, entry) for source, entry in rows if entry.row.get("predictor") is not None]
+    shown = [
+        (source, entry, entry.row)
+        for source, entry in rows
+        if isinstance(entry.row, MeasuredRow) and entry.row.predictor is not None
+    ]
     if not shown:
         return None
-    columns, heads = _heads(shown)
+    columns, heads = _heads([(source, entry) for source, entry, _ in shown])
     columns += ["prediction: gradients", "prediction: time", "sweep: runs", "sweep: gradients", "sweep: time"]
     cells, spent, replaced = [], 0.0, 0.0
-    for head, (_, entry) in zip(heads, shown, strict=True):
-        row, setting = entry.row, entry.setting
+    for head, (_, entry, row) in zip(heads, shown, strict=True):
+        setting, seconds = entry.setting, row.seconds or 0.0
         per_run = setting.steps * setting.batch_size
         # Of the rows there were; earlier versions tell only those asked for.
-        gradients = row["gradient_equivalents"] * (row.get("samples") or int(setting.samples))
-        line = [*head, count(gradients), duration(row["seconds"])]
-        if entry.panel is not None:
-            steps = sum(run.steps for run in entry.panel.sweep.runs)
-            line += [str(len(row["runs"])), count(steps * setting.batch_size), duration(row["sweep_seconds"])]
-            line.append(factor(row["sweep_seconds"] / row["seconds"] if row["seconds"] else None))
-            spent, replaced = spent + row["seconds"], replaced + row["sweep_seconds"]
+        gradients = (row.gradient_equivalents or 0.0) * (row.samples or int(setting.samples))
+        line = [*head, count(gradients), duration(seconds)]
+        if isinstance(row, ScoredRow) and row.runs:
+            steps, swept = sum(run.steps for run in row.runs), row.sweep_seconds or 0.0
+            line += [str(len(row.runs)), count(steps * setting.batch_size), duration(swept)]
+            line.append(factor(swept / seconds if seconds else None))
+            spent, replaced = spent + seconds, replaced + swept
         else:
             runs = dict.fromkeys(entry.planned)  # one number where they are the same
             line += [
@@ -187,7 +191,7 @@ def cost(rows: Sequence[Sourced]) -> Section | None:
         "A gradient here is that of the loss over one row of data; a product with the Hessian counts as its "
         "share of them. Evaluations on held-out rows are in a sweep's time only."
     )
-    scored = {entry.row["predictor"] for _, entry in shown if entry.validated is not None}
+    scored = {row.predictor for _, _, row in shown if isinstance(row, ScoredRow)}
     if scored - {"combined"}:
         caption += (
             " Before a sweep all predictors' quantities are measured: the cost of the prediction is that of "
@@ -212,9 +216,8 @@ def setting(documents: Sequence[Document]) -> Section:
             if name in document.whole
         }
         for entry in document.entries:
-            for name in ("predictor", "calibration"):
-                if name in entry.row:
-                    values[name] = entry.row[name]
+            if isinstance(entry.row, MeasuredRow):
+                values |= {"predictor": entry.row.predictor, "calibration": entry.row.calibration}
         for name, value in values.items():
             text = _value(name, value)
             if text not in found.setdefault(name, []):
@@ -258,7 +261,7 @@ def versions(documents: Sequence[Document]) -> Section:
 def notes(documents: Sequence[Document], rows: Sequence[Sourced], again: Sequence[str]) -> Section | None:
     """What the measurements said of themselves, which results were found ``again``, and what is left out."""
     lines = [f"data: {note}" for document in documents for note in document.whole.get("notes", [])]
-    lines += [f"{entry.method}: {note}" for _, entry in rows for note in entry.row.get("notes", [])]
+    lines += [f"{entry.method}: {note}" for _, entry in rows for note in entry.row.notes]
     lines += again
     lines += [note for document in documents for note in document.beside]
     return Section("Notes", lines=list(dict.fromkeys(lines))) if lines else None

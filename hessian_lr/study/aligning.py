@@ -70,9 +70,9 @@ def sweep_figure(rows: Sequence[Validated]) -> Figure:
     Raises:
         RequestError: none of ``rows`` has a run.
     """
-    return figures.sweep_figure([sweep_panel(one) for one in rows if one.row["runs"]])
+    return figures.sweep_figure([sweep_panel(one) for one in rows if one.row.runs])
 
 
 def _points(rows: Sequence[Validated]) -> tuple[list[EigenvaluePoint], list[str]]:
-    counted, notes = each_once([one for one in rows if one.number("lambda_max") is not None])
+    counted, notes = each_once([one for one in rows if one.row.lambda_max is not None])
     return eigenvalue_points(counted), notes

@@ -14,9 +14,9 @@ from ..errors import HessianLRError, reason
 from ..files import SCHEMA, SWEEP_FILE
 from ..progress import Progress
 from ..records import Record, read_json, write_json
+from ..rows import Missing, SweepRow
 from ..score import chance
 from ..setting import Setting
-from ..sweep import RunResult
 from ..sweep.cost import estimate, to_go
 from ..sweep.engine import Engine
 from ..sweep.finished import writable
@@ -30,7 +30,7 @@ from .measured import (
     bring,
     has_failed,
     measure,
-    scored_row,
+    scored,
     unmeasured,
 )
 from .sweep_csv import TABLE, as_csv
@@ -249,7 +249,7 @@ class Job:
         loss = "" if last is None else f", last loss {last:.3f}"
         self._progress.report("runs", done, planned, f"{self._grid.label(setting)} at {rate(lr)}{loss}")
 
-    def _row(self, work: Work, error: Exception | None, measured: Measured | None) -> dict[str, Any]:
+    def _row(self, work: Work, error: Exception | None, measured: Measured | None) -> SweepRow:
         now, wanted, asked = work.standing(), work.wanted, self._predicting
         failure = None if error is None else str(error) or type(error).__name__
         status = "failed" if failure else "partial" if now.missing else "complete"
@@ -260,21 +260,17 @@ class Job:
         if rugged := chance(now.runs):
             notes.append(rugged)
         data_digest, model_fingerprint = work.finished.identity
-        return {
-            "label": self._grid.label(wanted.setting),
-            "setting": {name: value for name, value in wanted.setting.to_dict().items() if name != "seed"},
-            "seeds": list(wanted.seeds),
-            "lrs": "auto" if wanted.lrs is None else list(wanted.lrs),
-            "status": status if now.runs or failure else "missing",
-            "prediction_status": predicted,
-            **scored_row(wanted.setting, now.runs, wanted.seeds, measured, asked),
-            "runs": [_run_row(run) for run in now.runs],
-            "missing": [{"lr": lr, "seed": one.seed} for one, lr in now.missing],
-            "data_digest": data_digest,
-            "model_fingerprint": model_fingerprint,
-            "notes": list(dict.fromkeys(notes)),
-        }
-
-
-def _run_row(run: RunResult) -> dict[str, Any]:
-    return {"key": run.key, **results.run_row(run), "train_tokens": run.train_tokens}
+        return SweepRow(
+            method=wanted.setting.method,
+            label=self._grid.label(wanted.setting),
+            setting={name: value for name, value in wanted.setting.to_dict().items() if name != "seed"},
+            seeds=tuple(wanted.seeds),
+            lrs="auto" if wanted.lrs is None else tuple(wanted.lrs),
+            status=status if now.runs or failure else "missing",
+            prediction_status=predicted,
+            missing=tuple(Missing(lr, one.seed) for one, lr in now.missing),
+            data_digest=data_digest,
+            model_fingerprint=model_fingerprint,
+            notes=tuple(dict.fromkeys(notes)),
+            **scored(now.runs, wanted.seeds, measured, asked),
+        )

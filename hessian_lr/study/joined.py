@@ -67,7 +67,8 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
         ) from error
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     other = {} if versions == now["versions"] else {"versions": versions}
-    found = Earlier({one.method: other | one.row for one in rows}, bool(differing), own_notes=own_notes)
+    known = {row["method"]: other | row for row in document["results"]}
+    found = Earlier(known, bool(differing), own_notes=own_notes)
     again = found.rows.keys() <= set(now["setting"]["methods"])
     if differing and not (again and set(differing) <= set(_GRID)):
         told = ", ".join(f"{name} {before.get(name)}, now {after.get(name)}" for name in differing)
@@ -95,7 +96,7 @@ def write_joined(path: Path, document: dict[str, Any]) -> set[str]:
 
 
 def _joined(path: Path, document: dict[str, Any]) -> set[str]:
-    found, fresh = earlier(path, document), {row["method"]: row for row in document["results"]}
+    found, fresh = earlier(path, document), {row.method: row.to_dict() for row in document["results"]}
     kept = {name for name, row in fresh.items() if _is_worse(row, found.rows.get(name, row))}
     if found.outdated and (kept or not found.rows.keys() <= fresh.keys()):
         return kept  # a call that is killed half-way, or fails, leaves the file whole

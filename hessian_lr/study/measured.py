@@ -13,7 +13,6 @@ from .. import results
 from ..atomic import write_bytes
 from ..checkpoints import Checkpoints
 from ..errors import HessianLRError, RequestError
-from ..files import COSTS, LAMBDAS
 from ..methods import method_of
 from ..predict import Calibration, Prediction
 from ..predict.classical import NONE, unpredicted
@@ -22,6 +21,7 @@ from ..predict.predictor import quantities
 from ..predict.rate import FALLBACKS, PROBE, rate
 from ..prepare import prepare, split_rows
 from ..records import digest, read_json, write_sealed
+from ..rows import NOTHING, Ends, RunRow, measurements
 from ..score import judged
 from ..setting import ADAMW, Setting
 from ..sweep import RunResult
@@ -35,20 +35,9 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from ..sweep.engine import Engine
 
-# A learning rate, and the ends of its range.
-Ends = tuple[float | None, float | None, float | None]
-NOTHING: Ends = (None, None, None)
+UNKNOWN = Ends(None, None, None)
 
-# Of a prediction's row, what `calibrate`, `align` and the report read beside λ and the costs.
-_KNOWN = (
-    *("sampling_error", "lambda_preconditioned", "lr_stability"),
-    *("residual_preconditioned", "sampling_error_preconditioned"),
-    *("lr_eigenvalue", "lr_sharpness"),
-    *("lr_directional", "lr_critical", "lr_critical_start"),
-    *("lr_probe", "probe"),
-)
 _NAME = "prediction-"  # a measurement's file
-_FIELDS = (*LAMBDAS, *_KNOWN, *COSTS)
 
 
 @dataclass(frozen=True)
@@ -137,7 +126,7 @@ def unmeasured(setting: Setting, asked: Predicting, reason: str) -> Measured:
     """What is known of a setting that could not be measured."""
     failed = Prediction.failed(asked.predictor, asked.constants.version, reason)
     known = Quantities(batch_size=setting.batch_size, steps=setting.steps)
-    return Measured(failed, known, dict.fromkeys(FALLBACKS, NOTHING), (), ())
+    return Measured(failed, known, dict.fromkeys(FALLBACKS, UNKNOWN), (), ())
 
 
 def predicted(known: Quantities, constants: Calibration) -> tuple[dict[str, Ends], tuple[str, ...]]:
@@ -150,50 +139,44 @@ def predicted(known: Quantities, constants: Calibration) -> tuple[dict[str, Ends
             found = rate(name, constants, known)
         except HessianLRError as error:
             failures.append(str(error))
-        rates[name] = found.ends if found else NOTHING
+        rates[name] = Ends(*found.ends) if found else UNKNOWN
     return rates, tuple(failures)
 
 
-def measured_row(setting: Setting, measured: Measured | None, asked: Predicting | None) -> dict[str, Any]:
-    """What a row says of a prediction beside its sweep's score; all None where none was asked for."""
+def beside(measured: Measured | None, asked: Predicting | None) -> dict[str, Any]:
+    """What a row says of a prediction beside its sweep; None where none was asked for."""
     if measured is None or asked is None:
-        own = ("samples", "predictor", "calibration", "calibration_file", "predictions")
-        return dict.fromkeys((*_FIELDS, *own))
-    prediction = measured.prediction
-    known = results.prediction_row(setting.method, prediction)
+        return NOTHING | {"predictor": None, "calibration": None}
     return {
-        **{name: known[name] for name in _FIELDS},
+        **measurements(measured.prediction),
         "samples": measured.quantities.samples,
-        "predictor": asked.predictor if prediction.predictor != NONE else None,
+        "predictor": asked.predictor if measured.prediction.predictor != NONE else None,
         "calibration": asked.constants.version,
         "calibration_file": asked.calibration_file,
         "predictions": {
-            name: dict(zip(("lr", "lr_low", "lr_high"), ends, strict=True))
+            name: ends
             for name, ends in measured.rates.items()
             if name != PROBE or measured.quantities.lr_probe is not None
         },
     }
 
 
-def scored_row(
-    setting: Setting,
-    runs: Sequence[RunResult],
-    seeds: Collection[int],
-    measured: Measured | None,
-    asked: Predicting | None,
+def scored(
+    runs: Sequence[RunResult], seeds: Collection[int], measured: Measured | None, asked: Predicting | None
 ) -> dict[str, Any]:
-    """What a row says of a sweep: its score, what was measured beside it, and how long its runs took."""
-    ends = NOTHING if measured is None or asked is None else measured.rates[asked.predictor]
+    """What a ``ScoredRow`` says of a sweep: its runs, its score, and what was measured beside it."""
+    ends = UNKNOWN if measured is None or asked is None else measured.rates[asked.predictor]
     return {
-        **judged(runs, seeds, *ends).to_dict(),
-        **measured_row(setting, measured, asked),
+        **vars(judged(runs, seeds, ends.lr, ends.lr_low, ends.lr_high)),
+        **beside(measured, asked),
+        "runs": tuple(map(RunRow.of, runs)),
         "sweep_seconds": sum(run.seconds for run in runs) if runs else None,
     }
 
 
 def has_failed(measured: Measured, asked: Predicting) -> bool:
     """Whether there is no learning rate where there should be one; of gradient descent there is none."""
-    return measured.prediction.predictor != NONE and measured.rates[asked.predictor][0] is None
+    return measured.prediction.predictor != NONE and measured.rates[asked.predictor].lr is None
 
 
 def bring(folders: Sequence[Path], out: Path) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from ..rows import SweepRow
 from ..setting import Setting
 
 TABLE = "sweep.csv"
@@ -26,7 +27,7 @@ def _cell(value: Any) -> Any:
     return ",".join(value) if isinstance(value, list) else value
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_csv(rows: Sequence[SweepRow]) -> str:
     """A line a run, with its setting and what was found for that beside it."""
     columns = ("lr", "seed", "initial_loss", "final_loss", "steps_done", "diverged", "seconds")
     text = io.StringIO()
@@ -34,9 +35,9 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        setting = {name: _cell(value) for name, value in row["setting"].items()}
-        beside = {name: row[name] for name in (*_BESIDE, "status")}
-        for run in row["runs"]:
+        setting = {name: _cell(value) for name, value in row.setting.items()}
+        beside = {name: getattr(row, name) for name in (*_BESIDE, "status")}
+        for run in row.runs:
             # "steps" is the setting's number; the run's own is less where it diverged early.
-            writer.writerow({**run, "steps_done": run["steps"], **setting, **beside})
+            writer.writerow({**run.to_dict(), "steps_done": run.steps, **setting, **beside})
     return text.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..models import LoadedModel
 from ..overwriting import check_overwriting
 from ..predict.classical import stability_bound
 from ..progress import Progress, quiet_libraries
+from ..rows import ScoredRow
 from ..score import chance
 from ..setting import SGD, Setting
 from ..sweep import Sweep, sweep
@@ -27,7 +28,7 @@ from ..sweep.runner import check_plan, finished_runs
 from ..validated import Validated, read_validated
 from . import loading
 from .joined import earlier, write_joined
-from .measured import Measured, Predicting, has_failed, measure, scored_row
+from .measured import Measured, Predicting, has_failed, measure, scored
 from .predicting import check_predictor, constants_for
 
 # Where the search for the best learning rate starts if there is no prediction: a common default.
@@ -50,7 +51,7 @@ def validate(
         settings: One a method, all else equal.
         out: Folder of all results, which ``read`` and the commands find there again.
         predictor: The one that is scored: ``"combined"``, ``"adam"``, ``"eigenvalue"`` or ``"probe"``. What
-            each of them says is in ``row["predictions"]``.
+            each of them says is in ``row.predictions``.
         calibration: File of constants that ``hessian-lr calibrate`` wrote; None: the package's.
         lrs: Peak learning rates to run; None: search around the prediction.
         seeds: Seeds of the runs.
@@ -119,24 +120,23 @@ class Job:
         check_batch_size(self.settings[0], self.data)
         path = self.out / VALIDATE_FILE
         damage = earlier(path, self._document([], [])).notes
-        rows: list[dict[str, Any]] = []
+        rows: list[ScoredRow] = []
         for index, setting in enumerate(self.settings, 1):
             progress.method(setting.method, index, len(self.settings))
             rows.append(self._validated(setting, progress))
             document = self._document(rows, damage)
             kept = write_joined(path, document)
-        for row in rows:
-            if row["method"] in kept:
-                row["notes"].insert(0, f"{path} keeps the row of an earlier call, which tells more")
         _draw(read_validated([path]), self.out)
-        return document
+        told = f"{path} keeps the row of an earlier call, which tells more"
+        rows = [replace(row, notes=(told, *row.notes)) if row.method in kept else row for row in rows]
+        return document | {"results": rows}
 
-    def _validated(self, setting: Setting, progress: Progress) -> dict[str, Any]:
+    def _validated(self, setting: Setting, progress: Progress) -> ScoredRow:
         """A row of ``validate.json``: the prediction, and the sweep that proves it."""
         work: dict[str, Any] = {"out": self.out, "engine": self.engine}
         measured = measure(setting, self.loaded, self.data, self.predicting, progress=progress, **work)
         failures = list(measured.failures)
-        lr, _, _ = measured.rates[self.predicting.predictor]
+        lr = measured.rates[self.predicting.predictor].lr
         asked: dict[str, Any] = {
             "start_lr": lr or _theory(setting, measured) or FALLBACK_LR,
             **{"lrs": self.lrs, "seeds": self.seeds, "out": self.out},
@@ -154,21 +154,20 @@ class Job:
 
     def _row(
         self, setting: Setting, measured: Measured, found: Sweep, failures: Sequence[str], *, failed: bool
-    ) -> dict[str, Any]:
+    ) -> ScoredRow:
         """The sweep, the score, and what ``calibrate`` and ``align`` need."""
         failed |= has_failed(measured, self.predicting)
         notes = [*measured.notes, *measured.prediction.notes, *found.notes, *failures]
         if rugged := chance(found.runs):
             notes.append(rugged)
-        return {
-            "method": setting.method,
-            "status": "failed" if failed else measured.prediction.status,
-            "runs": [results.run_row(run) for run in found.runs],
-            **scored_row(setting, found.runs, self.seeds, measured, self.predicting),
-            "notes": list(dict.fromkeys(notes)),
-        }
+        return ScoredRow(
+            method=setting.method,
+            status="failed" if failed else measured.prediction.status,
+            notes=tuple(dict.fromkeys(notes)),
+            **scored(found.runs, self.seeds, measured, self.predicting),
+        )
 
-    def _document(self, rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
+    def _document(self, rows: Sequence[ScoredRow], notes: Sequence[str]) -> dict[str, Any]:
         return results.document(
             self.settings,
             rows,
@@ -188,7 +187,7 @@ def _theory(setting: Setting, measured: Measured) -> float | None:
 
 def _draw(rows: Sequence[Validated], out: Path) -> None:
     """The two figures; what has no point on a logarithmic axis is left out."""
-    if panels := [sweep_panel(one) for one in rows if one.row["runs"]]:
+    if panels := [sweep_panel(one) for one in rows if one.row.runs]:
         save(sweep_figure(panels), out / "sweep.svg")
     if points := eigenvalue_points(rows):
         save(eigenvalue_figure(points), out / "eigenvalue.svg")

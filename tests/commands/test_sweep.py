@@ -278,7 +278,7 @@ def test_validate_finds_the_runs_of_a_sweep(capsys, folder, whole, no_training):
     assert [run["final_loss"] for run in validated["runs"]] == [run["final_loss"] for run in swept["runs"]]
     assert validated["best_lr"] == swept["best_lr"]
     (row,) = read_validated([whole / "validate.json"])
-    assert row.score.best_lr == swept["best_lr"] and row.number("lambda_max") is not None
+    assert row.row.best_lr == swept["best_lr"] and row.row.lambda_max is not None
 
 
 def test_a_search_runs_from_a_file_and_its_limit_is_kept(capsys, folder, tmp_path):

@@ -3,16 +3,17 @@
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import made_rows
 import pytest
 from command_line import SETTING_KEYS, run_json
 
 from hessian_lr.cli import main
-from hessian_lr.commands import session
 from hessian_lr.errors import HessianLRError, NonFiniteError
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.law import PowerLaw
+from hessian_lr.rows import RunRow
 from hessian_lr.sweep import engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +24,7 @@ VALIDATE_KEYS = {
 }
 
 
-RUN_KEYS = {"lr", "seed", "initial_loss", "final_loss", "steps", "diverged", "seconds"}
+RUN_KEYS = {field.name for field in fields(RunRow)}
 
 
 AGAIN = ("--method", "lora", "--method", "pissa", "--lrs", "0.03,0.3,3", "--seeds", "0,1")
@@ -157,7 +158,7 @@ def test_a_swept_setting_predicts_another_without_loading_the_model(capsys, vali
     def refuse(*_arguments, **_options):
         raise AssertionError("nothing is measured")
 
-    monkeypatch.setattr(session, "load", refuse)
+    monkeypatch.setattr("hessian_lr.models.load", refuse)
     name = settled[0]["method"]
     _, same = run_json(capsys, "predict", *options, "--method", name, "--from", validated)
     status, more = run_json(
@@ -194,11 +195,8 @@ def test_align_counts_a_copied_result_once_and_says_so(capsys, validated, tmp_pa
 
 def test_calibrate_hits_the_geometric_mean_and_predict_uses_it(capsys, folder, options, tmp_path):
     """Two settings whose best learning rates are 0.32 and 0.5 of 38/λ_P, no prior: the scale is 0.4."""
-    fields = ("best_loss", "band_low", "band_high", "predicted_lr", "predicted_low", "predicted_high")
-    more = (*fields, "factor_error", "regret", "inside_band", "lr_sharpness")
     rows = [
-        dict.fromkeys(more)
-        | {"method": name, "best_lr": lr, "censored": edge, "lr_stability": 1.0, "runs": []}
+        made_rows.scored(method=name, best_lr=lr, censored=edge, lr_stability=1.0).to_dict()
         for name, lr, edge in (("lora", 0.32, False), ("pissa", 0.5, False), ("olora", 9.9, True))
     ]
     setting = {"model": "m", "data": "d", "rank": 2, "alpha": 2.0, "batch_size": 4, "steps": 8, "seed": 0}

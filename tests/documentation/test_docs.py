@@ -14,16 +14,16 @@ import torch
 from tiny_text import byte_tokenizer
 
 import hessian_lr as hlr
-from hessian_lr import integrations, results, study
+from hessian_lr import integrations, study
 from hessian_lr.alignment import Alignment
 from hessian_lr.commands.spectra import Request
 from hessian_lr.curvature import ClosedForm
 from hessian_lr.data import make_batches, tasks
 from hessian_lr.data.encode import Encoder
-from hessian_lr.measure import Curvature, ModuleSharpness, ModuleSpectrum
+from hessian_lr.measure import ModuleSharpness, ModuleSpectrum
 from hessian_lr.models import alias
-from hessian_lr.predict import Prediction
 from hessian_lr.records import read_json
+from hessian_lr.rows import PredictionRow, RunRow, SpectrumRow, SweepRow
 from hessian_lr.spectrum import SpectralDensity
 from hessian_lr.study.grids import Plan
 
@@ -105,14 +105,10 @@ def test_every_block_says_what_it_is(page):
 def test_every_field_that_a_command_writes_is_explained():
     text = (DOCS / "results.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"`([a-z_0-9]+)`", text))
-    failed = Prediction.failed("adam", "some", "why")
     validated = read_json(pages.ROOT / "experiments/first_light/results/validate.json")
     rows = {
-        "predict": results.prediction_row("lora", failed),
-        "spectrum": results.spectrum_row("lora", Curvature.failed("why")),
-        "validate": validated["results"][0],
-        "a run": validated["results"][0]["runs"][0],
         "validate.json": validated,
+        **{kind.__name__: vars_of(kind) for kind in (PredictionRow, SpectrumRow, SweepRow, RunRow)},
         **{kind.__name__: vars_of(kind) for kind in (ClosedForm, SpectralDensity, ModuleSpectrum)},
         **{kind.__name__: vars_of(kind) for kind in (ModuleSharpness, Request, Plan, Alignment)},
     }

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from hessian_lr import files, results
+from hessian_lr import results
 from hessian_lr.measure import Curvature, ModuleSharpness, ModuleSpectrum
+from hessian_lr.rows import SpectrumRow
 from hessian_lr.setting import Setting
 from hessian_lr.spectrum import spectral_density
 
@@ -54,7 +55,8 @@ def density():
 
 
 def spectrum_document(methods=("lora",), setting=SETTING, **more):
-    rows = [results.spectrum_row(method, curvature(), None, density(), modules()) for method in methods]
+    beside = {"density": density(), "modules": modules()}
+    rows = [SpectrumRow.of(method, curvature(), **beside).to_dict() for method in methods]
     settings = [Setting(**{**vars(setting), "method": method}) for method in methods]
     return results.document(settings, rows, **more)
 
@@ -62,7 +64,7 @@ def spectrum_document(methods=("lora",), setting=SETTING, **more):
 def predict_row(method="lora", **changed):
     row = {
         **{"method": method, "status": "converged", "sampling_error": 30.0, "residual": 1.0},
-        **dict.fromkeys(files.LAMBDAS),
+        **dict.fromkeys(("lambda_max", "lambda_lower", "lambda_upper", "lambda_min")),
         **{"matvecs": 9, "gradient_equivalents": 15.0, "seconds": 60.0, "peak_rss_bytes": 1},
         **{"lambda_preconditioned": 4650.0, "lr": 2.1e-3, "lr_low": 9.4e-4, "lr_high": 4.6e-3},
         **{"predictor": "adam", "calibration": "2026.11-b", "fast": False, "notes": []},

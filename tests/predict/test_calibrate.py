@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import made_rows
 import pytest
 
-from hessian_lr.score import Score
 from hessian_lr.validated import Validated, observation, observations
 
 SETTING = {
@@ -21,11 +21,13 @@ SETTING = {
 MEASURED = {"lr_stability": 1e-2, "lr_critical_start": 2e-2, "lr_eigenvalue": 3e-2, "lr_sharpness": 4e-2}
 
 
+RUN = made_rows.run(1e-3)
+
+
 def validated(method="lora", best_lr=1e-3, folder="runs", seeds=(), **changed):
-    scored = Score(best_lr, 1.0, None, None, False, None, None, None, None, None, None)
-    return Validated(
-        Path(folder, "validate.json"), SETTING, {"method": method} | MEASURED | changed, scored, seeds=seeds
-    )
+    made = made_rows.swept if "label" in changed else made_rows.scored
+    row = made(method=method, best_lr=best_lr, best_loss=1.0, **MEASURED | changed)
+    return Validated(Path(folder, "validate.json"), SETTING, row, seeds=seeds)
 
 
 @pytest.mark.parametrize(
@@ -51,15 +53,15 @@ def test_a_copied_setting_counts_once_and_is_told():
 
 def test_a_setting_that_gained_a_learning_rate_counts_once_with_all_of_its_runs():
     """A sweep in the folder of `validate` finds its runs, and moves the best learning rate a little."""
-    before = validated(seeds=(0, 1), runs=[{}] * 4)
-    after = validated(best_lr=1.1e-3, seeds=(0, 1), runs=[{}] * 6, label="lora, rank 2")
-    bare = validated(best_lr=1.2e-3, seeds=(0, 1, 2), runs=[{}] * 9, lr_stability=None)
+    before = validated(seeds=(0, 1), runs=(RUN,) * 4)
+    after = validated(best_lr=1.1e-3, seeds=(0, 1), runs=(RUN,) * 6, label="lora, rank 2")
+    bare = validated(best_lr=1.2e-3, seeds=(0, 1, 2), runs=(RUN,) * 9, lr_stability=None)
     for rows in ([before, after, bare], [bare, after, before]):
         learned, notes = observations(rows)
         assert [one.best_lr for one in learned] == [1.1e-3]
         assert len(notes) == 2 and all("is that of lora, rank 2 of runs/validate.json" in n for n in notes)
     # The longer row says that the best lies at an edge: then the shorter one's is not the best.
-    edge = replace(after, score=replace(after.score, censored=True))
+    edge = replace(after, row=replace(after.row, censored=True))
     assert observations([before, edge])[0] == []
 
 

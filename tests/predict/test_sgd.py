@@ -183,20 +183,20 @@ def test_a_sweep_starts_at_the_classical_bound_and_claims_no_prediction(tmp_path
         [SETTING], tiny.tiny_model(), data, tmp_path, (0,), rates, Predicting("combined", load_calibration())
     )
     (row,) = job.run(Progress(quiet=True))["results"]
-    assert (row["status"], row["predictor"]) == ("converged", None)
-    assert row["predicted_lr"] is None and row["lambda_preconditioned"] is None
-    assert all(value is None for told in row["predictions"].values() for value in told.values())
-    assert any(f"2/λ is {2 / row['lambda_max']:.3g}" in note for note in row["notes"])
+    assert (row.status, row.predictor) == ("converged", None)
+    assert row.predicted_lr is None and row.lambda_preconditioned is None
+    assert all(value is None for told in row.predictions.values() for value in vars(told).values())
+    assert any(f"2/λ is {2 / row.lambda_max:.3g}" in note for note in row.notes)
 
     searched = dataclasses.replace(job, lrs=None, out=tmp_path / "searched")
     (found,) = searched.run(Progress(quiet=True))["results"]
-    tried = [run["lr"] for run in found["runs"]]
-    start = 10 ** (round(4 * math.log10(2 / row["lambda_max"])) / 4)
+    tried = [run.lr for run in found.runs]
+    start = 10 ** (round(4 * math.log10(2 / row.lambda_max)) / 4)
     assert any(lr == pytest.approx(start) for lr in tried)
 
     # Its best learning rate is none to fit AdamW's constants to, nor does it compare with AdamW's.
     (one,) = validated.read_validated([searched.out])
-    assert one.score.best_lr is not None and not one.score.censored
+    assert one.row.best_lr is not None and not one.row.censored
     assert validated.observation(one) is None
     other = read_json(searched.out / files.VALIDATE_FILE)
     other["setting"]["optimizer"] = "adamw"

@@ -32,6 +32,7 @@ from hessian_lr.report import write_report
 from hessian_lr.report.command import command
 from hessian_lr.report.documents import read_documents
 from hessian_lr.report.svg import inline
+from hessian_lr.rows import SpectrumRow
 from hessian_lr.setting import Setting
 from hessian_lr.validated import read_validated
 
@@ -388,7 +389,7 @@ def test_all_text_has_contrast_in_light_and_dark(whole):
 
 
 def test_lambda_that_failed_has_a_row_and_no_number(tmp_path):
-    row = results.spectrum_row("lora", curvature().failed("the loss is NaN"))
+    row = SpectrumRow.of("lora", curvature().failed("the loss is NaN")).to_dict()
     document = results.document([SETTING], [row])
     (part,) = write_report([written(tmp_path / "s.json", document)], tmp_path / "r.html")
     (table,) = next(section for section in part.sections if section.title == "Sharpness").tables

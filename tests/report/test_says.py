@@ -130,10 +130,12 @@ def test_methods_that_were_added_with_other_constants_have_a_command_of_their_ow
     assert other[other.index("--calibration") + 1] == "mine.json"
 
 
-@pytest.mark.parametrize("field", [{"from": "a"}, {"from": 3}, {"from": [3]}, {"calibration_file": ["a"]}])
-def test_files_that_are_no_names_are_refused(tmp_path, field):
-    with pytest.raises(RequestError, match="not names of files"):
-        part_of(tmp_path, predict_document(predict_row(**field)))
+@pytest.mark.parametrize(
+    ("field", "value"), [("sources", "a"), ("sources", [3]), ("calibration_file", ["a"])]
+)
+def test_files_that_are_no_names_are_refused(tmp_path, field, value):
+    with pytest.raises(RequestError, match=rf"{field} is .* where"):
+        part_of(tmp_path, predict_document(predict_row(**{field: value})))
 
 
 def test_folders_of_one_name_are_told_apart_by_no_more_of_their_paths_than_it_takes(tmp_path):

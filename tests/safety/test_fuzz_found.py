@@ -63,19 +63,19 @@ FOUND = {
         "validate.json",
         validated(sampling_error="0.1"),
         eigenvalues,
-        "sampling_error of lora is '0.1', not a number",
+        "its row 'lora' is not as it is written here: sampling_error is '0.1' where a number",
     ),
     "an eigenvalue of 400 digits": (
         "validate.json",
         validated(lambda_max=int(DIGITS)),
         eigenvalues,
-        "lambda_max of lora is 1111",
+        "lambda_max is more than a number can be",
     ),
     "a time of 400 digits": (
         "validate.json",
         validated(seconds=int(DIGITS)),
         report,
-        "seconds of lora is 1111",
+        "seconds is more than a number can be",
     ),
     "no list of notes": (
         "validate.json",

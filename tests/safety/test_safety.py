@@ -17,7 +17,7 @@ from report_files import Page, predict_document, predict_row, written
 from tiny_text import byte_tokenizer, tiny_llama
 
 import hessian_lr
-from hessian_lr import cli, data, devices, models, package
+from hessian_lr import cli, data, models, package
 from hessian_lr.errors import HessianLRError, RequestError, shown
 from hessian_lr.report import write_report
 from hessian_lr.setting import Setting
@@ -229,7 +229,7 @@ def test_an_unexpected_error_hides_secrets_too(monkeypatch, capsys):
         raise OSError(f"https://user:{TOKEN}@host")
 
     monkeypatch.setattr(cli.options, "settings", fail)
-    monkeypatch.setattr(devices, "resolve_device", fail)
+    monkeypatch.setattr("hessian_lr.study.loading.resolve_device", fail)
     for more in ([], ["--debug"]):
         assert cli.main(["predict", "--device", "cpu", *more]) == 1
         assert "AbCdEfGh" not in capsys.readouterr().err

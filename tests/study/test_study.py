@@ -90,7 +90,7 @@ def test_a_validation_has_the_commands_rows_and_files(setting, options, validate
     methods = ["--method", "lora", "--method", "pissa"]
     rates = ["--lrs", ",".join(map(str, LRS)), "--seeds", "0,1"]
     _, told = run_json(capfd, "validate", *options, *methods, *rates, "--out", tmp_path / "runs", "--quiet")
-    assert [timeless(one.row) for one in validated] == [timeless(row) for row in told["results"]]
+    assert [timeless(one.row.to_dict()) for one in validated] == [timeless(row) for row in told["results"]]
     assert [one.method for one in validated] == ["lora", "pissa"]
     assert {one.setting for one in validated} == {setting, dataclasses.replace(setting, method="pissa")}
     ours = {path.name for path in validated[0].file.parent.iterdir()}
@@ -108,10 +108,10 @@ def test_the_same_call_trains_nothing_again_and_results_are_read_back(validated,
 
 
 def test_a_best_learning_rate_is_moved_to_another_setting_without_a_model(validated):
-    best = next(one for one in validated if not one.score.censored)
+    best = next(one for one in validated if not one.row.censored)
     wanted = [best.setting, dataclasses.replace(best.setting, batch_size=2 * best.setting.batch_size)]
     same, doubled = study.transfer(wanted, [best.file.parent])
-    assert same.predictor == "transfer" and same.lr == pytest.approx(best.score.best_lr)
+    assert same.predictor == "transfer" and same.lr == pytest.approx(best.row.best_lr)
     assert doubled.lr != same.lr and doubled.curvature is None
 
 

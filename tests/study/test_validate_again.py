@@ -61,7 +61,8 @@ def run(out: Path, *methods: str, **changed: Any) -> dict[str, Any]:
 
 
 def methods(document: dict[str, Any]) -> list[str]:
-    names = [row["method"] for row in document["results"]]
+    # Of a job they are records, of a file JSON.
+    names = [row["method"] if isinstance(row, dict) else row.method for row in document["results"]]
     assert names == document["setting"]["methods"]
     return names
 
@@ -87,7 +88,7 @@ def test_calls_at_the_same_time_keep_each_others_rows(
     document = run(tmp_path / "one", "lora", "pissa")
     shares = []
     for row in document["results"]:
-        setting = document["setting"] | {"methods": [row["method"]]}
+        setting = document["setting"] | {"methods": [row.method]}
         shares.append(document | {"setting": setting, "results": [row]})
 
     def slow(*arguments: Any) -> Any:
@@ -163,10 +164,10 @@ def test_the_row_of_a_sweep_that_failed_has_the_runs_that_stand(
 ) -> None:
     out_of_memory(monkeypatch, 1.0)
     (row,) = run(tmp_path, "lora", lrs=(0.03, 0.1, 0.3, 1.0))["results"]
-    assert row["status"] == "failed" and "sweep failed: MemoryError" in row["notes"][-1]
-    assert [run["lr"] for run in row["runs"]] == [0.03, 0.1, 0.3]
-    assert row["best_loss"] == 1.0 and row["sweep_seconds"] == 3.0
-    assert read_json(tmp_path / VALIDATE_FILE)["results"] == [row]
+    assert row.status == "failed" and "sweep failed: MemoryError" in row.notes[-1]
+    assert [run.lr for run in row.runs] == [0.03, 0.1, 0.3]
+    assert row.best_loss == 1.0 and row.sweep_seconds == 3.0
+    assert read_json(tmp_path / VALIDATE_FILE)["results"] == [row.to_dict()]
 
 
 def test_no_best_is_told_where_a_seed_has_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +175,7 @@ def test_no_best_is_told_where_a_seed_has_no_run(tmp_path: Path, monkeypatch: py
     (tmp_path / VALIDATE_FILE).unlink()
     out_of_memory(monkeypatch, 0.03, 0.1, 0.3)
     (row,) = run(tmp_path, "lora", seeds=(0, 1))["results"]
-    assert len(row["runs"]) == 3 and row["best_lr"] is None and row["censored"]
+    assert len(row.runs) == 3 and row.best_lr is None and row.censored
 
 
 @pytest.mark.parametrize("lrs", [(0.03, 0.1, 0.3), (0.03, 0.1, 0.3, 1.0)])
@@ -186,8 +187,8 @@ def test_a_row_that_failed_replaces_none_that_tells_more(
     shutil.rmtree(tmp_path / "runs")
     out_of_memory(monkeypatch, *lrs)
     (row,) = run(tmp_path, "lora", lrs=lrs)["results"]
-    assert row["status"] == "failed" and not row["runs"]
-    assert f"{tmp_path / VALIDATE_FILE} keeps the row of an earlier call" in row["notes"][0]
+    assert row.status == "failed" and not row.runs
+    assert f"{tmp_path / VALIDATE_FILE} keeps the row of an earlier call" in row.notes[0]
     assert read_json(tmp_path / VALIDATE_FILE) == before
 
 
@@ -286,7 +287,7 @@ def test_a_measurement_of_another_precision_is_not_taken(
 def test_a_row_tells_the_rows_it_was_measured_on_and_not_those_asked_for(tmp_path: Path) -> None:
     few = replace(SETTING, samples=64)
     (row,) = run(tmp_path, "lora", settings=[few])["results"]
-    assert row["samples"] == 20, "half of the data, whose other half warms up"
+    assert row.samples == 20, "half of the data, whose other half warms up"
     (seen,) = observations(read_validated([tmp_path]))[0]
     assert seen.quantities.samples == 20
 

@@ -155,7 +155,7 @@ def test_nothing_is_measured_twice_and_a_plain_call_says_what_it_leaves_out(
     for reader in ("align", "calibrate"):
         assert command(reader, predicted, *(("--out", folder / "no.json") * (reader == "calibrate"))) == 2
         assert "has a curvature; a sweep's folder gets it" in capsys.readouterr().err
-    best = sorted(one.score.best_lr for one in read_validated([predicted]))
+    best = sorted(one.row.best_lr for one in read_validated([predicted]))
     assert best == sorted(row["best_lr"] for row in before), "the runs are there as they were"
 
     assert command(*words, "--predictor", "combined") == 0

@@ -1,0 +1,227 @@
+"""The rows of the JSON that commands write: one a method, or of a sweep one a setting.
+
+What each field is stands in docs/results.md. Fields with a default are lacking in files of earlier versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .curvature import ClosedForm
+from .errors import RequestError
+from .measure import Curvature, ModuleSpectrum
+from .predict import Prediction
+from .predict.prediction import Probe
+from .predict.start import lr_eigenvalue, lr_sharpness
+from .records import Record
+from .score import Score
+from .spectrum import SpectralDensity
+from .sweep import RunResult
+
+R = TypeVar("R", bound="Row")
+
+
+class Row(Record):
+    """Base of all of them: a row that another version wrote may have fields that are not known here."""
+
+    @classmethod
+    def from_dict(cls: type[R], values: dict[str, Any]) -> R:
+        """The row that ``to_dict`` described, or another version of it.
+
+        Raises:
+            RequestError: a field is missing, or of the wrong shape.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if not isinstance(values, dict):
+            return super().from_dict(values)
+        try:
+            return super().from_dict({name: value for name, value in values.items() if name in known})
+        except RequestError as error:
+            if "method" not in known:
+                raise  # a part, which the whole names
+            named, why = values.get("label") or values.get("method"), error.__cause__ or error
+            raise RequestError(f"its row {named!r} is not as it is written here: {why}") from error
+
+
+@dataclass(frozen=True)
+class RunRow(Row):
+    """A run of a sweep."""
+
+    lr: float
+    seed: int
+    initial_loss: float
+    final_loss: float | None
+    steps: int
+    diverged: bool
+    seconds: float
+    # Of `sweep` alone.
+    key: str | None = None
+    train_tokens: int | None = None
+
+    @classmethod
+    def of(cls, run: RunResult) -> RunRow:
+        """A run as it stands beside others of its setting."""
+        names = (field.name for field in dataclasses.fields(cls) if field.name != "seed")
+        return cls(seed=run.setting.seed, **{name: getattr(run, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Ends(Row):
+    """A learning rate with the ends of its range; None where there is none."""
+
+    lr: float | None
+    lr_low: float | None
+    lr_high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRow(Row):
+    """What is known before training: of ``predict``'s rows, and of those of sweeps.
+
+    ``sampling_error`` belongs to λ at initialization (``lambda_max``), or where that was not measured to
+    ``lambda_preconditioned``, whose own stands beside it in any case.
+    """
+
+    method: str
+    status: str
+    lambda_max: float | None
+    lambda_lower: float | None
+    lambda_upper: float | None
+    lambda_min: float | None
+    sampling_error: float | None
+    matvecs: int | None
+    gradient_equivalents: float | None
+    seconds: float | None
+    peak_rss_bytes: int | None
+    lambda_preconditioned: float | None
+    residual_preconditioned: float | None = None
+    sampling_error_preconditioned: float | None = None
+    lr_stability: float | None = None
+    lr_eigenvalue: float | None = None
+    lr_sharpness: float | None = None
+    lr_directional: float | None = None
+    lr_critical: float | None = None
+    lr_critical_start: float | None = None
+    lr_probe: float | None = None
+    probe: Probe | None = None
+    samples: int | None = None
+    predictor: str | None
+    calibration: str | None
+    calibration_file: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRow(MeasuredRow):
+    """A row of ``predict``; ``residual`` belongs to what ``sampling_error`` does."""
+
+    residual: float | None
+    warmup_steps: int | None = None
+    lr: float | None
+    lr_low: float | None
+    lr_high: float | None
+    fast: bool = False
+    sources: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, method: str, prediction: Prediction, **asked: Any) -> PredictionRow:
+        """A prediction, and what it was asked for with."""
+        measured = prediction.curvature or prediction.adam
+        return cls(
+            method=method,
+            status=prediction.status,
+            **measurements(prediction),
+            residual=getattr(measured, "residual", None),
+            warmup_steps=getattr(prediction.adam, "warmup_steps", None),
+            lr=prediction.lr,
+            lr_low=prediction.lr_low,
+            lr_high=prediction.lr_high,
+            predictor=prediction.predictor,
+            calibration=prediction.calibration,
+            notes=prediction.notes,
+            **asked,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrumRow(Curvature, Row):
+    """A row of ``spectrum``; what was not asked for is None."""
+
+    method: str
+    bracket: ClosedForm | None = None
+    density: SpectralDensity | None = None
+    modules: ModuleSpectrum | None = None
+    request: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, method: str, curvature: Curvature, **more: Any) -> SpectrumRow:
+        """A method's λ, and what else was measured."""
+        return cls(method=method, **vars(curvature), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRow(Score, MeasuredRow):
+    """A row of ``validate``: a sweep, the score of what was predicted, and what was measured."""
+
+    runs: tuple[RunRow, ...]
+    predictions: dict[str, Ends] | None = None
+    sweep_seconds: float | None
+
+    @property
+    def score(self) -> Score:
+        """The score alone."""
+        return Score(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Score)})
+
+
+@dataclass(frozen=True)
+class Missing(Row):
+    """A run that is still to be made."""
+
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow(ScoredRow):
+    """A row of ``sweep``: a setting."""
+
+    label: str
+    setting: dict[str, Any]
+    seeds: tuple[int, ...]
+    lrs: str | tuple[float, ...]
+    prediction_status: str | None = None
+    missing: tuple[Missing, ...]
+    data_digest: str | None
+    model_fingerprint: str | None
+
+
+# A row of any command.
+AnyRow = PredictionRow | SpectrumRow | ScoredRow
+
+
+def measurements(prediction: Prediction) -> dict[str, Any]:
+    """What a prediction measured, and what it cost, by the names of ``MeasuredRow``."""
+    curvature, adam = prediction.curvature, prediction.adam
+    return {
+        **_of(curvature, "lambda_max", "lambda_lower", "lambda_upper", "lambda_min"),
+        **_of(curvature or adam, "sampling_error"),
+        **_of(prediction, "matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes"),
+        **_of(adam, "lambda_preconditioned"),
+        "residual_preconditioned": getattr(adam, "residual", None),
+        "sampling_error_preconditioned": getattr(adam, "sampling_error", None),
+        **_of(adam, "lr_stability", "lr_directional", "lr_critical", "lr_critical_start"),
+        "lr_eigenvalue": curvature and lr_eigenvalue(curvature),
+        "lr_sharpness": curvature and lr_sharpness(curvature),
+        "lr_probe": getattr(prediction.probe, "lr", None),
+        "probe": prediction.probe,
+    }
+
+
+def _of(one: Record | None, *names: str) -> dict[str, Any]:
+    return {name: getattr(one, name, None) for name in names}
+
+
+# What `measurements` has where nothing was.
+NOTHING = dict.fromkeys(measurements(Prediction.failed("", "", "")))
