@@ -110,3 +110,11 @@ def test_the_fixed_day_is_told_of_chats_that_have_a_date():
     dated = "{% if messages[0].role != 'system' %}{{ strftime_now('%d %b %Y') }}{% endif %}" + tiny.CHAT
     assert encoded(dated, chat((U, "hi"), (A, "yes")))[2].dated
     assert not encoded(dated, chat(("system", "short"), (U, "hi"), (A, "yes")))[2].dated
+
+
+@pytest.mark.parametrize("before", ["", "\n", "  {% if true %}", "{%- if true %}\n\n"])
+def test_the_fixed_day_changes_nothing_else_that_a_template_writes(before):
+    end = "{% endif %}" if "if" in before else ""
+    turns = chat((U, "hi"), (A, "yes"))
+    plain, dated = (f"{before}{day}{end}{MARKS}" for day in ("2026", "{{ strftime_now('%Y') }}"))
+    assert encoded(dated, turns)[:2] == encoded(plain, turns)[:2]
