@@ -21,6 +21,7 @@ from .style import (
     INK,
     MUTED,
     NARROW,
+    PAPER,
     STYLE,
     clipped,
     log_ticks,
@@ -90,6 +91,9 @@ def _draw_panel(axes: Axes, panel: SweepPanel, ceiling: float) -> None:
         if lr is not None:
             axes.axvline(lr, color=shade, linewidth=1.3, linestyle=dashes, zorder=2)
     kept = np.array([(run.lr, run.final_loss) for run in runs if not run.diverged]).reshape(-1, 2)
+    # Markers let through what lies beneath, so that runs at one place are told apart: paper keeps them clear
+    # of the lines above, one of which has their colour.
+    axes.plot(*kept.T, "o", color=PAPER, markersize=6, markeredgewidth=0, zorder=2.5)
     axes.plot(*kept.T, marker, color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0, zorder=4)
     # Only if there is one: a line without points that is not clipped counts as standing at the figure's
     # corner, and the layout makes room for it.
