@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +48,10 @@ class Observation:
 
 
 LAWS = ("combined", "adam", "eigenvalue", PROBE)
+# Among the settings that a law comes from: that there are more.
+UNTOLD = "others, which the constants that it started from did not tell"
+# How ``fit_law`` begins to say where a constant is from.
+_FITTED = re.compile(r"robust fit to \d+ settings; ")
 
 
 def fit(observations: Sequence[Observation], current: Calibration) -> Calibration:
@@ -98,8 +103,17 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
 
 
 def unheard(observations: Sequence[Observation], current: Calibration) -> list[str]:
-    """What a user should know of settings that do not count for a law, for lack of one of its quantities."""
+    """What a user should know of settings that do not count for a law, for lack of one of its quantities.
+
+    And of those that may count twice, where ``current`` tells some of the settings it comes from, not all.
+    """
     notes = []
+    if any(law and UNTOLD in law.fitted_to for law in (getattr(current, name) for name in LAWS)):
+        notes.append(
+            f"the constants {current.version!r} started from a file that does not tell which settings it "
+            "comes from, as those of earlier versions do not: those of these settings that are among them "
+            "count twice"
+        )
     for name in LAWS:
         law = getattr(current, name)
         lacks = [found for o in observations if law and (found := _lacks(o, law))]
@@ -168,7 +182,7 @@ def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
     if (domain := _widened(law.domain, observations)) != law.domain:
         changed["domain"] = domain
         told["domain"] = f"{law.sources.get('domain', 'as before')}; and {where}"
-    before_it = law.fitted_to if any(law.spreads.values()) else ()
+    before_it = _comes_from(law) if any(law.spreads.values()) else ()
     return replace(
         law,
         scale=math.exp(after.pop("scale")),
@@ -178,6 +192,15 @@ def fit_law(observations: Sequence[Observation], law: PowerLaw) -> PowerLaw:
         fitted_to=tuple(sorted({*before_it, *(one.identity for one in observations)})),
         **changed,
     )
+
+
+def _comes_from(law: PowerLaw) -> tuple[str, ...]:
+    """The settings that a law comes from: ``UNTOLD`` where it was fitted to some and does not tell.
+
+    The package's own constants tell none either, but those settings are no user's.
+    """
+    fitted = any(_FITTED.match(law.sources.get(name, "")) for name in law.spreads)
+    return law.fitted_to or ((UNTOLD,) if fitted else ())
 
 
 def robust_fit(

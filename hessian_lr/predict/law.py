@@ -86,7 +86,8 @@ class PowerLaw(Record):
         domain: The smallest and the largest value of each quantity among the settings that the law was fitted
             to or has stood a test on, by name.
         fitted_to: What identifies each setting that has a part in it. Files of earlier versions, and the
-            package's, tell none.
+            package's, tell none; one fitted from such a file of a user's tells its own and that there are
+            others (``fit.UNTOLD``).
     """
 
     scale: float

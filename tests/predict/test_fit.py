@@ -10,7 +10,7 @@ from tolerances import SIMULATED_COVERAGE
 
 from hessian_lr.errors import RequestError
 from hessian_lr.predict.calibration import Calibration, load_calibration
-from hessian_lr.predict.fit import SCATTER, Observation, conformal, fit, unheard
+from hessian_lr.predict.fit import SCATTER, UNTOLD, Observation, conformal, fit, unheard
 from hessian_lr.predict.law import EXTRAPOLATION, PowerLaw, Quantities
 from hessian_lr.predict.rate import rate
 from hessian_lr.predict.transfer import Transfer
@@ -230,6 +230,37 @@ def test_settings_that_the_constants_come_from_already_do_not_count_again():
     free = fit([mine], CURRENT)
     assert fit([mine], free).adam.scale == pytest.approx(free.adam.scale)
     assert fit([new], free).adam.fitted_to == ("new",)
+
+
+def test_constants_fitted_from_some_that_do_not_tell_their_settings_say_so_ever_after():
+    held = replace(CURRENT, adam=replace(CURRENT.adam, spreads={"scale": 0.3}))
+    old, mine, new = (replace(observed(math.e), identity=name) for name in ("old", "mine", "new"))
+    before = fit([old], held)
+    before = replace(before, adam=replace(before.adam, fitted_to=()))  # as earlier versions wrote it
+    second = fit([mine], before)
+    assert second.adam.fitted_to == ("mine", UNTOLD)
+    with pytest.raises(RequestError, match="1 of these 2 settings already"):
+        fit([mine, new], second)
+    third = fit([new], second)
+    assert third.adam.fitted_to == ("mine", "new", UNTOLD)
+    for started in (second, third):
+        assert any(
+            f"{started.version!r} started from a file that does not tell" in n
+            for n in unheard([old], started)
+        )
+    # The package's constants, and those fitted from them, leave nothing of the user's untold.
+    assert not any(
+        "does not tell" in note for one in (held, fit([mine], held)) for note in unheard([new], one)
+    )
+    assert (
+        UNTOLD
+        not in fit(
+            [replace(mine, quantities=Quantities(4, 60, 1.0, 1.0, 1.0))], load_calibration()
+        ).adam.fitted_to
+    )
+    # A free scale comes from its settings alone.
+    free = replace(before, adam=replace(before.adam, spreads={}))
+    assert fit([mine], free).adam.fitted_to == ("mine",)
 
 
 @pytest.mark.parametrize(
