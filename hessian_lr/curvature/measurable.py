@@ -52,8 +52,9 @@ def require_measurable(model: nn.Module) -> list[nn.Parameter]:
             f"{prompt.peft_type.value} puts tokens of its own before each row, and the labels move with "
             "them; measure an adapter inside the layers, such as LoRA's"
         )
-    own = vars(model).get("_original_forward")
-    if (own is not None and model.forward != own) or isinstance(model, _PARALLEL):
+    inner = getattr(model, "_orig_mod", model)  # torch.compile() may have come last
+    own = vars(inner).get("_original_forward")
+    if (own is not None and inner.forward != own) or isinstance(inner, _PARALLEL):
         raise RequestError(
             "accelerate has wrapped this model (mixed precision, or several devices), and curvature needs it "
             "as it is: measure inside `with hessian_lr.integrations.unwrapped(model) as model:`"

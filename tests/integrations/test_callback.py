@@ -221,7 +221,8 @@ def test_a_model_that_accelerate_prepared_is_measured_as_it_is():
             assert same is inner
     assert (again.lr, again.adam.residual) == (expected.lr, expected.adam.residual)
     assert prepared.forward == before
-    for wrapped in (parallel, prepared):
+    compiled = [torch.compile(one, backend="eager") for one in (parallel, prepared)]
+    for wrapped in (parallel, prepared, *compiled):
         with pytest.raises(RequestError, match=r"inside `with hessian_lr.integrations.unwrapped\(model\)"):
             predict_learning_rate(wrapped, batches)
     AcceleratorState._reset_state(reset_partial_state=True)
