@@ -20,7 +20,7 @@ from ..measure import SharpnessTracker
 from ..measure.warmup import split_batches
 from ..predict import Calibration, Prediction, predict_learning_rate
 from ..setting import check_counts
-from .differences import differences
+from .differences import differences, left_start
 from .rows import Sample, sample
 from .schedule import adamw, set_learning_rate
 from .unwrap import unwrapped
@@ -50,9 +50,9 @@ class PredictedLearningRate(TrainerCallback):
     prediction, its range and its cost are logged through the Trainer's reporters and stand in
     ``state.log_history``, from where a run that resumes from a checkpoint reads them. A run that began
     without a prediction keeps its learning rate when it resumes; what a prediction knows nothing of (another
-    loss, other betas) is said in a warning. A second ``train()`` trains on from where the first ended, and
-    a prediction is for an adapter at its start: it takes the first one's learning rate again, unless the
-    Trainer has a ``model_init``, which makes the model anew.
+    loss, other betas, an adapter that was trained before) is said in a warning. A second ``train()`` trains
+    on from where the first ended, and a prediction is for an adapter at its start: it takes the first one's
+    learning rate again, unless the Trainer has a ``model_init``, which makes the model anew.
 
     With ``track_every``, the log gets ``sharpness`` (λ), ``sharpness_preconditioned`` (λ_P, in the geometry
     that the run's AdamW has then) and ``sharpness_times_lr`` (λ_P·η: stable on a quadratic below 38 for
@@ -138,6 +138,9 @@ class PredictedLearningRate(TrainerCallback):
                 prediction = self._predict(args, state, kwargs["model"], found)
                 # Each process has measured; rounding may differ, and all must train at one rate.
                 (told,) = broadcast_object_list([_log_of(prediction)])
+                with unwrapped(kwargs["model"]) as model:
+                    for difference in left_start(model, optimizer):
+                        logger.warning("the prediction knows nothing of %s", difference)
             if self.track_every is not None:
                 self._follow(args, found)
         self.told = told

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import AdaLoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from tiny_models import base_model, learned
 from tiny_trainer import STEPS, Watched, collate, counted, entries, trainer, with_callback
 from torch.optim import lr_scheduler
@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
 from hessian_lr.integrations import PredictedLearningRate
 from hessian_lr.integrations import trainer as module
-from hessian_lr.integrations.differences import differences
+from hessian_lr.integrations.differences import differences, left_start
 from hessian_lr.integrations.rows import sample
 from hessian_lr.integrations.schedule import adamw
 from hessian_lr.predict import predict_learning_rate
@@ -123,6 +123,42 @@ def test_a_loss_that_the_model_adds_to_is_said(rows, tmp_path):
     made = trainer(rows, tmp_path, model=get_peft_model(base_model("llama"), config))
     (said,) = differences(made.args, made)
     assert "orth_reg_weight" in said and said.endswith("it is for plain cross-entropy")
+    assert not left_start(made.model, torch.optim.AdamW(made.model.parameters()))
+
+
+def test_an_adapter_that_the_trainer_trained_before_is_said(rows, tmp_path, caplog):
+    made = trainer(rows, tmp_path, max_steps=2)
+    made.train()
+    made.add_callback(PredictedLearningRate(made))
+    made.train()
+    assert entries(made, "predicted_learning_rate")
+    assert "knows nothing of an adapter that this Trainer has trained before: it is for one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("start", "known"),
+    [(True, True), ("gaussian", True), ("pissa", False), ("orthogonal", False), (False, False)],
+)
+def test_a_b_that_is_not_zero_is_said_where_its_start_is(start, known):
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start, task_type="CAUSAL_LM")
+    model = get_peft_model(base_model("llama"), config)
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert left_start(model, optimizer) == []
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1
+    said = left_start(model, optimizer)
+    assert len(said) == known and all("B is not 0" in one for one in said)
+
+
+def test_an_adapter_loaded_after_training_is_said_beside_its_prediction(rows, tmp_path, caplog):
+    first = with_callback(rows, tmp_path, {"max_steps": 2})
+    assert "B is not 0" not in caplog.text
+    first.model.save_pretrained(tmp_path / "adapter")
+    plain = first.model.unload()
+    model = PeftModel.from_pretrained(plain, tmp_path / "adapter", is_trainable=True)
+    with_callback(rows, tmp_path, {"max_steps": 2, "model": model})
+    assert caplog.text.count("knows nothing of an adapter whose B is not 0") == 1
 
 
 def test_the_batch_size_is_the_one_that_is_trained_with(rows, tmp_path, monkeypatch, caplog):
