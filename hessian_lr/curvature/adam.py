@@ -163,6 +163,15 @@ def require_adam(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
+def decay_in_gradient(optimizer: torch.optim.Optimizer) -> float:
+    """The largest weight decay c that torch's Adam adds to the gradient, as c·θ; AdamW's stays out of it."""
+    own = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(own, torch.optim.Adam) or isinstance(own, torch.optim.AdamW):
+        return 0.0
+    coupled = [group for group in own.param_groups if not group.get("decoupled_weight_decay", False)]
+    return max((float(group["weight_decay"]) for group in coupled), default=0.0)
+
+
 def stability_threshold(beta1: float) -> float:
     """(2 + 2β₁) / (1 − β₁), the product η·λ_P at which Adam becomes unstable; 38 for β₁ = 0.9."""
     return (2 + 2 * beta1) / (1 - beta1)

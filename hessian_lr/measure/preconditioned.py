@@ -20,7 +20,7 @@ from torch import nn
 
 from ..batches import Batch, count_labels, count_tokens
 from ..checkpoints import Checkpoints
-from ..curvature.adam import Geometry, geometry, stability_threshold
+from ..curvature.adam import Geometry, decay_in_gradient, geometry, stability_threshold
 from ..curvature.central import twice_or_central
 from ..curvature.loss import trainable
 from ..curvature.loss_operator import Cost
@@ -149,7 +149,7 @@ def adam_sharpness(
         gradient_equivalents=study.gradient_equivalents(seen.tokens),
         seconds=round(time.perf_counter() - began, 3),
         peak_rss_bytes=peak_rss_bytes(),
-        notes=(*study.notes, *seen.notes),
+        notes=tuple(dict.fromkeys((*study.notes, *seen.notes))),  # of each warm-up made smaller some again
         stability_slack=warm.metric.stability_slack,
     )
 
@@ -247,6 +247,11 @@ class _Study:
             dtype=self.how.dtype,
             optimizer=self.optimizer,
         )
+        if decay := decay_in_gradient(made):
+            self.notes.append(
+                f"λ_P is of the loss without the optimizer's weight decay of {decay:g}, which Adam follows "
+                "as a part of the gradient (½·c·‖θ‖² in the loss); AdamW keeps it apart"
+            )
         metric = geometry(made, trainable(self.model))
         measure = partial(
             after_warm_up,

@@ -117,7 +117,8 @@ class SharpnessTracker:
         """Measure λ at the model's present weights, and with ``optimizer`` λ_P at its present state too.
 
         The model, its modes, its gradients, the random state and the optimizer are left as they were
-        found. Both measurements share the gradient's graphs.
+        found. Both measurements share the gradient's graphs. Weight decay that Adam (not AdamW) adds to the
+        gradient is in neither.
 
         Raises:
             RequestError: the model has another number of trainable parameters than before, no token is

@@ -106,3 +106,15 @@ def test_an_adapter_that_saturates_is_told_as_one():
     rows = [{"input_ids": ids, "labels": labels}]
     with pytest.raises(HessianLRError, match=r"even a step of 1000 ends below, at .* saturates"):
         adam_sharpness(model, rows, rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "decay", "told"),
+    [(torch.optim.Adam, 0.1, 1), (torch.optim.Adam, 0.0, 0), (torch.optim.AdamW, 0.1, 0)],
+)
+def test_weight_decay_that_is_part_of_the_gradient_is_said_to_be_left_out(kind, decay, told):
+    def make(model, lr, *, betas, eps):
+        return kind(trainable(model), lr=lr, betas=betas, eps=eps, weight_decay=decay)
+
+    found = adam_sharpness(learned(), SAMPLE[:2], SAMPLE[2:], optimizer=make, max_products=4)
+    assert sum("without the optimizer's weight decay of 0.1" in note for note in found.notes) == told
