@@ -5,7 +5,7 @@ Neither torch nor matplotlib is needed to know them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ VALIDATE_FILE, SWEEP_FILE = "validate.json", "sweep.json"
 IDENTITIES = ("data_digest", "model_fingerprint")
 
 
-def files_of(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that paths name: of a folder its ``validate.json`` and its ``sweep.json``. Each comes once.
+def files_of(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The files that a path or several name: of a folder its ``validate.json`` and its ``sweep.json``. Each comes once.
 
     Raises:
         RequestError: there is no such file.
     """
     files: dict[Path, None] = {}
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         inside = [path / name for name in (VALIDATE_FILE, SWEEP_FILE)] if path.is_dir() else [path]
         found = [file for file in inside if file.is_file()]
         if not found:

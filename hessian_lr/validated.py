@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,8 @@ class Validated:
         return self.row.lambda_max is not None or self.row.lr_stability is not None
 
 
-def read_validated(paths: Sequence[str | Path]) -> list[Validated]:
-    """The rows of all methods in files of ``validate`` and ``sweep``, or in folders that hold some.
+def read_validated(paths: str | Path | Iterable[str | Path]) -> list[Validated]:
+    """The rows of all methods in a file of ``validate`` or ``sweep``, a folder that holds some, or several.
 
     Settings of a sweep that have no runs yet are left out.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -143,13 +143,16 @@ def by_curvature(
 
 
 def transfer(
-    settings: Sequence[Setting], runs: Sequence[str | Path], *, calibration: str | Path | None = None
+    settings: Iterable[Setting],
+    runs: str | Path | Iterable[str | Path],
+    *,
+    calibration: str | Path | None = None,
 ) -> list[Prediction]:
     """Predict from settings of the same model whose best learning rate is known; nothing is measured.
 
     Args:
         settings: The runs to predict.
-        runs: Folders that ``validate`` or ``sweep`` wrote, or their JSON.
+        runs: A folder that ``validate`` or ``sweep`` wrote, or its JSON; or several.
         calibration: As ``predict`` has it.
 
     Raises:

@@ -58,7 +58,8 @@ def validate(
         quiet: No progress on standard error.
 
     Returns:
-        What was found of each setting, in their order.
+        What was found of each setting, in their order. Where a setting failed and the folder has an earlier
+        row of it that tells more, that stays in the file, and the first of the ``notes`` says so.
 
     Raises:
         RequestError: the settings do not go together, or do not fit their model or data; or the folder holds
@@ -74,9 +75,10 @@ def validate(
     predicting = Predicting(predictor, constants_for(predictor, calibration), file)
     with quiet_libraries(), Progress(quiet) as progress:
         loaded, data = loading.load(settings, quiet=quiet)
-        Job(settings, loaded, data, out, seeds, lrs, predicting).run(progress)
-    found = {one.method: one for one in read_validated([out / VALIDATE_FILE])}
-    return [found[setting.method] for setting in settings]
+        document = Job(settings, loaded, data, out, seeds, lrs, predicting).run(progress)
+    kept = {one.method: one for one in read_validated([out / VALIDATE_FILE])}
+    # A row that failed is this call's, also where the file keeps an earlier one.
+    return [replace(kept[row.method], row=row) for row in document["results"]]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,14 @@ from tiny_text import save, sums, tiny_llama, write_rows
 
 import hessian_lr as hlr
 from hessian_lr import study
-from hessian_lr.errors import NonFiniteError, RequestError
+from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
 from hessian_lr.figures.style import save as save_figure
 from hessian_lr.setting import Setting
-from hessian_lr.sweep import engine
+from hessian_lr.sweep import Sweep, engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LRS, SEEDS = (0.03, 0.3, 3.0), (0, 1)
+LRS, SEEDS = (0.03, 0.3, 3.0), (0,)
 # What no two measurements share.
 TIMES = ("seconds", "peak_rss_bytes", "sweep_seconds")
 
@@ -64,15 +65,11 @@ def test_a_prediction_is_the_commands_and_nothing_is_printed(setting, options, c
     assert list(found.notes) == [*told["notes"], *row["notes"]]
 
 
-def test_short_runs_are_kept_where_a_place_is_named_and_not_trained_again(
-    setting, tmp_path, monkeypatch, options, capfd
-):
+def test_short_runs_are_kept_where_a_place_is_named_and_not_trained_again(setting, tmp_path, monkeypatch):
     longer = dataclasses.replace(setting, steps=60)
     asked = {"predictor": "probe", "checkpoint": tmp_path / "kept", "quiet": True}
     found = study.predict(longer, **asked)
     assert found.predictor == "probe" and found.probe.steps == 6
-    _, told = run_json(capfd, "predict", *options, "--steps", "60", "--predictor", "probe", "--quiet")
-    assert found.lr == told["results"][0]["lr"]
     monkeypatch.setattr(engine, "train_once", None)
     assert study.predict(longer, **asked).probe == found.probe
 
@@ -87,30 +84,49 @@ def test_a_prediction_that_fails_says_why_in_its_last_note(setting, monkeypatch)
 
 
 def test_a_validation_has_the_commands_rows_and_files(setting, options, validated, tmp_path, capfd):
-    methods = ["--method", "lora", "--method", "pissa"]
-    rates = ["--lrs", ",".join(map(str, LRS)), "--seeds", "0,1"]
-    _, told = run_json(capfd, "validate", *options, *methods, *rates, "--out", tmp_path / "runs", "--quiet")
-    assert [timeless(one.row.to_dict()) for one in validated] == [timeless(row) for row in told["results"]]
+    rates = ["--method", "pissa", "--lrs", ",".join(map(str, LRS)), "--seeds", "0"]
+    _, told = run_json(capfd, "validate", *options, *rates, "--out", tmp_path / "runs", "--quiet")
+    assert [timeless(validated[1].row.to_dict())] == [timeless(row) for row in told["results"]]
     assert [one.method for one in validated] == ["lora", "pissa"]
-    assert {one.setting for one in validated} == {setting, dataclasses.replace(setting, method="pissa")}
-    ours = {path.name for path in validated[0].file.parent.iterdir()}
-    assert ours == {path.name for path in (tmp_path / "runs").iterdir()}
+    assert [one.setting for one in validated] == [setting, dataclasses.replace(setting, method="pissa")]
+    places = (tmp_path / "runs", validated[0].file.parent)
+    theirs, ours = ({path.relative_to(place) for path in place.rglob("*")} for place in places)
+    assert theirs < ours, "those of its own method, by the same names"
 
 
 def test_the_same_call_trains_nothing_again_and_results_are_read_back(validated, monkeypatch):
     monkeypatch.setattr(engine, "train_once", None)
     out = validated[0].file.parent
     again = study.validate([one.setting for one in validated], out, lrs=LRS, seeds=SEEDS, quiet=True)
-    assert again == validated == study.read([out])
+    assert again == validated == study.read(out) == study.read([str(out)])
     # One of the methods of a folder is itself alone.
     (one,) = study.validate(validated[1].setting, out, lrs=LRS, seeds=SEEDS, quiet=True)
     assert one == validated[1]
 
 
+def test_a_setting_that_fails_now_is_told_though_the_folder_keeps_what_it_had(
+    validated, monkeypatch, tmp_path
+):
+    out = tmp_path / "runs"
+    shutil.copytree(validated[0].file.parent, out)
+    before = (out / "validate.json").read_bytes()
+
+    def fails(*_: object, **__: object) -> None:
+        raise HessianLRError("the disk is full")
+
+    monkeypatch.setattr("hessian_lr.study.validating.sweep", fails)
+    no_runs = Sweep(validated[0].setting, (), True)
+    monkeypatch.setattr("hessian_lr.study.validating.finished_runs", lambda *_, **__: no_runs)
+    (one,) = study.validate(validated[0].setting, out, lrs=LRS, seeds=SEEDS, quiet=True)
+    assert one.row.status == "failed" and "keeps the row of an earlier call" in one.row.notes[0]
+    assert "sweep failed: the disk is full" in one.row.notes
+    assert (out / "validate.json").read_bytes() == before
+
+
 def test_a_best_learning_rate_is_moved_to_another_setting_without_a_model(validated):
     best = next(one for one in validated if not one.row.censored)
     wanted = [best.setting, dataclasses.replace(best.setting, batch_size=2 * best.setting.batch_size)]
-    same, doubled = study.transfer(wanted, [best.file.parent])
+    same, doubled = study.transfer(wanted, str(best.file.parent))
     assert same.predictor == "transfer" and same.lr == pytest.approx(best.row.best_lr)
     assert doubled.lr != same.lr and doubled.curvature is None
 
