@@ -19,7 +19,7 @@ IDENTITIES = ("data_digest", "model_fingerprint")
 
 
 def files_of(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The files that a path or several name: of a folder its ``validate.json`` and its ``sweep.json``. Each comes once.
+    """The files that paths name, each once: of a folder its ``validate.json`` and its ``sweep.json``.
 
     Raises:
         RequestError: there is no such file.
