@@ -1,15 +1,17 @@
-"""The options that say where runs are trained."""
+"""The options that say where runs are trained, and what they give."""
 
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from ..errors import RequestError, unknown_name
-from ..setting import MOST
-from ..sweep.engine import Cluster
+from ..setting import MOST, Setting
+from ..sweep.engine import Cluster, Engine
 
 ENGINES = ("local", "ray")
 
@@ -58,3 +60,19 @@ def engine(
     if not usable:
         raise RequestError(f"--gpus-per-run takes 0 to 1, or a whole number above, not {gpus_per_run:g}")
     return Cluster(address, cpus_per_run or 1, gpus_per_run)
+
+
+@contextmanager
+def opened(cluster: Cluster | None, settings: Iterable[Setting]) -> Iterator[Engine | None]:
+    """The engine that was asked for, for as long as the context lasts; None: this process.
+
+    Raises:
+        RequestError: the cluster cannot be reached, or has no room for a run.
+    """
+    if cluster is None:
+        yield None
+        return
+    from ..sweep.on_ray import connected
+
+    with connected(cluster, cpu_only=all(one.device == "cpu" for one in settings)) as engine:
+        yield engine

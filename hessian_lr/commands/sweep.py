@@ -13,9 +13,10 @@ import typer
 from ..errors import RequestError
 from ..files import SCHEMA, SWEEP_FILE
 from ..overwriting import check_overwriting
-from ..sweep.engine import Cluster, Local, opened
+from ..sweep.engine import Cluster, Local
 from . import options
 from .ending import resumable
+from .engine_options import opened
 from .options import Output
 
 if TYPE_CHECKING:

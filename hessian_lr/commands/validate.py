@@ -10,9 +10,10 @@ import typer
 from ..files import VALIDATE_FILE
 from ..overwriting import check_overwriting
 from ..setting import Setting
-from ..sweep.engine import Cluster, opened
+from ..sweep.engine import Cluster
 from . import options
 from .ending import resumable
+from .engine_options import opened
 from .options import Output
 
 

@@ -1,9 +1,7 @@
-"""What trains the runs that a sweep lacks: an engine's interface, this process's own, and how one is had."""
+"""What trains the runs that a sweep lacks: an engine's interface, and this process's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -130,19 +128,3 @@ class Cluster:
     address: str | None
     cpus: int
     gpus: float | None
-
-
-@contextmanager
-def opened(cluster: Cluster | None, settings: Iterable[Setting]) -> Iterator[Engine | None]:
-    """The engine that ``--engine`` asked for, for as long as the context lasts; None: this process.
-
-    Raises:
-        RequestError: the cluster cannot be reached, or has no room for a run.
-    """
-    if cluster is None:
-        yield None
-        return
-    from .on_ray import connected
-
-    with connected(cluster, cpu_only=all(one.device == "cpu" for one in settings)) as engine:
-        yield engine
