@@ -25,7 +25,7 @@ def files_of(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         RequestError: there is no such file.
     """
     files: dict[Path, None] = {}
-    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+    for path in map(_expanded, [paths] if isinstance(paths, (str, Path)) else paths):
         inside = [path / name for name in (VALIDATE_FILE, SWEEP_FILE)] if path.is_dir() else [path]
         found = [file for file in inside if file.is_file()]
         if not found:
@@ -35,6 +35,10 @@ def files_of(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             )
         files.update((file.resolve(), None) for file in found)
     return list(files)
+
+
+def _expanded(path: str | Path) -> Path:
+    return Path(path).expanduser()
 
 
 def documents(whole: dict[str, Any]) -> list[dict[str, Any]]:
@@ -58,5 +62,5 @@ def documents(whole: dict[str, Any]) -> list[dict[str, Any]]:
             digest([setting, own]), {**whole, **own, "setting": setting | {"methods": []}, "results": []}
         )
         group["setting"]["methods"].append(method)
-        group["results"].append(row | {"method": method, "status": row["prediction_status"] or row["status"]})
+        group["results"].append(row | {"method": method})
     return list(groups.values())

@@ -1,4 +1,4 @@
-"""No result is written over a file that its command reads, or among such, or over another of its results."""
+"""Where results go: where can be written, not over or among files that are read, nor over each other."""
 
 from __future__ import annotations
 
@@ -80,3 +80,23 @@ def _results(paths: Iterable[str | None]) -> Iterator[tuple[Path, str]]:
 
 def _over(file: Path) -> tuple[Path, str]:
     return file, f"overwrite {file}, which this command reads"
+
+
+def check_writable(path: str | Path, option: str, *, folder: bool = False) -> None:
+    """Refuse a file (or folder) to write that cannot be written, without making anything.
+
+    Raises:
+        RequestError: it is of the other kind, or the nearest folder that exists cannot be written.
+    """
+    path = Path(path).absolute()
+    if not folder and path.is_dir():
+        raise RequestError(f"{option} {path} is a folder; give the name of a file")
+    home = path if folder else path.parent
+    while not os.path.lexists(home):
+        home = home.parent
+    if not home.is_dir():
+        raise RequestError(f"{option} {path} cannot be written: {home} is a file, not a folder")
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise RequestError(f"{option} {path} cannot be written: no permission to write in {home}")
+    if not folder and path.exists() and not os.access(path, os.W_OK):
+        raise RequestError(f"{option} {path} cannot be written: no permission")

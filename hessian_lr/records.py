@@ -147,6 +147,8 @@ def _field(name: str, hint: Any, value: Any) -> Any:
         return _shaped(hint, value)
     except TypeError as error:
         raise TypeError(f"{name} is {error}") from error
+    except RequestError as error:
+        raise RequestError(f"{name}: {error}") from error
 
 
 def _shaped(hint: Any, value: Any) -> Any:
@@ -198,4 +200,9 @@ def _is_needed(one: dataclasses.Field[Any]) -> bool:
 
 def _called(hint: Any) -> str:
     words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
-    return words.get(hint) or (f"a {hint.__name__}" if isinstance(hint, type) else str(hint))
+    if hint in words:
+        return words[hint]
+    kind = typing.get_origin(hint) or hint
+    if kind in (tuple, list):
+        return "a list"
+    return "an object" if kind is dict else f"a {getattr(kind, '__name__', kind)}"

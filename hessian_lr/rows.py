@@ -19,12 +19,13 @@ from .records import Record
 from .score import Score
 from .spectrum import SpectralDensity
 from .sweep import RunResult
+from .sweep.run import check_numbers
 
 R = TypeVar("R", bound="Row")
 
 
 class Row(Record):
-    """Base of all of them: a row that another version wrote may have fields that are not known here."""
+    """Base of all of them: one of another version may have fields of its own, which are not known here."""
 
     @classmethod
     def from_dict(cls: type[R], values: dict[str, Any]) -> R:
@@ -42,12 +43,17 @@ class Row(Record):
             if "method" not in known:
                 raise  # a part, which the whole names
             named, why = values.get("label") or values.get("method"), error.__cause__ or error
-            raise RequestError(f"its row {named!r} is not as it is written here: {why}") from error
+            row = "a row of it" if named is None else f"its row {named!r}"
+            raise RequestError(f"{row} is not as it is written here: {why}") from error
 
 
 @dataclass(frozen=True)
 class RunRow(Row):
-    """A run of a sweep."""
+    """A run of a sweep.
+
+    Raises:
+        RequestError: a number is missing or out of its range (a damaged file).
+    """
 
     lr: float
     seed: int
@@ -59,6 +65,9 @@ class RunRow(Row):
     # Of `sweep` alone.
     key: str | None = None
     train_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     @classmethod
     def of(cls, run: RunResult) -> RunRow:
@@ -112,6 +121,16 @@ class MeasuredRow(Row):
     calibration_file: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What tells it from the others of its file."""
+        return self.method
+
+    @property
+    def measured_status(self) -> str:
+        """How its measurement ended."""
+        return self.status
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRow(MeasuredRow):
@@ -126,6 +145,13 @@ class PredictionRow(MeasuredRow):
     sources: tuple[str, ...] | None = None
 
     @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PredictionRow:
+        """As ``Row.from_dict``; earlier versions call ``sources`` ``from``."""
+        if isinstance(values, dict) and "from" in values:
+            values = {"sources": values["from"], **values}
+        return super().from_dict(values)
+
+    @classmethod
     def of(cls, method: str, prediction: Prediction, **asked: Any) -> PredictionRow:
         """A prediction, and what it was asked for with."""
         measured = prediction.curvature or prediction.adam
@@ -133,8 +159,8 @@ class PredictionRow(MeasuredRow):
             method=method,
             status=prediction.status,
             **measurements(prediction),
-            residual=getattr(measured, "residual", None),
-            warmup_steps=getattr(prediction.adam, "warmup_steps", None),
+            residual=None if measured is None else measured.residual,
+            warmup_steps=None if prediction.adam is None else prediction.adam.warmup_steps,
             lr=prediction.lr,
             lr_low=prediction.lr_low,
             lr_high=prediction.lr_high,
@@ -159,6 +185,16 @@ class SpectrumRow(Curvature, Row):
     def of(cls, method: str, curvature: Curvature, **more: Any) -> SpectrumRow:
         """A method's λ, and what else was measured."""
         return cls(method=method, **vars(curvature), **more)
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others of its file."""
+        return self.method
+
+    @property
+    def measured_status(self) -> str:
+        """How its measurement ended."""
+        return self.status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +232,16 @@ class SweepRow(ScoredRow):
     data_digest: str | None
     model_fingerprint: str | None
 
+    @property
+    def name(self) -> str:
+        """What tells it from the others of its file."""
+        return self.label
+
+    @property
+    def measured_status(self) -> str:
+        """How its measurement ended, and where none was asked for its runs: ``status`` is of these alone."""
+        return self.prediction_status or self.status
+
 
 # A row of any command.
 AnyRow = PredictionRow | SpectrumRow | ScoredRow
@@ -209,18 +255,18 @@ def measurements(prediction: Prediction) -> dict[str, Any]:
         **_of(curvature or adam, "sampling_error"),
         **_of(prediction, "matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes"),
         **_of(adam, "lambda_preconditioned"),
-        "residual_preconditioned": getattr(adam, "residual", None),
-        "sampling_error_preconditioned": getattr(adam, "sampling_error", None),
+        "residual_preconditioned": adam and adam.residual,
+        "sampling_error_preconditioned": adam and adam.sampling_error,
         **_of(adam, "lr_stability", "lr_directional", "lr_critical", "lr_critical_start"),
         "lr_eigenvalue": curvature and lr_eigenvalue(curvature),
         "lr_sharpness": curvature and lr_sharpness(curvature),
-        "lr_probe": getattr(prediction.probe, "lr", None),
+        "lr_probe": prediction.probe and prediction.probe.lr,
         "probe": prediction.probe,
     }
 
 
 def _of(one: Record | None, *names: str) -> dict[str, Any]:
-    return {name: getattr(one, name, None) for name in names}
+    return {name: one and getattr(one, name) for name in names}
 
 
 # What `measurements` has where nothing was.

@@ -76,8 +76,14 @@ class Setting(Record):
     peft_config: PeftSource | str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("model", "data", "peft_config"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         if isinstance(self.peft_config, str):
             self._take_from(self.peft_config)
+        elif self.peft_config is not None and self.method != own.METHOD:
+            # As dataclasses.replace makes it of a setting with an adapter.
+            own.refuse_contradiction(str(self.peft_config), {"method": own.METHOD}, {"method": self.method})
         for name in ("model", "data"):
             own.refuse_empty(name, getattr(self, name))
         for name in LEAST:

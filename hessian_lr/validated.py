@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ class Validated:
 
     Attributes:
         file: The file it was read from.
-        common: The setting that all methods of its file share, as the file has it.
+        common: What of its setting all methods of its file share, as the file has it.
         row: The row itself: what was measured and predicted, the runs, and the score.
         contents: The digests that tell its data and its model; None where its file has none.
         seeds: Those of its runs, ascending.
+        notes: What its file says of the data; ``row`` has its own.
     """
 
     file: Path
@@ -35,6 +36,7 @@ class Validated:
     row: ScoredRow
     contents: tuple[str | None, ...] = (None,) * len(IDENTITIES)
     seeds: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -48,13 +50,12 @@ class Validated:
         Raises:
             RequestError: it is not one.
         """
-        values = {name: value for name, value in self.common.items() if name != "methods"}
-        return Setting.from_dict(values | {"method": self.method})
+        return Setting.from_dict({**self.common, "method": self.method})
 
     @property
     def name(self) -> str:
         """What it is called in a message: what tells it from the others of its file, and the file."""
-        return f"{getattr(self.row, 'label', self.method)} of {self.file}"
+        return f"{self.row.name} of {self.file}"
 
     @property
     def identity(self) -> str:
@@ -116,7 +117,15 @@ def read_measured(paths: Sequence[str | Path]) -> list[Validated]:
     Raises:
         RequestError: none has, or as ``read_validated``.
     """
-    rows = read_validated(paths)
+    return require_measured(read_validated(paths))
+
+
+def require_measured(rows: list[Validated]) -> list[Validated]:
+    """The rows, once it is known that any has a curvature.
+
+    Raises:
+        RequestError: none has.
+    """
     if not any(one.is_measured for one in rows):
         raise RequestError(
             "none of these results has a curvature; a sweep's folder gets it, and trains nothing again, from "
@@ -204,7 +213,12 @@ def validated_row(file: Path, whole: dict[str, Any], row: dict[str, Any]) -> Val
     setting = whole["setting"]
     if not isinstance(setting, dict):
         raise RequestError(f"the setting of {file} is not an object")
-    found = (SweepRow if "label" in row else ScoredRow).from_dict(row)
+    found = (SweepRow if "varying" in whole else ScoredRow).from_dict(row)
     contents = tuple(whole.get(name) for name in IDENTITIES)
     seeds = tuple(sorted({run.seed for run in found.runs}))
-    return Validated(file, dict(setting), found, contents, seeds)
+    return Validated(file, without_methods(setting), found, contents, seeds, tuple(whole.get("notes") or ()))
+
+
+def without_methods(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A document's setting, but for the methods of its rows."""
+    return {name: value for name, value in setting.items() if name != "methods"}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..files import SCHEMA
-from ..overwriting import check_overwriting
+from ..overwriting import check_overwriting, check_writable
 from . import options
 from .options import Output
 
@@ -24,7 +24,7 @@ def align(
 ) -> int:
     """Compare validated results with classical theory."""
     if out is not None:
-        options.check_writable(out, "--out")
+        check_writable(out, "--out")
 
     from .. import validated
     from ..figures import eigenvalue_figure

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..files import SCHEMA
-from ..overwriting import check_overwriting
+from ..overwriting import check_overwriting, check_writable
 from . import options
 from .options import Output
 
@@ -26,7 +26,7 @@ def calibrate(
     `predict --calibration FILE` and `validate --calibration FILE` then use them. `--calibration` here names
     constants to start from, which none of these sweeps may have had a part in.
     """
-    options.check_writable(out, "--out")
+    check_writable(out, "--out")
     check_overwriting([("--out", out), ("--json", output.json)], [*runs, calibration])
 
     from .. import validated

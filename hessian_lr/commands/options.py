@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import job
 from ..errors import RequestError
+from ..overwriting import check_writable
 from ..peft_config import read, refuse_contradiction
 from ..records import dump_json, write_json
 from ..setting import AUTO, Setting
@@ -212,26 +212,6 @@ Runs = Annotated[
         metavar="RUNS...", parser=expanded, help="Folders that `validate` or `sweep` wrote, or their JSON."
     ),
 ]
-
-
-def check_writable(path: str | Path, option: str, *, folder: bool = False) -> None:
-    """Refuse a file (or folder) to write that cannot be written, without making anything.
-
-    Raises:
-        RequestError: it is of the other kind, or the nearest folder that exists cannot be written.
-    """
-    path = Path(path).absolute()
-    if not folder and path.is_dir():
-        raise RequestError(f"{option} {path} is a folder; give the name of a file")
-    home = path if folder else path.parent
-    while not os.path.lexists(home):
-        home = home.parent
-    if not home.is_dir():
-        raise RequestError(f"{option} {path} cannot be written: {home} is a file, not a folder")
-    if not os.access(home, os.W_OK | os.X_OK):
-        raise RequestError(f"{option} {path} cannot be written: no permission to write in {home}")
-    if not folder and path.exists() and not os.access(path, os.W_OK):
-        raise RequestError(f"{option} {path} cannot be written: no permission")
 
 
 def _count(samples: str) -> int:

@@ -9,7 +9,7 @@ import typer
 
 from .. import job
 from ..errors import RequestError
-from ..overwriting import check_overwriting
+from ..overwriting import check_overwriting, check_writable
 from ..setting import Setting
 from . import options
 from .options import Output
@@ -54,22 +54,22 @@ def predict(
     from ..predict import Prediction
     from ..prepare import split_rows
     from ..rows import PredictionRow
-    from ..study.predicting import constants_for, predicted, transfer
+    from ..study.predicting import constants_for, predict_loaded, transfer
     from . import session, tables
 
     constants = constants_for(predictor, calibration)
     asked: dict[str, Any] = {"fast": fast, "calibration_file": calibration}
     if source:
-        found = transfer(settings, source, calibration=calibration)
+        asked["sources"] = tuple(source)
+        moved = [transfer(setting, source, calibration=calibration) for setting in settings]
         rows = [
-            PredictionRow.of(setting.method, prediction, sources=tuple(source), **asked)
-            for setting, prediction in zip(settings, found, strict=True)
+            PredictionRow.of(one.method, found, **asked) for one, found in zip(settings, moved, strict=True)
         ]
-        return session.tell(results.document(settings, rows, notes=[]), rows, output, tables.predict_table)
+        return session.tell(results.document(settings, rows, ()), output, tables.predict_table)
 
     def work(turn: Turn) -> PredictionRow:
         setting = turn.setting
-        prediction = predicted(
+        prediction = predict_loaded(
             setting,
             turn.loaded,
             turn.data,
@@ -129,4 +129,4 @@ def _check(
             "--checkpoint keeps the state of Lanczos, which --fast does without: leave one of them out"
         )
     if checkpoint is not None:
-        options.check_writable(checkpoint, "--checkpoint", folder=True)
+        check_writable(checkpoint, "--checkpoint", folder=True)

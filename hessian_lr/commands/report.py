@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..files import SCHEMA
-from ..overwriting import check_overwriting
+from ..overwriting import check_overwriting, check_writable
 from . import options
 from .options import Output
 
@@ -30,7 +30,7 @@ def report(
 
     It recommends a learning rate and shows what that rests on; it is one file and needs no network.
     """
-    options.check_writable(out, "--out")
+    check_writable(out, "--out")
     check_overwriting([("--out", out), ("--json", output.json)], runs)
 
     from ..report import write_report

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 from .. import results
 from ..allocator import keep_freed_memory
@@ -14,14 +13,12 @@ from ..distributed import require_shared
 from ..errors import HessianLRError, RequestError
 from ..models import LoadedModel
 from ..progress import Progress, quiet_libraries
-from ..rows import AnyRow
+from ..results import Document, R
 from ..setting import Setting
 from ..study.loading import load
 from . import terminal
 from .options import Output
 
-# A command's rows are of one kind.
-R = TypeVar("R", bound=AnyRow)
 Table = Callable[[Sequence[R]], None]
 
 
@@ -90,22 +87,22 @@ def each_method(
             for index, setting in enumerate(settings, 1):
                 progress.method(setting.method, index, len(settings))
                 rows.append(one(setting, progress))
-    status = tell(results.document(settings, rows, notes=list(task.notes)), rows, output, table)
+    status = tell(results.document(settings, rows, task.notes), output, table)
     status = refused or status
     for saved in kept if status == 0 else ():
         saved.clear()
     return status
 
 
-def tell(document: dict[str, Any], rows: Sequence[R], output: Output, table: Table[R]) -> int:
+def tell(document: Document[R], output: Output, table: Table[R]) -> int:
     """Write the JSON, show the table and the notes of its rows; the exit status is 1 if a method failed."""
-    with output.written(document):
+    with output.written(document.to_dict()):
         if output.tables:
-            table(rows)
-        for note in () if output.quiet else document["notes"]:
+            table(document.rows)
+        for note in () if output.quiet else document.notes:
             terminal.say(f"data: {note}")
-        for row in rows:
+        for row in document.rows:
             # Why a method failed is no mere note.
             for note in row.notes if row.status == "failed" or not output.quiet else ():
                 terminal.say(f"{row.method}: {note}")
-    return 1 if any(row.status == "failed" for row in rows) else 0
+    return 1 if any(row.status == "failed" for row in document.rows) else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RequestError, unknown_name
-from ..overwriting import check_overwriting
+from ..overwriting import check_overwriting, check_writable
 from ..setting import Setting
 from . import options
 from .options import Output
@@ -68,7 +68,7 @@ def spectrum(
     if checkpoint is not None and algorithm != "lanczos":
         raise RequestError(f"--checkpoint keeps the state of Lanczos, not of {algorithm!r}: leave one out")
     if checkpoint is not None:
-        options.check_writable(checkpoint, "--checkpoint", folder=True)
+        check_writable(checkpoint, "--checkpoint", folder=True)
     check_overwriting([("--checkpoint", checkpoint), ("--json", output.json)], (), settings)
     request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
 

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import RequestError
 from ..files import SCHEMA, SWEEP_FILE
-from ..overwriting import check_overwriting
+from ..overwriting import check_overwriting, check_writable
 from ..sweep.engine import Cluster, Local
 from . import options
 from .ending import resumable
@@ -75,7 +75,7 @@ def sweep(
     part = None if shard is None else _shard(shard)
     if limit is not None and limit < 0:
         raise RequestError(f"--limit takes a whole number of at least 0, not {limit}")
-    options.check_writable(out, "--out", folder=True)
+    check_writable(out, "--out", folder=True)
     grid = _grid(file)
     _check_overwriting([file, calibration], grid, out, output)
     predicting = _predicting(predictor, calibration, grid)
@@ -98,12 +98,12 @@ def sweep(
             print(sweep_words.told(plan, 1))
         _notes(plan.notes, output)
         return 0
-    rows = document["results"]
-    with output.written(document):
+    rows = document.rows
+    with output.written(document.to_dict()):
         if output.tables:
             tables.sweep_table(rows)
             print(sweep_words.common(grid))
-        _notes([*document["notes"], *sweep_words.shared(rows)], output)
+        _notes([*document.notes, *sweep_words.shared(rows)], output)
     if not output.quiet:
         for line in sweep_words.advice([row for row in rows if tables.decided(row)], grid.varying):
             terminal.say(line)
@@ -132,7 +132,7 @@ def merge(
     Trains nothing and overwrites nothing. Every run that is missing, found twice or damaged is named, and
     so are files of something else. Status 1: runs are missing.
     """
-    options.check_writable(out, "--out", folder=True)
+    check_writable(out, "--out", folder=True)
     from ..sweep.merge import runs_folder
 
     for folder in folders:
@@ -144,11 +144,11 @@ def merge(
 
     with _job(grid, out, output) as (job, _, _):
         document = job.merge([Path(folder) for folder in folders])
-    rows = document["results"]
-    with output.written(document):
+    rows = document.rows
+    with output.written(document.to_dict()):
         if output.tables:
             tables.sweep_table(rows)
-        _notes(document["notes"], output)
+        _notes(document.notes, output)
     gaps = sweep_words.gaps(rows)
     for gap in gaps:
         terminal.say(f"missing: {gap}")

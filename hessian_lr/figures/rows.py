@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import RequestError
 from ..sweep import RunResult, Sweep
 from ..validated import Validated
 from .eigenvalue import EigenvaluePoint
 from .sweep import SweepPanel
 
 
-def sweep_panel(one: Validated) -> SweepPanel:
+def sweep_panel(one: Validated, title: str | None = None) -> SweepPanel:
     """A row's runs as a panel of the picture of sweeps; what a row does not keep of a run is left empty.
+
+    Args:
+        one: The row.
+        title: What the panel is called; None: by its method.
 
     Raises:
         RequestError: the setting or a run is not what ``validate`` writes.
@@ -26,10 +29,8 @@ def sweep_panel(one: Validated) -> SweepPanel:
         # Files of earlier versions name neither key nor tokens.
         own: dict[str, Any] = {"setting": seeded, "key": run.key or "", "train_tokens": run.train_tokens or 0}
         runs.append(RunResult(**{name: value for name, value in vars(run).items() if name != "seed"} | own))
-        if not run.lr > 0:
-            raise RequestError(f"a learning rate of {one.method} is {run.lr}; it must be positive")
     ordered = tuple(sorted(runs, key=lambda run: (run.lr, run.setting.seed)))
-    return SweepPanel(Sweep(setting, ordered, one.row.censored), one.row.score)
+    return SweepPanel(Sweep(setting, ordered, one.row.censored), one.row.score, title)
 
 
 def eigenvalue_points(rows: Sequence[Validated]) -> list[EigenvaluePoint]:

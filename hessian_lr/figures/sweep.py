@@ -36,10 +36,11 @@ _APART, _DEEPEST = 0.07, 0.3
 
 @dataclass(frozen=True)
 class SweepPanel:
-    """One method's sweep with the score of its prediction."""
+    """One method's sweep with the score of its prediction; its title is the method, if it has no other."""
 
     sweep: Sweep
     score: Score
+    title: str | None = None
 
 
 def sweep_figure(panels: Sequence[SweepPanel], *, narrow: bool = False) -> Figure:
@@ -111,7 +112,7 @@ def _draw_panel(axes: Axes, panel: SweepPanel, ceiling: float) -> None:
     off = "" if score.factor_error is None else f"  ({times(score.factor_error)} off)"
     if score.censored:
         off = "  (none learned)" if score.best_lr is None else "  (best at the edge)"
-    axes.set_title(f"{clipped(panel.sweep.setting.method)}{off}", loc="left")
+    axes.set_title(f"{clipped(panel.title or panel.sweep.setting.method)}{off}", loc="left")
 
 
 def _sweep_legend() -> list[Line2D | Patch]:

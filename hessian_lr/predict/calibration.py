@@ -74,7 +74,7 @@ def load_calibration(path: str | Path | None = None) -> Calibration:
         RequestError: the file is missing or is not a calibration.
     """
     if path is not None:
-        return Calibration.read(path)
+        return Calibration.read(Path(path).expanduser())
     with resources.as_file(resources.files(__package__) / "calibration.json") as built_in:
         return Calibration.from_dict(read_json(built_in))
 

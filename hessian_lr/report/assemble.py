@@ -127,7 +127,7 @@ def _sourced(documents: Sequence[Document]) -> tuple[list[Sourced], list[str]]:
         [(document.name, entry) for document in ordered for entry in document.entries],
         key=lambda row: row[1].validated.identity if row[1].validated else id(row[1]),
         told=lambda row: row[1].validated.told if row[1].validated else (),
-        name=lambda row: f"{getattr(row[1].row, 'label', row[1].method)} of {row[0]}",
+        name=lambda row: f"{row[1].row.name} of {row[0]}",
     )
 
 

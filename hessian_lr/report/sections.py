@@ -92,7 +92,7 @@ def sharpness(rows: Sequence[Sourced]) -> Section | None:
         for source, entry in rows
         if entry.row.lambda_max is not None
         or (isinstance(entry.row, MeasuredRow) and entry.row.lambda_preconditioned is not None)
-        or entry.row.status == "failed"
+        or entry.row.measured_status == "failed"
     ]
     if not shown:
         return None
@@ -116,7 +116,7 @@ def sharpness(rows: Sequence[Sourced]) -> Section | None:
             measured(row.held_out, row.held_out_error) if isinstance(row, SpectrumRow) else ABSENT,
             number(row.lambda_min),
             _preconditioned(row) if isinstance(row, MeasuredRow) else ABSENT,
-            STATUS.get(row.status, row.status),
+            STATUS.get(row.measured_status, row.measured_status),
         )
         for column, cell in zip(columns.values(), cells, strict=True):
             column.append(cell)

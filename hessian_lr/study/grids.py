@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import results
 from ..atomic import write_bytes
 from ..digits import rate
 from ..errors import HessianLRError, reason
-from ..files import SCHEMA, SWEEP_FILE
+from ..files import SWEEP_FILE
 from ..progress import Progress
 from ..records import Record, read_json, write_json
+from ..results import Document
 from ..rows import Missing, SweepRow
 from ..score import chance
 from ..setting import Setting
@@ -124,7 +124,7 @@ class Job:
             notes=(*self._grid.notes, *self._notes, *self._damage(), *cost.notes),
         )
 
-    def run(self, plan: Plan, engine: Engine) -> dict[str, Any]:
+    def run(self, plan: Plan, engine: Engine) -> Document[SweepRow]:
         """Have ``engine`` make the runs, measure what is to be predicted, then ``write`` all that is there.
 
         A shard tells of the whole grid's runs too, so whichever ends last leaves the whole table of them.
@@ -147,7 +147,7 @@ class Job:
             )
         return self.write(notes, failed, measured)
 
-    def merge(self, folders: Sequence[Path]) -> dict[str, Any]:
+    def merge(self, folders: Sequence[Path]) -> Document[SweepRow]:
         """Bring the runs and measurements of other folders into this one, then ``write`` all that is there.
 
         Returns:
@@ -163,7 +163,7 @@ class Job:
 
     def write(
         self, notes: Sequence[str], failed: Mapping[Setting, Exception], measured: Mapping[Setting, Measured]
-    ) -> dict[str, Any]:
+    ) -> Document[SweepRow]:
         """Write ``sweep.json`` and ``sweep.csv`` of all that is there.
 
         Args:
@@ -180,15 +180,10 @@ class Job:
             for work, setting in zip(self._works, settings, strict=True)
         ]
         path = self._out / SWEEP_FILE
-        document = {
-            "schema": SCHEMA,
-            "file": self._grid.path,
-            "varying": list(self._grid.varying),
-            "results": rows,
-            "versions": results.versions(),
-            "notes": list(dict.fromkeys([*notes, *self._written_over(path)])),
-        }
-        write_json(path, document)
+        told = tuple(dict.fromkeys([*notes, *self._written_over(path)]))
+        head = {"file": self._grid.path, "varying": list(self._grid.varying)}
+        document = Document(head, tuple(rows), told)
+        write_json(path, document.to_dict())
         write_bytes(self._out / TABLE, as_csv(rows).encode())
         return document
 

@@ -11,6 +11,8 @@ from ..atomic import locked, write_bytes
 from ..errors import DamagedError, RequestError
 from ..figures.rows import eigenvalue_points, sweep_panel
 from ..records import read_json, write_sealed
+from ..results import Document
+from ..rows import ScoredRow
 from ..setting import Setting
 from ..sweep.run import precision_name
 from ..validated import read_validated
@@ -79,27 +81,30 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
     return found
 
 
-def write_joined(path: Path, document: dict[str, Any]) -> set[str]:
+def write_joined(path: Path, document: Document[ScoredRow]) -> dict[str, str]:
     """Write the document with the earlier rows of methods that it has none of; all stay in their order.
 
     Several processes may: each finds the others' rows.
 
     Returns:
-        The methods whose earlier row stays because the document's has failed and tells less.
+        The methods of the document that the file does not hold now, each with the reason.
 
     Raises:
         RequestError: as ``earlier``.
         HessianLRError: the file cannot be written.
     """
     with locked(path):
-        return _joined(path, document)
+        return _joined(path, document.to_dict())
 
 
-def _joined(path: Path, document: dict[str, Any]) -> set[str]:
-    found, fresh = earlier(path, document), {row.method: row.to_dict() for row in document["results"]}
-    kept = {name for name, row in fresh.items() if _is_worse(row, found.rows.get(name, row))}
+def _joined(path: Path, document: dict[str, Any]) -> dict[str, str]:
+    found, fresh = earlier(path, document), {row["method"]: row for row in document["results"]}
+    worse = [name for name, row in fresh.items() if _is_worse(row, found.rows.get(name, row))]
+    kept = dict.fromkeys(worse, f"{path} keeps the row of an earlier call, which tells more")
     if found.outdated and (kept or not found.rows.keys() <= fresh.keys()):
-        return kept  # a call that is killed half-way, or fails, leaves the file whole
+        # A call that is killed half-way, or fails, leaves the file whole.
+        grid = "of other learning rates or seeds, until every method has a row anew"
+        return dict.fromkeys(fresh, f"{path} keeps the rows of an earlier call, {grid}") | kept
     if found.damaged:
         write_bytes(found.damaged, path.read_bytes())
     rows = found.rows | {name: row for name, row in fresh.items() if name not in kept}
@@ -130,4 +135,6 @@ def _identity(document: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     identity = setting.training_identity(contents=False)
     del identity["method"]  # a matter of the row
     identity |= {"samples": setting.samples, "dtype": precision_name(setting)}
-    return identity | {name: document.get(name) for name in (*_GRID, "data_digest", "model_fingerprint")}
+    told = {name: document.get(name) for name in (*_GRID, "data_digest", "model_fingerprint")}
+    # In whatever order earlier versions were given them.
+    return identity | {name: sorted(v) if isinstance(v, list) else v for name, v in told.items()}

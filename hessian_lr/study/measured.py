@@ -96,7 +96,7 @@ def measure(
     notes: list[str] = []
     if optimizer is not None:
         notes.append("λ at initialization knows nothing of this method's optimizer: no rate is read from it")
-    prediction = _kept(setting, loaded, data, asked.constants, out, progress, notes)
+    prediction = _measured_once(setting, loaded, data, asked.constants, out, progress, notes)
     sample, _, rows_notes = split_rows(setting, data.train)
     known = quantities(
         prediction.adam,
@@ -118,7 +118,7 @@ def measure(
             engine=engine,
         )
         known = replace(known, lr_probe=prediction.probe.lr if prediction.probe else None)
-    rates, failures = predicted(known, asked.constants)
+    rates, failures = rates_of_laws(known, asked.constants)
     return Measured(prediction, known, rates, (*rows_notes, *notes), failures)
 
 
@@ -129,7 +129,7 @@ def unmeasured(setting: Setting, asked: Predicting, reason: str) -> Measured:
     return Measured(failed, known, dict.fromkeys(FALLBACKS, UNKNOWN), (), ())
 
 
-def predicted(known: Quantities, constants: Calibration) -> tuple[dict[str, Ends], tuple[str, ...]]:
+def rates_of_laws(known: Quantities, constants: Calibration) -> tuple[dict[str, Ends], tuple[str, ...]]:
     """Each predictor's learning rate and the ends of its range, None if it has none; why a law gives none."""
     rates: dict[str, Ends] = {}
     failures = []
@@ -196,7 +196,7 @@ def bring(folders: Sequence[Path], out: Path) -> list[str]:
     ]
 
 
-def _kept(
+def _measured_once(
     setting: Setting,
     loaded: LoadedModel,
     data: TaskData,

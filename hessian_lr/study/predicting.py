@@ -17,6 +17,7 @@ from ..errors import RequestError, unknown_name
 from ..limits import check_batch_size
 from ..methods import method_of
 from ..models import LoadedModel
+from ..overwriting import check_overwriting, check_writable
 from ..predict import Calibration, Prediction, load_calibration, predict_learning_rate
 from ..predict.law import refuse_unpredicted
 from ..predict.rate import FALLBACKS, PROBE
@@ -47,7 +48,7 @@ def predict(
         calibration: File of constants that ``hessian-lr calibrate`` wrote; None: the package's.
         checkpoint: Folder for the state of Lanczos and the short runs, from which the same call goes on after
             a kill; None: none is kept.
-        quiet: No progress on standard error.
+        quiet: No progress on standard error, where a terminal shows it.
 
     Returns:
         The prediction. Where no learning rate follows from what was measured, its ``status`` is ``"failed"``
@@ -61,11 +62,17 @@ def predict(
     check_predictor(predictor, [setting])
     loading.check([setting])
     constants = constants_for(predictor, calibration)
+    if checkpoint is not None:
+        checkpoint = Path(checkpoint).expanduser()
+        check_writable(checkpoint, "checkpoint", folder=True)
+        check_overwriting(
+            [("checkpoint", str(checkpoint))], [None if calibration is None else str(calibration)], [setting]
+        )
     kept = None if checkpoint is None else Checkpoints(checkpoint, setting)
     with quiet_libraries(), Progress(quiet) as progress:
         loaded, data = loading.load([setting], quiet=quiet)
         progress.method(setting.method, 1, 1)
-        found = predicted(
+        found = predict_loaded(
             setting, loaded, data, predictor, constants, progress=progress, checkpoints=kept, runs=checkpoint
         )
     if kept is not None:
@@ -75,7 +82,7 @@ def predict(
     return replace(found, notes=(*data.notes, *found.notes))
 
 
-def predicted(
+def predict_loaded(
     setting: Setting,
     loaded: LoadedModel,
     data: TaskData,
@@ -110,7 +117,7 @@ def predicted(
     if predictor == PROBE:
         del prepared
         gc.collect()  # the runs need the room of this copy of the model
-        with _kept(runs) as folder:
+        with _runs_folder(runs) as folder:
             found = probed(
                 setting,
                 loaded,
@@ -143,26 +150,21 @@ def by_curvature(
 
 
 def transfer(
-    settings: Iterable[Setting],
-    runs: str | Path | Iterable[str | Path],
-    *,
-    calibration: str | Path | None = None,
-) -> list[Prediction]:
+    setting: Setting, runs: str | Path | Iterable[str | Path], *, calibration: str | Path | None = None
+) -> Prediction:
     """Predict from settings of the same model whose best learning rate is known; nothing is measured.
 
     Args:
-        settings: The runs to predict.
-        runs: A folder that ``validate`` or ``sweep`` wrote, or its JSON; or several.
+        setting: The run to predict.
+        runs: A folder that ``validate`` or ``sweep`` wrote, or its JSON; or several. A model on disk is known
+            again by its path.
         calibration: As ``predict`` has it.
 
     Raises:
-        RequestError: none of ``runs`` tells of a setting's model, or a file is not what those wrote.
+        RequestError: none of ``runs`` tells of the setting's model, or a file is not what those wrote.
     """
     constants, measured = load_calibration(calibration), best_learning_rates(read_validated(runs))
-    return [
-        Prediction.transferred(constants.version, moved(constants.transfer, measured, one))
-        for one in settings
-    ]
+    return Prediction.transferred(constants.version, moved(constants.transfer, measured, setting))
 
 
 def check_predictor(predictor: str, settings: Sequence[Setting]) -> None:
@@ -176,7 +178,7 @@ def check_predictor(predictor: str, settings: Sequence[Setting]) -> None:
     if predictor == PROBE:
         shorter(settings[0])
     if settings[0].samples == AUTO:
-        raise RequestError("--samples auto is for `hessian-lr spectrum`; give a number here")
+        raise RequestError("samples 'auto' is for `hessian-lr spectrum`; give a number here")
 
 
 def constants_for(predictor: str, calibration: str | Path | None) -> Calibration:
@@ -191,6 +193,6 @@ def constants_for(predictor: str, calibration: str | Path | None) -> Calibration
     return constants
 
 
-def _kept(runs: str | Path | None) -> AbstractContextManager[str | Path]:
+def _runs_folder(runs: str | Path | None) -> AbstractContextManager[str | Path]:
     """Where short runs are kept: in their folder, or nowhere for long."""
     return TemporaryDirectory(prefix="hessian-lr-") if runs is None else nullcontext(runs)

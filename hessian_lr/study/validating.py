@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,20 @@ from ..errors import HessianLRError, reason
 from ..figures import eigenvalue_figure, sweep_figure
 from ..figures.rows import eigenvalue_points, sweep_panel
 from ..figures.style import save
-from ..files import VALIDATE_FILE
+from ..files import IDENTITIES, VALIDATE_FILE
 from ..limits import check_batch_size
 from ..models import LoadedModel
-from ..overwriting import check_overwriting
+from ..overwriting import check_overwriting, check_writable
 from ..predict.classical import stability_bound
 from ..progress import Progress, quiet_libraries
+from ..results import Document
 from ..rows import ScoredRow
 from ..score import chance
 from ..setting import SGD, Setting
-from ..sweep import Sweep, sweep
+from ..sweep import sweep
 from ..sweep.engine import Engine
 from ..sweep.runner import check_plan, finished_runs
-from ..validated import Validated, read_validated
+from ..validated import Validated, read_validated, without_methods
 from . import loading
 from .joined import earlier, write_joined
 from .measured import Measured, Predicting, has_failed, measure, scored
@@ -36,13 +37,13 @@ FALLBACK_LR = 3e-4
 
 
 def validate(
-    settings: Setting | Sequence[Setting],
+    settings: Setting | Iterable[Setting],
     out: str | Path,
     *,
     predictor: str = "combined",
     calibration: str | Path | None = None,
-    lrs: Sequence[float] | None = None,
-    seeds: Sequence[int] = (0,),
+    lrs: Iterable[float] | None = None,
+    seeds: Iterable[int] = (0,),
     quiet: bool = False,
 ) -> list[Validated]:
     """Predict, train and score, as ``hessian-lr validate`` does; the same call goes on after a kill.
@@ -55,11 +56,11 @@ def validate(
         calibration: File of constants that ``hessian-lr calibrate`` wrote; None: the package's.
         lrs: Peak learning rates to run; None: search around the prediction.
         seeds: Seeds of the runs.
-        quiet: No progress on standard error.
+        quiet: No progress on standard error, where a terminal shows it.
 
     Returns:
-        What was found of each setting, in their order. Where a setting failed and the folder has an earlier
-        row of it that tells more, that stays in the file, and the first of the ``notes`` says so.
+        What was found of each setting, in their order. Where the folder keeps an earlier row instead, the
+        first of the row's ``notes`` says so.
 
     Raises:
         RequestError: the settings do not go together, or do not fit their model or data; or the folder holds
@@ -67,18 +68,65 @@ def validate(
         HessianLRError: the model or the data cannot be loaded, or the folder cannot be written.
     """
     settings = [settings] if isinstance(settings, Setting) else list(settings)
-    loading.check(settings)
-    check_predictor(predictor, settings)
-    check_plan(settings[0], lrs, seeds)
-    file, out = None if calibration is None else str(calibration), Path(out)
-    check_overwriting([("out", str(out)), ("out", str(out / VALIDATE_FILE))], [file], settings)
-    predicting = Predicting(predictor, constants_for(predictor, calibration), file)
+    asked = checked(settings, out, predictor=predictor, calibration=calibration, lrs=lrs, seeds=seeds)
     with quiet_libraries(), Progress(quiet) as progress:
         loaded, data = loading.load(settings, quiet=quiet)
-        document = Job(settings, loaded, data, out, seeds, lrs, predicting).run(progress)
-    kept = {one.method: one for one in read_validated([out / VALIDATE_FILE])}
-    # A row that failed is this call's, also where the file keeps an earlier one.
-    return [replace(kept[row.method], row=row) for row in document["results"]]
+        document = Job(asked, loaded, data).run(progress)
+    # As they are read from the file; a row may not be in it.
+    same = (tuple(document.more[name] for name in IDENTITIES), asked.seeds, document.notes)
+    common, file = without_methods(document.head["setting"]), asked.out / VALIDATE_FILE
+    return [Validated(file, common, row, *same) for row in document.rows]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be validated, checked as far as is possible without the model.
+
+    Attributes:
+        settings: One a method, all else equal.
+        out: Folder of everything that is written.
+        seeds: Seeds of the runs, ascending.
+        lrs: The learning rates to run, ascending; None: search around the prediction.
+        predicting: How they are predicted.
+    """
+
+    settings: Sequence[Setting]
+    out: Path
+    seeds: tuple[int, ...]
+    lrs: tuple[float, ...] | None
+    predicting: Predicting
+
+
+def checked(
+    settings: Sequence[Setting],
+    out: str | Path,
+    *,
+    predictor: str,
+    calibration: str | Path | None,
+    lrs: Iterable[float] | None,
+    seeds: Iterable[int],
+    called: str = "out",
+    written: Sequence[tuple[str, str | None]] = (),
+) -> Asked:
+    """What ``validate`` is asked for, refused before anything is loaded where it can be.
+
+    Args:
+        settings, out, predictor, calibration, lrs, seeds: As ``validate`` has them.
+        called: What messages call ``out``.
+        written: What else is written, as ``check_overwriting`` has it.
+
+    Raises:
+        RequestError: as ``validate``.
+    """
+    loading.check(settings)
+    check_predictor(predictor, settings)
+    seeded, rates = check_plan(settings[0], None if lrs is None else list(lrs), list(seeds))
+    place, file = Path(out).expanduser(), None if calibration is None else str(calibration)
+    check_writable(place, called, folder=True)
+    places = [(called, str(place)), (called, str(place / VALIDATE_FILE)), *written]
+    check_overwriting(places, [file], settings)
+    predicting = Predicting(predictor, constants_for(predictor, calibration), file)
+    return Asked(settings, place, tuple(one.seed for one in seeded), rates, predicting)
 
 
 @dataclass(frozen=True)
@@ -86,25 +134,17 @@ class Job:
     """What is to be validated, its model and data at hand.
 
     Attributes:
-        settings: One a method, all else equal.
-        loaded, data: Their model and data.
-        out: Folder of everything that is written.
-        seeds: Seeds of the runs.
-        lrs: The learning rates to run; None: search around the prediction.
-        predicting: How they are predicted.
+        asked: What it is.
+        loaded, data: The settings' model and data.
         engine: Trains the runs; None: this process.
     """
 
-    settings: Sequence[Setting]
+    asked: Asked
     loaded: LoadedModel
     data: TaskData
-    out: Path
-    seeds: Sequence[int]
-    lrs: Sequence[float] | None
-    predicting: Predicting
     engine: Engine | None = None
 
-    def run(self, progress: Progress) -> dict[str, Any]:
+    def run(self, progress: Progress) -> Document[ScoredRow]:
         """Do the job; ``validate.json`` is written after each method, the figures at the end.
 
         Rows of other methods in the file stay there, and one that tells more than the job's own, which
@@ -112,53 +152,49 @@ class Job:
         methods.
 
         Returns:
-            What stands in ``validate.json`` of the job's own methods.
+            What was found of the job's own methods; a row that is not in the file says so.
 
         Raises:
             RequestError: a method does not fit the model, the data cannot fill a batch, or the file holds
                 results that would be lost.
             HessianLRError: the folder cannot be written.
         """
-        check_batch_size(self.settings[0], self.data)
-        path = self.out / VALIDATE_FILE
-        damage = earlier(path, self._document([], [])).notes
+        asked, path = self.asked, self.asked.out / VALIDATE_FILE
+        check_batch_size(asked.settings[0], self.data)
+        damage = earlier(path, self._document([], []).to_dict()).notes
         rows: list[ScoredRow] = []
-        for index, setting in enumerate(self.settings, 1):
-            progress.method(setting.method, index, len(self.settings))
+        for index, setting in enumerate(asked.settings, 1):
+            progress.method(setting.method, index, len(asked.settings))
             rows.append(self._validated(setting, progress))
             document = self._document(rows, damage)
-            kept = write_joined(path, document)
-        _draw(read_validated([path]), self.out)
-        told = f"{path} keeps the row of an earlier call, which tells more"
-        rows = [replace(row, notes=(told, *row.notes)) if row.method in kept else row for row in rows]
-        return document | {"results": rows}
+            absent = write_joined(path, document)
+        _draw(read_validated([path]), asked.out)
+        told = (
+            replace(row, notes=(absent[row.method], *row.notes)) if row.method in absent else row
+            for row in rows
+        )
+        return replace(document, rows=tuple(told))
 
     def _validated(self, setting: Setting, progress: Progress) -> ScoredRow:
         """A row of ``validate.json``: the prediction, and the sweep that proves it."""
-        work: dict[str, Any] = {"out": self.out, "engine": self.engine}
-        measured = measure(setting, self.loaded, self.data, self.predicting, progress=progress, **work)
+        asked = self.asked
+        work: dict[str, Any] = {"out": asked.out, "engine": self.engine}
+        measured = measure(setting, self.loaded, self.data, asked.predicting, progress=progress, **work)
         failures = list(measured.failures)
-        lr = measured.rates[self.predicting.predictor].lr
-        asked: dict[str, Any] = {
+        lr = measured.rates[asked.predicting.predictor].lr
+        runs: dict[str, Any] = {
             "start_lr": lr or _theory(setting, measured) or FALLBACK_LR,
-            **{"lrs": self.lrs, "seeds": self.seeds, "out": self.out},
+            **{"lrs": asked.lrs, "seeds": asked.seeds, "out": asked.out},
         }
-        failed = False
+        failed = has_failed(measured, asked.predicting)
         try:
             found = sweep(
-                setting, self.loaded, self.data, progress=progress.sweep, engine=self.engine, **asked
+                setting, self.loaded, self.data, progress=progress.sweep, engine=self.engine, **runs
             )
         except (HessianLRError, MemoryError) as error:
             failed = True
             failures.append(f"sweep failed: {reason(error)}")
-            found = finished_runs(setting, self.loaded, self.data, **asked)
-        return self._row(setting, measured, found, failures, failed=failed)
-
-    def _row(
-        self, setting: Setting, measured: Measured, found: Sweep, failures: Sequence[str], *, failed: bool
-    ) -> ScoredRow:
-        """The sweep, the score, and what ``calibrate`` and ``align`` need."""
-        failed |= has_failed(measured, self.predicting)
+            found = finished_runs(setting, self.loaded, self.data, **runs)
         notes = [*measured.notes, *measured.prediction.notes, *found.notes, *failures]
         if rugged := chance(found.runs):
             notes.append(rugged)
@@ -166,18 +202,19 @@ class Job:
             method=setting.method,
             status="failed" if failed else measured.prediction.status,
             notes=tuple(dict.fromkeys(notes)),
-            **scored(found.runs, self.seeds, measured, self.predicting),
+            **scored(found.runs, asked.seeds, measured, asked.predicting),
         )
 
-    def _document(self, rows: Sequence[ScoredRow], notes: Sequence[str]) -> dict[str, Any]:
+    def _document(self, rows: Sequence[ScoredRow], notes: Sequence[str]) -> Document[ScoredRow]:
+        asked = self.asked
         return results.document(
-            self.settings,
+            asked.settings,
             rows,
-            seeds=list(self.seeds),
-            lrs="auto" if self.lrs is None else list(self.lrs),
+            (*self.data.notes, *notes),
+            seeds=list(asked.seeds),
+            lrs="auto" if asked.lrs is None else list(asked.lrs),
             data_digest=self.data.digest,
             model_fingerprint=self.loaded.fingerprint,
-            notes=[*self.data.notes, *notes],
         )
 
 

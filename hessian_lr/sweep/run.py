@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..batches import Batch
     from ..data import TaskData
     from ..models import LoadedModel
+    from ..rows import RunRow
     from .trainer import Done
 
 
@@ -53,13 +54,24 @@ class RunResult(Record):
     train_tokens: int
 
     def __post_init__(self) -> None:
-        for name in ("lr", "initial_loss", "seconds"):
-            if not is_number(getattr(self, name)):
-                raise RequestError(f"a run's {name} must be a finite number, not {getattr(self, name)!r}")
-        if not (is_number(self.final_loss) or (self.final_loss is None and self.diverged)):
-            raise RequestError(
-                f"a run's final_loss must be finite, or null if it diverged, not {self.final_loss!r}"
-            )
+        check_numbers(self)
+
+
+def check_numbers(run: RunResult | RunRow) -> None:
+    """Refuse a run of which a number is missing or out of its range.
+
+    Raises:
+        RequestError: names the number.
+    """
+    for name in ("lr", "initial_loss", "seconds"):
+        if not is_number(getattr(run, name)):
+            raise RequestError(f"a run's {name} must be a finite number, not {getattr(run, name)!r}")
+    if not run.lr > 0:
+        raise RequestError(f"a run's lr must be positive, not {run.lr}")
+    if not (is_number(run.final_loss) or (run.final_loss is None and run.diverged)):
+        raise RequestError(
+            f"a run's final_loss must be finite, or null if it diverged, not {run.final_loss!r}"
+        )
 
 
 HELDOUT_BATCH = 8

@@ -26,7 +26,7 @@ from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
 from hessian_lr.setting import SGD
 from hessian_lr.study.measured import Predicting
-from hessian_lr.study.validating import Job
+from hessian_lr.study.validating import Asked, Job
 from hessian_lr.sweep import run_key, train_once
 from hessian_lr.sweep.trainer import fit
 
@@ -179,29 +179,29 @@ def test_no_number_of_adamws_is_told_for_it(capsys) -> None:
 
 def test_a_sweep_starts_at_the_classical_bound_and_claims_no_prediction(tmp_path: Path) -> None:
     rates, data = (0.1, 0.3, 1.0, 3.0), tiny.tiny_data()
-    job = Job(
-        [SETTING], tiny.tiny_model(), data, tmp_path, (0,), rates, Predicting("combined", load_calibration())
-    )
-    (row,) = job.run(Progress(quiet=True))["results"]
+    predicting = Predicting("combined", load_calibration())
+    job = Job(Asked([SETTING], tmp_path, (0,), rates, predicting), tiny.tiny_model(), data)
+    (row,) = job.run(Progress(quiet=True)).rows
     assert (row.status, row.predictor) == ("converged", None)
     assert row.predicted_lr is None and row.lambda_preconditioned is None
     assert all(value is None for told in row.predictions.values() for value in vars(told).values())
     assert any(f"2/λ is {2 / row.lambda_max:.3g}" in note for note in row.notes)
 
-    searched = dataclasses.replace(job, lrs=None, out=tmp_path / "searched")
-    (found,) = searched.run(Progress(quiet=True))["results"]
+    asked = dataclasses.replace(job.asked, lrs=None, out=tmp_path / "searched")
+    searched = dataclasses.replace(job, asked=asked)
+    (found,) = searched.run(Progress(quiet=True)).rows
     tried = [run.lr for run in found.runs]
     start = 10 ** (round(4 * math.log10(2 / row.lambda_max)) / 4)
     assert any(lr == pytest.approx(start) for lr in tried)
 
     # Its best learning rate is none to fit AdamW's constants to, nor does it compare with AdamW's.
-    (one,) = validated.read_validated([searched.out])
+    (one,) = validated.read_validated([asked.out])
     assert one.row.best_lr is not None and not one.row.censored
     assert validated.observation(one) is None
-    other = read_json(searched.out / files.VALIDATE_FILE)
+    other = read_json(asked.out / files.VALIDATE_FILE)
     other["setting"]["optimizer"] = "adamw"
     (tmp_path / "adam").mkdir()
     write_sealed(tmp_path / "adam" / files.VALIDATE_FILE, other)
     (two,) = validated.read_validated([tmp_path / "adam"])
     assert validated.observation(two) is not None
-    assert main(["align", str(searched.out), str(tmp_path / "adam")]) == 2
+    assert main(["align", str(asked.out), str(tmp_path / "adam")]) == 2

@@ -7,15 +7,19 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import run_json
+from peft import LoraConfig
 from tiny_text import save, sums, tiny_llama, write_rows
 
 import hessian_lr as hlr
 from hessian_lr import study
 from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
 from hessian_lr.figures.style import save as save_figure
+from hessian_lr.records import write_json
 from hessian_lr.setting import Setting
+from hessian_lr.study.validating import checked
 from hessian_lr.sweep import Sweep, engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +33,8 @@ TIMES = ("seconds", "peak_rss_bytes", "sweep_seconds")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     root = tmp_path_factory.mktemp("study")
     save(tiny_llama(initializer_range=0.2), root / "model")
-    write_rows(root / "rows.jsonl", sums(8))
+    # One without a response, which is left out and told.
+    write_rows(root / "rows.jsonl", [*sums(8), {"prompt": "nothing", "response": ""}])
     names = {"model": str(root / "model"), "data": str(root / "rows.jsonl")}
     return Setting(**names, rank=2, steps=8, samples=8, device="cpu", dtype="float32")
 
@@ -88,6 +93,7 @@ def test_a_validation_has_the_commands_rows_and_files(setting, options, validate
     _, told = run_json(capfd, "validate", *options, *rates, "--out", tmp_path / "runs", "--quiet")
     assert [timeless(validated[1].row.to_dict())] == [timeless(row) for row in told["results"]]
     assert [one.method for one in validated] == ["lora", "pissa"]
+    assert list(validated[1].notes) == told["notes"] and "left out" in told["notes"][0]
     assert [one.setting for one in validated] == [setting, dataclasses.replace(setting, method="pissa")]
     places = (tmp_path / "runs", validated[0].file.parent)
     theirs, ours = ({path.relative_to(place) for path in place.rglob("*")} for place in places)
@@ -125,8 +131,8 @@ def test_a_setting_that_fails_now_is_told_though_the_folder_keeps_what_it_had(
 
 def test_a_best_learning_rate_is_moved_to_another_setting_without_a_model(validated):
     best = next(one for one in validated if not one.row.censored)
-    wanted = [best.setting, dataclasses.replace(best.setting, batch_size=2 * best.setting.batch_size)]
-    same, doubled = study.transfer(wanted, str(best.file.parent))
+    larger = dataclasses.replace(best.setting, batch_size=2 * best.setting.batch_size)
+    same, doubled = (study.transfer(one, str(best.file.parent)) for one in (best.setting, larger))
     assert same.predictor == "transfer" and same.lr == pytest.approx(best.row.best_lr)
     assert doubled.lr != same.lr and doubled.curvature is None
 
@@ -168,6 +174,68 @@ def test_what_is_asked_for_is_checked_before_a_model_is_loaded(setting, tmp_path
     monkeypatch.setattr("hessian_lr.models.load", None)
     with pytest.raises(RequestError, match=re.escape(said)):
         study.validate(setting, tmp_path / "runs", quiet=True, **asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"lrs": np.array(LRS, dtype=np.float32), "seeds": np.arange(1)},
+        {"lrs": (lr for lr in LRS), "seeds": (seed for seed in SEEDS)},
+        {"lrs": [3, 0.3, 0.03], "seeds": [np.int64(0)]},
+    ],
+    ids=["arrays", "generators", "any order"],
+)
+def test_learning_rates_and_seeds_are_taken_from_whatever_holds_them(setting, tmp_path, asked):
+    found = checked([setting], tmp_path, predictor="combined", calibration=None, **asked)
+    assert found.lrs == pytest.approx(LRS) and all(type(lr) is float for lr in found.lrs)
+    assert found.seeds == SEEDS and type(found.seeds[0]) is int
+
+
+def test_places_may_be_paths_and_begin_at_home(setting, tmp_path, monkeypatch):
+    paths = dataclasses.replace(setting, model=Path(setting.model), data=Path(setting.data))
+    assert paths == setting and type(paths.model) is str
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = checked([setting], "~/runs", predictor="combined", calibration=None, lrs=None, seeds=(0,))
+    assert found.out == tmp_path / "runs"
+    with pytest.raises(RequestError, match=re.escape(f"there is no {tmp_path}/none")):
+        study.read("~/none.json")
+
+
+@pytest.mark.parametrize("work", [study.predict, study.validate])
+def test_a_place_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    setting, tmp_path, monkeypatch, work
+):
+    monkeypatch.setattr("hessian_lr.models.load", None)
+    (tmp_path / "file").write_text("")
+    place = {"checkpoint" if work is study.predict else "out": tmp_path / "file"}
+    with pytest.raises(RequestError, match="is a file, not a folder"):
+        work(setting, quiet=True, **place)
+    place = dict.fromkeys(place, Path(setting.model) / "kept")
+    with pytest.raises(RequestError, match="would stand among the files of"):
+        work(setting, quiet=True, **place)
+
+
+def test_an_adapter_of_your_own_is_no_other_method(setting, tmp_path):
+    LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"], task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    own = dataclasses.replace(setting, peft_config=tmp_path)
+    assert own.method == "peft-config" and dataclasses.replace(own, steps=9).steps == 9
+    with pytest.raises(RequestError, match="the method 'pissa' contradicts"):
+        dataclasses.replace(own, method="pissa")
+
+
+def test_settings_of_a_sweep_are_told_apart_in_the_picture_and_keep_what_their_file_says(validated, tmp_path):
+    row = validated[0].row
+    more = {"seeds": [0], "lrs": "auto", "missing": [], "data_digest": "d", "model_fingerprint": "m"}
+    common = {name: value for name, value in validated[0].setting.to_dict().items() if name != "seed"}
+    own = ({"label": f"rank {rank}", "setting": common | {"rank": rank}} for rank in (2, 4))
+    rows = [row.to_dict() | more | one for one in own]
+    rows[0] |= {"status": "failed", "prediction_status": "converged"}
+    write_json(tmp_path / "sweep.json", {"schema": 1, "file": "f", "varying": ["rank"], "results": rows})
+    found = study.read(tmp_path)
+    assert [one.row.status for one in found] == ["failed", "converged"]
+    assert [one.row.measured_status for one in found] == ["converged", "converged"]
+    titles = [axes.get_title(loc="left") for axes in study.sweep_figure(found).axes]
+    assert [title.split("  ")[0] for title in titles] == ["rank 2", "rank 4"]
 
 
 def test_results_do_not_go_among_the_files_of_the_model(setting):

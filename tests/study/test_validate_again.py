@@ -23,10 +23,12 @@ from hessian_lr.predict import load_calibration
 from hessian_lr.predict.prediction import Prediction
 from hessian_lr.progress import Progress
 from hessian_lr.records import read_json, write_sealed
+from hessian_lr.results import Document
+from hessian_lr.rows import ScoredRow
 from hessian_lr.study import joined, predicting
 from hessian_lr.study import validating as module
 from hessian_lr.study.measured import Predicting
-from hessian_lr.study.validating import Job
+from hessian_lr.study.validating import Asked, Job
 from hessian_lr.sweep import RunResult, engine, run_key
 from hessian_lr.validated import observations, read_validated
 
@@ -51,18 +53,19 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return precisions
 
 
-def run(out: Path, *methods: str, **changed: Any) -> dict[str, Any]:
-    job = {
-        "settings": [replace(SETTING, method=method) for method in methods],
-        **{"loaded": tiny.tiny_model(), "data": tiny.tiny_data(), "out": out, "seeds": (0,)},
+def run(out: Path, *methods: str, **changed: Any) -> Document[ScoredRow]:
+    asked = {
+        **{"settings": [replace(SETTING, method=method) for method in methods], "out": out, "seeds": (0,)},
         **{"lrs": (0.03, 0.1, 0.3), "predicting": Predicting("combined", load_calibration())},
     }
-    return Job(**job | changed).run(Progress(quiet=True))
+    job = {"loaded": tiny.tiny_model(), "data": tiny.tiny_data()}
+    job |= {name: changed.pop(name) for name in ("loaded", "data", "engine") if name in changed}
+    return Job(Asked(**asked | changed), **job).run(Progress(quiet=True))
 
 
-def methods(document: dict[str, Any]) -> list[str]:
-    # Of a job they are records, of a file JSON.
-    names = [row["method"] if isinstance(row, dict) else row.method for row in document["results"]]
+def methods(found: Document[ScoredRow] | dict[str, Any]) -> list[str]:
+    document = found if isinstance(found, dict) else found.to_dict()
+    names = [row["method"] for row in document["results"]]
     assert names == document["setting"]["methods"]
     return names
 
@@ -87,9 +90,9 @@ def test_calls_at_the_same_time_keep_each_others_rows(
 ) -> None:
     document = run(tmp_path / "one", "lora", "pissa")
     shares = []
-    for row in document["results"]:
-        setting = document["setting"] | {"methods": [row.method]}
-        shares.append(document | {"setting": setting, "results": [row]})
+    for row in document.rows:
+        setting = {**document.head["setting"], "methods": [row.method]}
+        shares.append(replace(document, head={"setting": setting}, rows=(row,)))
 
     def slow(*arguments: Any) -> Any:
         found = earlier(*arguments)
@@ -163,7 +166,7 @@ def test_the_row_of_a_sweep_that_failed_has_the_runs_that_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_of_memory(monkeypatch, 1.0)
-    (row,) = run(tmp_path, "lora", lrs=(0.03, 0.1, 0.3, 1.0))["results"]
+    (row,) = run(tmp_path, "lora", lrs=(0.03, 0.1, 0.3, 1.0)).rows
     assert row.status == "failed" and "sweep failed: MemoryError" in row.notes[-1]
     assert [run.lr for run in row.runs] == [0.03, 0.1, 0.3]
     assert row.best_loss == 1.0 and row.sweep_seconds == 3.0
@@ -174,7 +177,7 @@ def test_no_best_is_told_where_a_seed_has_no_run(tmp_path: Path, monkeypatch: py
     run(tmp_path, "lora")
     (tmp_path / VALIDATE_FILE).unlink()
     out_of_memory(monkeypatch, 0.03, 0.1, 0.3)
-    (row,) = run(tmp_path, "lora", seeds=(0, 1))["results"]
+    (row,) = run(tmp_path, "lora", seeds=(0, 1)).rows
     assert len(row.runs) == 3 and row.best_lr is None and row.censored
 
 
@@ -186,7 +189,7 @@ def test_a_row_that_failed_replaces_none_that_tells_more(
     before = read_json(tmp_path / VALIDATE_FILE)
     shutil.rmtree(tmp_path / "runs")
     out_of_memory(monkeypatch, *lrs)
-    (row,) = run(tmp_path, "lora", lrs=lrs)["results"]
+    (row,) = run(tmp_path, "lora", lrs=lrs).rows
     assert row.status == "failed" and not row.runs
     assert f"{tmp_path / VALIDATE_FILE} keeps the row of an earlier call" in row.notes[0]
     assert read_json(tmp_path / VALIDATE_FILE) == before
@@ -226,7 +229,7 @@ def test_a_damaged_file_is_named_kept_aside_and_written_anew(tmp_path: Path) -> 
     path = tmp_path / VALIDATE_FILE
     left = path.read_bytes()[:-50]
     path.write_bytes(left)
-    notes = run(tmp_path, "pissa", "olora")["notes"]
+    notes = run(tmp_path, "pissa", "olora").notes
     assert methods(read_json(path)) == ["pissa", "olora"]
     (aside,) = tmp_path.glob("validate.json.damaged-*")
     assert aside.read_bytes() == left
@@ -284,9 +287,27 @@ def test_a_measurement_of_another_precision_is_not_taken(
     assert len(measured) == 2, "by its name it is the same"
 
 
+def test_a_row_that_is_not_in_the_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "pissa")
+    before = (tmp_path / VALIDATE_FILE).read_bytes()
+    train = engine.train_once
+
+    def fails_for_pissa(setting: Any, *rest: Any) -> RunResult:
+        if setting.method == "pissa":
+            raise MemoryError("no room")
+        return train(setting, *rest)
+
+    monkeypatch.setattr(engine, "train_once", fails_for_pissa)
+    lora, pissa = run(tmp_path, "lora", "pissa", lrs=(0.01, 0.1, 1.0)).rows
+    assert [run.lr for run in lora.runs] == [0.01, 0.1, 1.0] and len(pissa.runs) == 1
+    assert "keeps the rows of an earlier call, of other learning rates or seeds" in lora.notes[0]
+    assert "keeps the row of an earlier call, which tells more" in pissa.notes[0]
+    assert (tmp_path / VALIDATE_FILE).read_bytes() == before
+
+
 def test_a_row_tells_the_rows_it_was_measured_on_and_not_those_asked_for(tmp_path: Path) -> None:
     few = replace(SETTING, samples=64)
-    (row,) = run(tmp_path, "lora", settings=[few])["results"]
+    (row,) = run(tmp_path, "lora", settings=[few]).rows
     assert row.samples == 20, "half of the data, whose other half warms up"
     (seen,) = observations(read_validated([tmp_path]))[0]
     assert seen.quantities.samples == 20
