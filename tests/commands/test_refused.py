@@ -44,7 +44,7 @@ WRONG_FOR = {
     "algorithm": ("spectrum", ["--algorithm", "lanczo"], "Did you mean 'lanczos'?"),
     "operator": ("spectrum", ["--operator", "gauss"], "unknown operator 'gauss'"),
     "samples": ("spectrum", ["--samples", "many"], "--samples takes a whole number or 'auto', not 'many'"),
-    "samples auto": ("predict", ["--samples", "auto"], "--samples auto is for `hessian-lr spectrum`"),
+    "samples auto": ("predict", ["--samples", "auto"], "samples 'auto' is for `hessian-lr spectrum`"),
     "fast": ("predict", ["--fast"], "--fast is for --predictor eigenvalue"),
     "fast olora": (
         "predict",

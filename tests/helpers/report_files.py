@@ -54,11 +54,16 @@ def density():
     return spectral_density(lambda v: diagonal * v, 60, probes=3, steps=12)
 
 
+def json_document(settings, rows, **more):
+    """What a command writes of rows that are JSON already."""
+    return results.document(settings, (), (), **more).to_dict() | {"results": list(rows)}
+
+
 def spectrum_document(methods=("lora",), setting=SETTING, **more):
     beside = {"density": density(), "modules": modules()}
     rows = [SpectrumRow.of(method, curvature(), **beside).to_dict() for method in methods]
     settings = [Setting(**{**vars(setting), "method": method}) for method in methods]
-    return results.document(settings, rows, **more)
+    return json_document(settings, rows, **more)
 
 
 def predict_row(method="lora", **changed):
@@ -74,7 +79,7 @@ def predict_row(method="lora", **changed):
 
 def predict_document(*rows, setting=SETTING):
     rows = rows or (predict_row(),)
-    return results.document([Setting(**{**vars(setting), "method": r["method"]}) for r in rows], rows)
+    return json_document([Setting(**{**vars(setting), "method": r["method"]}) for r in rows], rows)
 
 
 def written(path, document):

@@ -13,6 +13,7 @@ from report_files import (
     Page,
     curvature,
     first_light,
+    json_document,
     predict_document,
     predict_row,
     spectrum_document,
@@ -20,7 +21,6 @@ from report_files import (
 )
 
 import hessian_lr
-from hessian_lr import results
 from hessian_lr.cli import main
 from hessian_lr.commands import session
 from hessian_lr.digits import rate
@@ -390,7 +390,7 @@ def test_all_text_has_contrast_in_light_and_dark(whole):
 
 def test_lambda_that_failed_has_a_row_and_no_number(tmp_path):
     row = SpectrumRow.of("lora", curvature().failed("the loss is NaN")).to_dict()
-    document = results.document([SETTING], [row])
+    document = json_document([SETTING], [row])
     (part,) = write_report([written(tmp_path / "s.json", document)], tmp_path / "r.html")
     (table,) = next(section for section in part.sections if section.title == "Sharpness").tables
     assert table.columns == ["method", "status"] and table.rows == [["lora", "failed"]]
