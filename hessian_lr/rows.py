@@ -22,6 +22,7 @@ from .sweep import RunResult
 from .sweep.run import check_numbers
 
 R = TypeVar("R", bound="Row")
+M = TypeVar("M", bound="MethodRow")
 
 
 class Row(Record):
@@ -34,17 +35,37 @@ class Row(Record):
         Raises:
             RequestError: a field is missing, or of the wrong shape.
         """
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(values, dict):
-            return super().from_dict(values)
+        if isinstance(values, dict):
+            known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+            values = {name: value for name, value in values.items() if name in known}
+        return super().from_dict(values)
+
+
+class MethodRow(Row):
+    """Base of a method's or a setting's."""
+
+    method: str
+    status: str
+
+    @classmethod
+    def from_dict(cls: type[M], values: dict[str, Any]) -> M:
+        """As ``Row.from_dict``; the message says which row it was."""
         try:
-            return super().from_dict({name: value for name, value in values.items() if name in known})
+            return super().from_dict(values)
         except RequestError as error:
-            if "method" not in known:
-                raise  # a part, which the whole names
-            named, why = values.get("label") or values.get("method"), error.__cause__ or error
-            row = "a row of it" if named is None else f"its row {named!r}"
-            raise RequestError(f"{row} is not as it is written here: {why}") from error
+            named = isinstance(values, dict) and (values.get("label") or values.get("method"))
+            row = f"its row {named!r}" if named else "a row of it"
+            raise RequestError(f"{row} is not as it is written here: {error.__cause__ or error}") from error
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others of its file."""
+        return self.method
+
+    @property
+    def measured_status(self) -> str:
+        """How its measurement ended."""
+        return self.status
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,7 @@ class RunRow(Row):
     steps: int
     diverged: bool
     seconds: float
-    # Of `sweep` alone.
+    # Earlier files of `validate` lack them.
     key: str | None = None
     train_tokens: int | None = None
 
@@ -86,7 +107,7 @@ class Ends(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredRow(Row):
+class MeasuredRow(MethodRow):
     """What is known before training: of ``predict``'s rows, and of those of sweeps.
 
     ``sampling_error`` belongs to λ at initialization (``lambda_max``), or where that was not measured to
@@ -120,16 +141,6 @@ class MeasuredRow(Row):
     calibration: str | None
     calibration_file: str | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """What tells it from the others of its file."""
-        return self.method
-
-    @property
-    def measured_status(self) -> str:
-        """How its measurement ended."""
-        return self.status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +183,7 @@ class PredictionRow(MeasuredRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectrumRow(Curvature, Row):
+class SpectrumRow(Curvature, MethodRow):
     """A row of ``spectrum``; what was not asked for is None."""
 
     method: str
@@ -185,16 +196,6 @@ class SpectrumRow(Curvature, Row):
     def of(cls, method: str, curvature: Curvature, **more: Any) -> SpectrumRow:
         """A method's λ, and what else was measured."""
         return cls(method=method, **vars(curvature), **more)
-
-    @property
-    def name(self) -> str:
-        """What tells it from the others of its file."""
-        return self.method
-
-    @property
-    def measured_status(self) -> str:
-        """How its measurement ended."""
-        return self.status
 
 
 @dataclass(frozen=True, kw_only=True)

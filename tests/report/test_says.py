@@ -130,6 +130,12 @@ def test_methods_that_were_added_with_other_constants_have_a_command_of_their_ow
     assert other[other.index("--calibration") + 1] == "mine.json"
 
 
+def test_an_earlier_version_called_the_sources_from(tmp_path):
+    row = predict_row(predictor="transfer", **{"from": ["swept"], "later": {"a": 1}})
+    (line,) = again(part_of(tmp_path, predict_document(row)))
+    assert line[line.index("--from") + 1] == "swept" and "--predictor" not in line
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("sources", "a"), ("sources", [3]), ("calibration_file", ["a"])]
 )
