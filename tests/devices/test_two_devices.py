@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tolerances import RANKS32
+from tolerances import CENTRAL_LAMBDA_P, RANKS32
 
 # A slow processor takes minutes over so much Python.
 pytestmark = pytest.mark.timeout(900)
@@ -28,4 +28,6 @@ def test_all_that_is_measured_is_the_same_on_two_devices(found):
     one, two = found["one"], found["two"]
     assert one.keys() == two.keys() and len(one) > 20, "each of two layers' modules by itself too"
     for name, value in one.items():
-        assert two[name] == pytest.approx(value, rel=RANKS32), name
+        # A difference of two gradients has more of their rounding, which is another one on each processor.
+        tolerance = CENTRAL_LAMBDA_P if "central" in name else RANKS32
+        assert two[name] == pytest.approx(value, rel=tolerance), name
