@@ -61,7 +61,7 @@ def earlier(path: Path, now: dict[str, Any]) -> Earlier:
         aside = path.with_name(f"{path.name}.damaged-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}")
         note = f"{path} was damaged and is written anew; {aside.name} keeps what it held: {error}"
         return Earlier(damaged=aside, notes=(note,))
-    except (RequestError, KeyError, TypeError, AttributeError) as error:
+    except (RequestError, LookupError, TypeError, AttributeError) as error:
         said = f"{error}" if isinstance(error, RequestError) else f"{type(error).__name__} {error}"
         raise RequestError(
             f"{path} holds results that cannot be read here, and would be lost: {said}. Go on with the "
@@ -128,7 +128,8 @@ def _is_worse(row: dict[str, Any], earlier: dict[str, Any]) -> bool:
 
 def _identity(document: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """What rows of one file must share."""
-    values = {name: value for name, value in document["setting"].items() if name != "methods"}
+    values = {**document["setting"], "method": document["setting"]["methods"][0]}
+    del values["methods"]
     # "auto" is what this machine takes, wherever the file was written.
     setting = replace(Setting.from_dict(values), device=now["setting"]["device"])
     # Model and data are told by the two fingerprints, so that a folder that moved keeps its rows.
