@@ -27,7 +27,7 @@ def rows(loaded):
 
 
 def test_plain_loras_lambda_lies_in_the_closed_form_bracket(loaded, rows):
-    ready = prepare(Setting(samples=2), loaded, rows)
+    ready = prepare(Setting(samples=1), loaded, rows)
     found = hlr.sharpness(ready.model, ready.batches, dtype=torch.float32, rtol=0.02)
     bracket = closed_form(ready.model, ready.batches)
     assert found.status == "converged"
@@ -35,7 +35,7 @@ def test_plain_loras_lambda_lies_in_the_closed_form_bracket(loaded, rows):
 
 
 def test_a_prediction_is_in_the_range_where_fine_tuning_works(loaded, rows):
-    ready = prepare(Setting(method="rslora", samples=2, batch_size=1), loaded, rows)
+    ready = prepare(Setting(method="rslora", samples=1, batch_size=1), loaded, rows)
     before = [p.detach().clone() for p in ready.model.parameters()]
     found = hlr.predict_learning_rate(
         ready.model, ready.batches, warmup_batches=ready.warmup_batches, dtype=ready.dtype
@@ -51,7 +51,7 @@ def test_a_prediction_is_in_the_range_where_fine_tuning_works(loaded, rows):
     reason="this processor has no instructions for bfloat16: it takes over 15 minutes",
 )
 def test_bfloat16_and_float32_agree_on_lambda(loaded, rows):
-    ready = prepare(Setting(method="olora", samples=2), loaded, rows)
+    ready = prepare(Setting(method="olora", samples=1), loaded, rows)
     exact, rough = (
         hlr.sharpness(ready.model, ready.batches, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
     )
