@@ -99,7 +99,7 @@ def _trained(make, **more):
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_lambda_p_is_that_of_the_step_that_the_optimizer_took(amsgrad):
     model, optimizer, p = _trained(torch.optim.AdamW, weight_decay=0.0, amsgrad=amsgrad, betas=(0.9, 0.5))
-    tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
+    tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=40)
     for _ in range(2):
         found = tracker.update(model, 3, optimizer).lambda_preconditioned
     root = p.rsqrt()
@@ -246,13 +246,13 @@ def test_groups_at_a_rate_of_nothing():
     optimizer.step()
     optimizer.zero_grad()
     optimizer.param_groups[0] |= {"lr": 0.0, "initial_lr": 1e-3}
-    tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
+    tracker = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=40)
     for _ in range(2):
         found = tracker.update(model, 1, optimizer).lambda_preconditioned
     # What stands still has no part in it: the other group's own λ_P, at its own rate.
     for p in first:
         p.requires_grad_(False)
-    alone = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=80)
+    alone = hlr.SharpnessTracker(SAMPLE, dtype=torch.float64, products=40)
     for _ in range(2):
         expected = alone.update(model, 1, optimizer).lambda_preconditioned
     assert found == pytest.approx(expected, rel=1e-5)
