@@ -34,7 +34,7 @@ def align(
 
     drawn = [] if out is None else [("--out", str(file)) for file in files(out)]
     check_overwriting([*drawn, ("--json", output.json)], runs)
-    alignment, points, notes = compared(validated.read_measured(runs))
+    alignment, points, notes = compared(validated.read_validated(runs))
     if out is not None:
         save(eigenvalue_figure(points), out)
     listed = [

@@ -68,6 +68,7 @@ def validate(
         HessianLRError: the model or the data cannot be loaded, or the folder cannot be written.
     """
     settings = [settings] if isinstance(settings, Setting) else list(settings)
+    loading.check(settings)
     asked = checked(settings, out, predictor=predictor, calibration=calibration, lrs=lrs, seeds=seeds)
     with quiet_libraries(), Progress(quiet) as progress:
         loaded, data = loading.load(settings, quiet=quiet)
@@ -111,14 +112,14 @@ def checked(
     """What ``validate`` is asked for, refused before anything is loaded where it can be.
 
     Args:
-        settings, out, predictor, calibration, lrs, seeds: As ``validate`` has them.
+        settings: As ``loading.check`` has let them pass.
+        out, predictor, calibration, lrs, seeds: As ``validate`` has them.
         called: What messages call ``out``.
         written: What else is written, as ``check_overwriting`` has it.
 
     Raises:
         RequestError: as ``validate``.
     """
-    loading.check(settings)
     check_predictor(predictor, settings)
     seeded, rates = check_plan(settings[0], None if lrs is None else list(lrs), list(seeds))
     place, file = Path(out).expanduser(), None if calibration is None else str(calibration)
