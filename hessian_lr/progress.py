@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -14,7 +15,7 @@ from .digits import rate
 
 
 class Progress:
-    """One bar on standard error, if somebody is looking at a terminal; a context manager.
+    """One bar, if somebody is looking: on a terminal's standard error, or in a notebook; a context manager.
 
     Its methods have the shapes that the measurements and the sweep call back with.
     """
@@ -31,7 +32,7 @@ class Progress:
             transient=True,
             # Results on standard output must not pass through this console.
             redirect_stdout=False,
-            disable=quiet or not console.is_terminal,
+            disable=quiet or not (console.is_terminal or _in_notebook(console)),
         )
         self._method, self._stage = "", ""
         self._task = self._bars.add_task("", total=None, detail="")
@@ -71,6 +72,11 @@ class Progress:
         """A sweep goes on."""
         loss = "" if last is None else f", last loss {last:.3f}"
         self.report(stage, done, planned, f"learning rate {rate(lr)}{loss}")
+
+
+def _in_notebook(console: Console) -> bool:
+    """Whether a notebook can show a bar: rich draws it with ipywidgets, and warns at each turn without."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError
-from ..files import SCHEMA, SWEEP_FILE
-from ..overwriting import check_overwriting, check_writable
+from ..files import SCHEMA
+from ..overwriting import check_writable
 from ..sweep.engine import Cluster, Local
 from . import options
 from .ending import resumable
@@ -21,9 +21,7 @@ from .options import Output
 
 if TYPE_CHECKING:
     from ..progress import Progress
-    from ..study.grids import Job
-    from ..study.measured import Predicting
-    from ..sweep.grid import Grid
+    from ..study.grids import Asked, Job
     from ..sweep.source import Source
 
 _Predictor = Annotated[
@@ -73,18 +71,17 @@ def sweep(
     --predictor, `align`, `calibrate` and `report` read the folder, too.
     """
     part = None if shard is None else _shard(shard)
-    if limit is not None and limit < 0:
-        raise RequestError(f"--limit takes a whole number of at least 0, not {limit}")
-    check_writable(out, "--out", folder=True)
-    grid = _grid(file)
-    _check_overwriting([file, calibration], grid, out, output)
-    predicting = _predicting(predictor, calibration, grid)
+    _read_quickly(file)
 
+    from ..study.sweeping import checked
     from . import sweep_words, tables, terminal
 
+    what: dict[str, Any] = {"predictor": predictor, "calibration": calibration, "limit": limit, "shard": part}
+    asked = checked(file, out, **what, **_places(output))
+    grid = asked.grid
     with (
         opened(None if dry_run else cluster, [one.setting for one in grid.wanted]) as remote,
-        _job(grid, out, output, shard=part, limit=limit, predicting=predicting) as (job, source, progress),
+        _job(asked, output) as (job, source, progress),
     ):
         plan = job.plan()
         if not dry_run:
@@ -137,12 +134,12 @@ def merge(
 
     for folder in folders:
         runs_folder(Path(folder))
-    grid = _grid(file)
-    _check_overwriting([file], grid, out, output)
+    _read_quickly(file)
 
+    from ..study.sweeping import checked
     from . import sweep_words, tables, terminal
 
-    with _job(grid, out, output) as (job, _, _):
+    with _job(checked(file, out, **_places(output)), output) as (job, _, _):
         document = job.merge([Path(folder) for folder in folders])
     rows = document.rows
     with output.written(document.to_dict()):
@@ -160,66 +157,27 @@ def merge(
     return 1 if missing else 0
 
 
-def _grid(file: str) -> Grid:
-    """The file's settings, each known to be one that can be trained, their data to exist."""
-    from ..sweep.grid import expand
+def _read_quickly(file: str) -> None:
+    """Have a mistake in the file told before what the rest needs is loaded, which takes seconds."""
     from ..sweep.request import read
 
-    grid = expand(read(file))
-
-    from .. import data
-    from ..methods import method_of
-
-    for one in grid.wanted:
-        try:
-            method_of(one.setting)
-        except RequestError as error:
-            raise RequestError(f"{file}: exclude {grid.label(one.setting)}: {error}") from error
-    for name, fields in dict.fromkeys((one.setting.data, one.setting.fields) for one in grid.wanted):
-        data.check(name, fields=fields)
-    return grid
+    read(file)
 
 
-def _check_overwriting(files: Sequence[str | None], grid: Grid, out: str, output: Output) -> None:
-    from ..study.sweep_csv import TABLE
-
-    written = [("--out", place) for place in (out, f"{out}/{SWEEP_FILE}", f"{out}/{TABLE}")]
-    settings = [one.setting for one in grid.wanted]
-    check_overwriting([*written, ("--json", output.json)], files, settings)
-
-
-def _predicting(predictor: str | None, calibration: str | None, grid: Grid) -> Predicting | None:
-    """How the settings are to be predicted, once it is known that all can be.
-
-    Raises:
-        RequestError: one cannot, or the constants are none.
-    """
-    if predictor is None:
-        if calibration is not None:
-            raise RequestError("--calibration is for what is predicted: name a --predictor, or leave it out")
-        return None
-    from ..study.measured import Predicting
-    from ..study.predicting import check_predictor, constants_for
-
-    for one in grid.wanted:
-        check_predictor(predictor, [one.setting])
-    return Predicting(predictor, constants_for(predictor, calibration), calibration)
+def _places(output: Output) -> dict[str, Any]:
+    """What messages call the folder of results, and what is written beside it."""
+    return {"called": "--out", "written": [("--json", output.json)]}
 
 
 @contextmanager
-def _job(grid: Grid, out: str, output: Output, **what: Any) -> Iterator[tuple[Job, Source, Progress]]:
+def _job(asked: Asked, output: Output) -> Iterator[tuple[Job, Source, Progress]]:
     """The grid in its folder, with what loads its models and shows how it goes on."""
     from ..allocator import keep_freed_memory
-    from ..progress import Progress, quiet_libraries
-    from ..study.grids import Job
-    from ..sweep.source import Source
+    from ..study import sweeping
 
-    with quiet_libraries():
-        keep_freed_memory()
-        source = Source(output.quiet)
-        with resumable(out), Progress(output.quiet) as progress:
-            progress.method("sweep", 1, 1)
-            yield Job(grid, Path(out), source, progress, **what), source, progress
+    keep_freed_memory()
+    with resumable(str(asked.out)), sweeping.opened(asked, output.quiet) as opened_job:
+        yield opened_job
 
 
 def _shard(text: str) -> tuple[int, int]:

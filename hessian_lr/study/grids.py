@@ -65,39 +65,44 @@ class Plan(Record):
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is to be done, checked as far as is possible without the models.
+
+    Attributes:
+        grid: The settings.
+        out: Folder of all results.
+        shard: (i, N): make only the i-th of N shares.
+        limit: Make at most so many runs.
+        predicting: How settings are predicted, each on the first of its seeds; None: not at all.
+    """
+
+    grid: Grid
+    out: Path
+    shard: tuple[int, int] | None = None
+    limit: int | None = None
+    predicting: Predicting | None = None
+
+
 class Job:
     """A grid in a folder: ``plan`` tells what is to be done, ``run`` does it."""
 
-    def __init__(
-        self,
-        grid: Grid,
-        out: Path,
-        source: Source,
-        progress: Progress,
-        *,
-        shard: tuple[int, int] | None = None,
-        limit: int | None = None,
-        predicting: Predicting | None = None,
-    ) -> None:
+    def __init__(self, asked: Asked, source: Source, progress: Progress) -> None:
         """Find what is there.
 
         Args:
-            grid: The settings.
-            out: Folder of all results.
+            asked: What is to be done.
             source: Loads models and data.
             progress: Shows how it goes on.
-            shard: (i, N): make only the i-th of N shares.
-            limit: Make at most so many runs.
-            predicting: How settings are predicted, each on the first of its seeds; None: not at all.
 
         Raises:
             RequestError: a setting does not fit its model or data.
             HessianLRError: a model or data cannot be loaded.
         """
-        self._grid, self._out, self._source, self._progress = grid, out, source, progress
-        self._shard, self._limit, self._predicting = shard, limit, predicting
-        self._works, self._notes = assign(grid.wanted, source, out / "runs")
-        self._mine = self._share(shard)
+        self._grid, self._out, self._source, self._progress = asked.grid, asked.out, source, progress
+        self._shard, self._limit, self._predicting = asked.shard, asked.limit, asked.predicting
+        self._works, self._notes = assign(asked.grid.wanted, source, asked.out / "runs")
+        self._mine = self._share(asked.shard)
 
     def plan(self) -> Plan:
         """Count the runs and what they cost."""
@@ -202,7 +207,7 @@ class Job:
         except (HessianLRError, KeyError, TypeError):
             return []
         notes = [
-            f"{path} had predictions, which were not asked for: --predictor {name} has them there again, and "
+            f"{path} had predictions, which were not asked for: predictor {name} has them there again, and "
             "measures nothing twice"
             for name in (sorted(predictors) if self._predicting is None else ())
         ]
@@ -210,7 +215,7 @@ class Job:
             many = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
             notes.append(
                 f"{path} was a table with {many} that {self._grid.path} does not ask for: their files stay, "
-                "and a file that asks for them has them there again"
+                "and a grid that asks for them has them there again"
             )
         return notes
 

@@ -48,7 +48,7 @@ def predict(
         calibration: File of constants that ``hessian-lr calibrate`` wrote; None: the package's.
         checkpoint: Folder for the state of Lanczos and the short runs, from which the same call goes on after
             a kill; None: none is kept.
-        quiet: No progress on standard error, where a terminal shows it.
+        quiet: No progress bar, which a terminal shows, and a notebook that has ipywidgets.
 
     Returns:
         The prediction. Where no learning rate follows from what was measured, its ``status`` is ``"failed"``

@@ -56,7 +56,7 @@ def validate(
         calibration: File of constants that ``hessian-lr calibrate`` wrote; None: the package's.
         lrs: Peak learning rates to run; None: search around the prediction.
         seeds: Seeds of the runs.
-        quiet: No progress on standard error, where a terminal shows it.
+        quiet: No progress bar, which a terminal shows, and a notebook that has ipywidgets.
 
     Returns:
         What was found of each setting, in their order. Where the folder keeps an earlier row instead, the

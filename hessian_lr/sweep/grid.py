@@ -25,8 +25,8 @@ class Grid:
     """All that a sweep is to run.
 
     Attributes:
-        path: The file.
-        wanted: A setting each, no two of which train alike, in the order of the file's axes.
+        path: Its file.
+        wanted: A setting each, no two of which train alike, in the order of its axes.
         varying: The fields of a setting that tell them apart, without the seed.
         notes: What a reader should know, such as settings that were merged.
     """
@@ -55,7 +55,7 @@ def expand(request: Request) -> Grid:
     """Every combination of the request's axes that is not excluded, then those that are included.
 
     Settings that train alike (the same rank and alpha, say, once by a rule and once by a number) are
-    merged, and a note says so. Learning rates and seeds that two parts of the file give one setting
+    merged, and a note says so. Learning rates and seeds that two parts of the request give one setting
     are put together, where only one of the two differs.
 
     Raises:
@@ -81,7 +81,7 @@ def expand(request: Request) -> Grid:
             seeds = own.setdefault(_identity(setting), (setting, []))[1]
             if part.lrs is None and part.start_lr == START_LR and setting.optimizer == SGD:
                 raise RequestError(
-                    f"{request.path}, line {part.line}: lr: auto starts at {START_LR:g}, which suits AdamW; "
+                    f"{part.where}: lr: auto starts at {START_LR:g}, which suits AdamW; "
                     "for optimizer sgd say where it starts, such as {auto: 0.1} (by theory below 2/λ, which "
                     "`hessian-lr spectrum` measures)"
                 )
@@ -97,12 +97,12 @@ def expand(request: Request) -> Grid:
                 new = _together(request, part, found[identity], new)
             found[identity] = new
     for part in unused.values():
-        raise RequestError(f"{request.path}, line {part.line}, exclude: fits none of the settings")
+        raise RequestError(f"{part.where}, exclude: fits none of the settings")
     if not found:
-        raise RequestError(f"{request.path}: exclude leaves no setting to run")
+        raise RequestError(f"{request.name}: exclude leaves no setting to run")
     settings = [one.setting for one in found.values()]
     varying = _varying(settings)
-    return Grid(str(request.path), tuple(found.values()), varying, (*request.notes, *_merged(again, varying)))
+    return Grid(request.name, tuple(found.values()), varying, (*request.notes, *_merged(again, varying)))
 
 
 def share(wanted: Sequence[Wanted], index: int, count: int) -> tuple[Wanted, ...]:
@@ -136,14 +136,14 @@ def _settings(request: Request, part: Part) -> Iterator[Setting]:
         try:
             yield Setting(**chosen)
         except RequestError as error:  # values that are right each by itself, but not together
-            raise RequestError(f"{request.path}, line {part.line}: {error}") from error
+            raise RequestError(f"{part.where}: {error}") from error
 
 
 def _over(base: Part, more: Part) -> Part:
     """``base`` with what ``more`` names in the place of its own."""
     named = more.lrs is not None or more.start_lr is not None
     lrs, start = (more.lrs, more.start_lr) if named else (base.lrs, base.start_lr)
-    return Part({**base.axes, **more.axes}, lrs, start, more.line)
+    return Part({**base.axes, **more.axes}, lrs, start, more.where)
 
 
 def _fits(exclusion: Part, setting: Setting) -> bool:
@@ -164,7 +164,7 @@ def _alpha(value: Any, rank: int) -> Any:
 def _check_size(request: Request, part: Part) -> None:
     runs = math.prod(map(len, part.axes.values())) * len(part.lrs or (None,))
     if runs > MOST_RUNS:
-        raise RequestError(f"{request.path}: {runs:,} runs are more than the {MOST_RUNS:,} a sweep can have")
+        raise RequestError(f"{request.name}: {runs:,} runs are more than the {MOST_RUNS:,} a sweep can have")
 
 
 def _identity(setting: Setting) -> str:
@@ -186,7 +186,7 @@ def _together(request: Request, part: Part, old: Wanted, new: Wanted) -> Wanted:
     if old.seeds == new.seeds and old.lrs and new.lrs:
         return replace(old, lrs=tuple(sorted({*old.lrs, *new.lrs})))
     raise RequestError(
-        f"{request.path}, line {part.line}, include: gives a setting that is there already "
+        f"{part.where}, include: gives a setting that is there already "
         f"({_words(new.setting, ('method', 'rank', 'batch_size', 'steps'))}) another plan of learning rates; "
         "exclude it first, or give it the same seeds and a list of learning rates in both places"
     )

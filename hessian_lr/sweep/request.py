@@ -1,135 +1,100 @@
-"""What a sweep is asked to do: a YAML file, read so that a mistake is told with its line and key."""
+"""What a sweep is asked to do: a YAML file or a mapping, read so that a mistake is told with its place."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import reprlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
 from ..errors import RequestError, unknown_name
 from ..setting import MOST, Setting
 from . import plan
+from .nodes import LISTS, Nodes, shown
 
 DEFAULTS = Setting()
 FIELDS = tuple(field.name for field in dataclasses.fields(Setting))
 START_LR = 3e-4  # where a search starts if the file does not say: a common default
 BY_RANK, FIXED = "rank", "fixed"  # rules for alpha
 
-_LISTS = ("fields", "target_modules")  # whose one value is a list of names
 _RANGE, _SEARCH = ("from", "to", "per_decade"), ("auto",)
 _MOST_RATES = 1000
-_NUMBERS = {
-    "tag:yaml.org,2002:int": "[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+",
-    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-}
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some axes of a sweep, as one mapping of the file names them.
+    """Some axes of a sweep, as one mapping names them.
 
     Attributes:
-        axes: The values of each field of a setting that is named, in the file's order, each once.
+        axes: The values of each field of a setting that is named, in their order there, each once.
         lrs: Learning rates to run, ascending; None: not named, or a search.
         start_lr: Where a search for the best learning rate starts; None: not named, or ``lrs``.
-        line: Where it stands in the file.
+        where: Where it stands, for a message.
     """
 
     axes: dict[str, tuple[Any, ...]]
     lrs: tuple[float, ...] | None
     start_lr: float | None
-    line: int
+    where: str
 
 
 @dataclass(frozen=True)
 class Request:
-    """A sweep's file.
+    """What a sweep is asked to do.
 
     Attributes:
-        path: The file.
+        name: What messages call it: the file, if it is one.
         base: The axes at its top.
         exclude: Settings to leave out of those of ``base``.
         include: Settings to add: ``base`` with these axes in the place of its own.
         notes: What a reader should know, such as values that stand there twice.
     """
 
-    path: Path
+    name: str
     base: Part
     exclude: tuple[Part, ...]
     include: tuple[Part, ...]
     notes: tuple[str, ...]
 
 
-def read(path: str | Path) -> Request:
-    """Read a sweep's file.
+def read(asked: str | Path | Mapping[str, Any]) -> Request:
+    """Read what a sweep is asked to do, from a YAML file or a mapping of the same keys.
 
     A key is the name of a ``Setting``'s field, ``lr``, ``exclude`` or ``include``; a value is one value
     or a list of them. The value of ``fields`` and ``target_modules`` is text with commas, or a list
-    inside the list. ``alpha`` is a number, ``rank`` (alpha is the rank) or ``fixed`` (the default
-    setting's alpha, whatever the rank). ``lr`` is a number, a list, a range ``{from: 1e-5, to: 1e-2,
-    per_decade: 4}``, ``auto``, or ``{auto: 1e-3}``, a search that starts there.
+    inside the list; in a mapping, a tuple is one such value, too. ``alpha`` is a number, ``rank`` (alpha is
+    the rank) or ``fixed`` (the default setting's alpha, whatever the rank). ``lr`` is a number, a list, a
+    range ``{from: 1e-5, to: 1e-2, per_decade: 4}``, ``auto``, or ``{auto: 1e-3}``, a search that starts
+    there.
 
     Raises:
-        RequestError: the file cannot be read, or what it asks for is wrong.
+        RequestError: the file cannot be read, or what is asked for is wrong.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not text in UTF-8; save it as such") from error
-    return _Reader(path).request(text)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the numbers of YAML 1.2: 1e-5 is one; 1:30 and 1_0 are text, not 90 and 10.
-
-    So is 010, which is 8 to YAML 1.1 and 10 to YAML 1.2.
-    """
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [pair for pair in pairs if pair[0] not in _NUMBERS]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-for _tag, _form in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(f"(?:{_form})$"), list("-+.0123456789"))
+    nodes = Nodes.of_mapping(asked) if isinstance(asked, Mapping) else Nodes.of_file(Path(asked))
+    return _Reader(nodes).request()
 
 
 class _Reader:
-    """Turns a file's nodes into axes; keeps the notes made on the way."""
+    """Turns nodes into axes; keeps the notes made on the way."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes, self.scalar = nodes, nodes.scalar
         self.notes: list[str] = []
         self.named: list[tuple[str, yaml.Node]] = []
 
-    def request(self, text: str) -> Request:
-        try:
-            self.loader = _Loader(text)
-            root = self.loader.get_single_node()
-            if root is None:
-                raise RequestError(f"{self.path} is empty; name at least one key, such as `method: lora`")
-            entries = self.entries(root, (*FIELDS, "lr", "exclude", "include"), "the file")
-            exclude = self.parts(entries.pop("exclude", None), FIELDS, "exclude")
-            include = self.parts(entries.pop("include", None), (*FIELDS, "lr"), "include")
-            base = self.part(entries, _line(root))
-        except yaml.YAMLError as error:
-            raise RequestError(f"{self.path} is not valid YAML: {_in_a_line(error)}") from error
-        except RecursionError as error:
-            raise RequestError(f"{self.path} is nested too deeply to be a sweep") from error
+    def request(self) -> Request:
+        root = self.nodes.root
+        entries = self.entries(root, (*FIELDS, "lr", "exclude", "include"), "the file")
+        exclude = self.parts(entries.pop("exclude", None), FIELDS, "exclude")
+        include = self.parts(entries.pop("include", None), (*FIELDS, "lr"), "include")
+        base = self.part(entries, root)
         self.check_names()
-        return Request(self.path, base, exclude, include, tuple(self.notes))
+        return Request(self.nodes.name, base, exclude, include, tuple(self.notes))
 
     def check_names(self) -> None:
         """Check the names that only torch's and PEFT's modules know: seconds of imports, so at the end."""
@@ -137,28 +102,33 @@ class _Reader:
         from ..methods import METHODS
 
         for key, node in self.named:
-            if key == "method" and node.value not in METHODS:
-                raise self.wrong(node, key, unknown_name("method", node.value, METHODS))
+            name = self.scalar(node)
+            if key == "method" and name not in METHODS:
+                raise self.wrong(node, key, unknown_name("method", name, METHODS))
             if key == "device":
                 try:
-                    resolve_device(node.value)
+                    resolve_device(name)
                 except RequestError as error:
                     raise self.wrong(node, key, error) from error
 
     def wrong(self, node: yaml.Node, key: str, what: object) -> RequestError:
-        return RequestError(f"{self.path}, line {_line(node)}, {key}: {what}")
+        return RequestError(f"{self.nodes.where(node)}, {key}: {what}")
+
+    def twice(self, node: yaml.Node, key: str, what: str) -> None:
+        place = ", ".join(filter(None, (self.nodes.line(node), key)))
+        self.notes.append(f"{place}: {what} stands there twice")
 
     def entries(self, node: yaml.Node, known: tuple[str, ...], where: str) -> dict[str, yaml.Node]:
         """A mapping's values by key, each key known and there once."""
         if not isinstance(node, yaml.MappingNode):
-            raise self.wrong(node, where, f"expected `key: value` lines, not {self.shown(node)}")
+            raise self.wrong(node, where, f"expected `key: value` lines, not {shown(node)}")
         found: dict[str, yaml.Node] = {}
         for key_node, value in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else self.shown(key_node)
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else shown(key_node)
             if key not in known:
-                raise RequestError(f"{self.path}, line {_line(key_node)}: {unknown_name('key', key, known)}")
+                raise RequestError(f"{self.nodes.where(key_node)}: {unknown_name('key', key, known)}")
             if key in found:
-                raise self.wrong(key_node, key, f"stands there already, on line {_line(found[key])}")
+                raise self.wrong(key_node, key, f"stands there already, on {self.nodes.line(found[key])}")
             found[key] = value
         return found
 
@@ -167,15 +137,16 @@ class _Reader:
         if node is None:
             return ()
         items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        parts = tuple(self.part(self.entries(item, known, where), _line(item)) for item in items)
+        parts = tuple(self.part(self.entries(item, known, where), item) for item in items)
         for part in parts:
             if not part.axes and part.lrs is None and part.start_lr is None:
-                raise RequestError(f"{self.path}, line {part.line}, {where}: names nothing")
+                raise RequestError(f"{part.where}, {where}: names nothing")
         return parts
 
-    def part(self, entries: dict[str, yaml.Node], line: int) -> Part:
+    def part(self, entries: dict[str, yaml.Node], node: yaml.Node) -> Part:
         lrs, start = self.rates(entries.pop("lr")) if "lr" in entries else (None, None)
-        return Part({key: self.axis(key, node) for key, node in entries.items()}, lrs, start, line)
+        axes = {key: self.axis(key, one) for key, one in entries.items()}
+        return Part(axes, lrs, start, self.nodes.where(node))
 
     def axis(self, key: str, node: yaml.Node) -> tuple[Any, ...]:
         """The values of a field, each checked by itself."""
@@ -190,7 +161,7 @@ class _Reader:
             if key in ("method", "device"):
                 self.named.append((key, item))
             if value in values:
-                self.notes.append(f"line {_line(item)}, {key}: {_text(value)} stands there twice")
+                self.twice(item, key, _text(value))
             else:
                 values.append(value)
         return tuple(values)
@@ -203,7 +174,7 @@ class _Reader:
 
     def value(self, key: str, node: yaml.Node) -> Any:
         """One value of a field, of the type that the field has."""
-        if key in _LISTS:
+        if key in LISTS:
             return self.names(key, node)
         found = self.scalar(node)
         if key == "alpha":
@@ -214,25 +185,17 @@ class _Reader:
             wanted, right = "text", isinstance(found, str) and bool(found)
         if not right:
             quoted = "" if wanted != "text" or found is None else "; put it in quotes if it is meant"
-            raise self.wrong(node, key, f"expected {wanted}, not {self.shown(node)}{quoted}")
+            raise self.wrong(node, key, f"expected {wanted}, not {shown(node)}{quoted}")
         return float(found) if key == "alpha" and _is_number(found) else found
 
     def names(self, key: str, node: yaml.Node) -> Any:
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         found = [self.scalar(part) for part in parts]
         if not found or not all(isinstance(name, str) for name in found):
-            raise self.wrong(node, key, f"expected names, separated by commas, not {self.shown(node)}")
+            raise self.wrong(node, key, f"expected names, separated by commas, not {shown(node)}")
         if key == "target_modules" and found == [DEFAULTS.target_modules]:
             return DEFAULTS.target_modules
         return tuple(name.strip() for text in found for name in text.split(",") if name.strip())
-
-    def scalar(self, node: yaml.Node) -> Any:
-        """A scalar's value; None for everything else, which no field takes."""
-        try:
-            return self.loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else None
-        except (ArithmeticError, AttributeError, LookupError, ValueError):
-            # A value that is not what its tag or form says, such as a date that the calendar does not have.
-            return None
 
     def rates(self, node: yaml.Node) -> tuple[tuple[float, ...] | None, float | None]:
         """What ``lr`` says: (learning rates, None), or (None, start of a search)."""
@@ -249,13 +212,13 @@ class _Reader:
             return None, START_LR
         found = [self.rate(item) for item in self.items("lr", node)]
         if len(set(found)) < len(found):
-            self.notes.append(f"line {_line(node)}, lr: a learning rate stands there twice")
+            self.twice(node, "lr", "a learning rate")
         return tuple(sorted(set(found))), None
 
     def rate(self, node: yaml.Node) -> float:
         value = self.scalar(node)
         if not (_is_number(value) and math.isfinite(value) and value > 0):
-            raise self.wrong(node, "lr", f"expected a positive number, not {self.shown(node)}")
+            raise self.wrong(node, "lr", f"expected a positive number, not {shown(node)}")
         return float(value)
 
     def geometric(self, node: yaml.Node, entries: dict[str, yaml.Node]) -> tuple[float, ...]:
@@ -264,21 +227,13 @@ class _Reader:
         if "per_decade" in entries:
             density = self.scalar(entries["per_decade"])
             if not isinstance(density, int) or isinstance(density, bool) or not 1 <= density <= MOST:
-                shown = self.shown(entries["per_decade"])
-                expected = f"expected a whole number of 1 to {MOST:,}"
-                raise self.wrong(node, "lr", f"per_decade: {expected}, not {shown}")
+                expected = f"expected a whole number of 1 to {MOST:,}, not {shown(entries['per_decade'])}"
+                raise self.wrong(node, "lr", f"per_decade: {expected}")
         if high < low:
             raise self.wrong(node, "lr", f"from {low:g} is above to {high:g}; exchange them")
         if math.log10(high / low) * density >= _MOST_RATES:
             raise self.wrong(node, "lr", f"this range has more than {_MOST_RATES} learning rates")
         return plan.geometric(low, high, density)
-
-    def shown(self, node: yaml.Node) -> str:
-        """A value for a message: as it stands in the file, but short."""
-        if isinstance(node, yaml.ScalarNode):
-            text = reprlib.repr(node.value)
-            return "nothing" if not node.value else text[1:-1] if node.style is None else text
-        return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
 
 
 def _text(value: Any) -> str:
@@ -290,13 +245,3 @@ def _is_number(value: object) -> bool:
     if isinstance(value, int):
         return not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, float)
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
-
-
-def _in_a_line(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    where = "" if mark is None else f"line {mark.line + 1}: "
-    return where + " ".join(str(problem or error).split())
