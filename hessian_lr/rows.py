@@ -13,6 +13,7 @@ from .curvature import ClosedForm
 from .errors import RequestError
 from .measure import Curvature, ModuleSpectrum
 from .predict import Prediction
+from .predict.extent import EXTENT
 from .predict.prediction import Probe
 from .predict.start import lr_eigenvalue, lr_sharpness
 from .records import Record
@@ -88,7 +89,8 @@ class RunRow(Row):
     train_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        others = {"lr": self.lr, "initial_loss": self.initial_loss, "seconds": self.seconds}
+        check_numbers(self.final_loss, self.diverged, **others)
 
     @classmethod
     def of(cls, run: RunResult) -> RunRow:
@@ -137,6 +139,9 @@ class MeasuredRow(MethodRow):
     lr_probe: float | None = None
     probe: Probe | None = None
     samples: int | None = None
+    model_size: int | None = None
+    adapter_rank: int | None = None
+    adapter_scaling: float | None = None
     predictor: str | None
     calibration: str | None
     calibration_file: str | None = None
@@ -263,6 +268,7 @@ def measurements(prediction: Prediction) -> dict[str, Any]:
         "lr_sharpness": curvature and lr_sharpness(curvature),
         "lr_probe": prediction.probe and prediction.probe.lr,
         "probe": prediction.probe,
+        **_of(prediction, *EXTENT),
     }
 
 

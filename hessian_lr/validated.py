@@ -9,8 +9,9 @@ from typing import Any
 
 from .copies import once
 from .errors import RequestError
-from .files import IDENTITIES, SCHEMA, SWEEP_FILE, VALIDATE_FILE, documents, files_of
+from .files import IDENTITIES, SCHEMA, SWEEP_FILE, VALIDATE_FILE, files_of
 from .methods import METHODS
+from .predict.extent import EXTENT
 from .predict.fit import Observation
 from .predict.law import Quantities
 from .records import digest, read_json
@@ -100,8 +101,11 @@ def read_validated(paths: str | Path | Iterable[str | Path]) -> list[Validated]:
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise RequestError(f"{file} is not a {VALIDATE_FILE} or {SWEEP_FILE} of schema {SCHEMA}")
         try:
-            for one in documents(found):
-                rows += [validated_row(file, one, row) for row in one["results"]]
+            if "varying" in found:
+                swept = map(SweepRow.from_dict, found["results"])
+                rows += [swept_row(file, row, found.get("notes") or ()) for row in swept if row.runs]
+            else:
+                rows += [validated_row(file, found, row) for row in found["results"]]
         except RequestError as error:
             raise RequestError(f"{file}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -166,6 +170,7 @@ def observation(one: Validated) -> Observation | None:
             lr_sharpness=None if own else one.row.lr_sharpness,
             lr_probe=one.row.lr_probe,
             samples=samples,
+            **{name: getattr(one.row, name) for name in EXTENT},
         ),
     )
 
@@ -217,6 +222,15 @@ def validated_row(file: Path, whole: dict[str, Any], row: dict[str, Any]) -> Val
     contents = tuple(whole.get(name) for name in IDENTITIES)
     seeds = tuple(sorted({run.seed for run in found.runs}))
     return Validated(file, without_methods(setting), found, contents, seeds, tuple(whole.get("notes") or ()))
+
+
+def swept_row(file: Path, row: SweepRow, notes: Iterable[str]) -> Validated:
+    """A row of ``sweep.json``, what stands in ``file`` with ``notes``."""
+    common = {**row.setting, "seed": min(row.seeds)}
+    del common["method"]
+    contents = (row.data_digest, row.model_fingerprint)
+    seeds = tuple(sorted({run.seed for run in row.runs}))
+    return Validated(file, common, row, contents, seeds, tuple(notes))
 
 
 def without_methods(setting: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,11 @@ import pandas as pd
 
 import hessian_lr.predict
 from hessian_lr.predict.calibration import Calibration
+from hessian_lr.predict.extent import EXTENT
 from hessian_lr.predict.fit import conformal
 from hessian_lr.predict.law import PowerLaw
 
+from .beyond import sizes, with_extent
 from .evaluate import scored
 from .held_out import fit, left_out, predict, usable
 from .laws import LAWS, Law
@@ -29,7 +31,7 @@ from .prospective import covered, predicted
 from .table import LONG, PROBE, PROBED, UNSEEN, from_documents, read
 from .transfer import transfer_law
 
-VERSION = "2026.11-l"
+VERSION = "2026.11-m"
 # The law of each predictor; the package's quantities that its terms are made of; their columns.
 PREDICTORS = {
     "combined": "combined",
@@ -65,7 +67,8 @@ def calibration(
     laws = {law.name: law for law in LAWS}
     unseen = pd.concat([after, probed], ignore_index=True)
     fitted = {predictor: power_law(laws[name], table, unseen) for predictor, name in PREDICTORS.items()}
-    fitted = {predictor: measured_on(law, table) for predictor, law in fitted.items()}
+    sized = with_extent(table, sizes(sorted(table["model"].unique())))
+    fitted = {predictor: carried_from(measured_on(law, table), sized) for predictor, law in fitted.items()}
     longer = {predictor: known_to(law, float(longest["steps"].max())) for predictor, law in fitted.items()}
     probe = power_law(laws[PROBE], pd.concat([table, longest, probed], ignore_index=True))
     made = Calibration(schema=1, version=VERSION, **longer, transfer=transfer_law(table), probe=probe)
@@ -92,6 +95,12 @@ def measured_on(law: PowerLaw, table: pd.DataFrame) -> PowerLaw:
     told = law.sources["domain"] + f"; rows measured on, up to the {MANY} of a test (price)"
     samples = [float(table["samples"].min()), float(MANY)]
     return replace(law, domain=law.domain | {"samples": samples}, sources=law.sources | {"domain": told})
+
+
+def carried_from(law: PowerLaw, sized: pd.DataFrame) -> PowerLaw:
+    """The law, known for models and adapters of the table's sizes."""
+    ends = {name: [float(sized[name].min()), float(sized[name].max())] for name in EXTENT}
+    return replace(law, domain=law.domain | ends)
 
 
 def power_law(law: Law, table: pd.DataFrame, unseen: pd.DataFrame | None = None) -> PowerLaw:

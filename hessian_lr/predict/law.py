@@ -17,6 +17,9 @@ COVERAGE = 0.8
 # Beyond the settings a law was tried on, its exponents are a guess: their uncertainty, as a standard
 # deviation, by which each factor e of distance widens the range.
 EXTRAPOLATION = 0.3
+# The same where no exponent is at stake, because curvature carries what these change: laws fitted to one part
+# of the bench miss the rest by at most 0.11 for each e (experiments/lr_bench/beyond; of the others 0.28).
+CARRIED = {"model_size": 0.15, "adapter_scaling": 0.15}
 # Of these no value is too large: more rows than were tried say the same, with less noise.
 UNLIMITED = ("samples",)
 # How the note begins that says so where a value lies outside.
@@ -39,6 +42,9 @@ class Quantities:
         lr_sharpness: √(L / (λ·n)) at initialization, for constants of earlier versions.
         lr_probe: The best learning rate of runs a tenth as long (see ``refine``).
         samples: Rows that curvature was measured on.
+        model_size: Parameters of the model without the adapter.
+        adapter_rank: The largest rank of LoRA's factors (see ``extent``).
+        adapter_scaling: The largest s of W + s·B·A.
         slack: Factor within which ``lr_stability`` is known; it widens the range.
     """
 
@@ -50,6 +56,9 @@ class Quantities:
     lr_sharpness: float | None = None
     lr_probe: float | None = None
     samples: int | None = None
+    model_size: int | None = None
+    adapter_rank: int | None = None
+    adapter_scaling: float | None = None
     slack: float = 1.0
 
 
@@ -131,7 +140,10 @@ class PowerLaw(Record):
             n = self.settings
             quantile = float(student_t.ppf(0.5 + COVERAGE / 2, max(n - 1, 1)))
             width = quantile * self.log_scatter * math.sqrt(1 + 1 / n)
-        beyond = EXTRAPOLATION * sum(self._distance(name, value) for name, value in quantities.items())
+        beyond = sum(
+            CARRIED.get(name, EXTRAPOLATION) * self._distance(name, value)
+            for name, value in quantities.items()
+        )
         return math.exp(width + beyond)
 
     def outside(self, **quantities: float) -> list[str]:

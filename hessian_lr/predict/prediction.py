@@ -47,6 +47,7 @@ class Prediction(Record):
         matvecs, gradient_equivalents, seconds, peak_rss_bytes: What it cost, in all.
         notes: What a reader should know.
         probe: The short runs (predictor ``probe``).
+        model_size, adapter_rank, adapter_scaling: How large what was measured is (see ``extent.extent``).
     """
 
     predictor: str
@@ -63,6 +64,9 @@ class Prediction(Record):
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()
     probe: Probe | None = None
+    model_size: int | None = None
+    adapter_rank: int | None = None
+    adapter_scaling: float | None = None
 
     @classmethod
     def failed(cls, predictor: str, calibration: str, reason: str) -> Prediction:

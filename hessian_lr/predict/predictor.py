@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from ..measure.how import How, Report, shown
 from ..measure.warmup import MakeOptimizer, adamw, split_batches
 from ..setting import Setting, check_counts
 from .calibration import Calibration, load_calibration
+from .extent import extent
 from .law import Quantities
 from .other_adapters import other_adapter
 from .prediction import Prediction
@@ -220,7 +222,9 @@ def _told(
     measured: list[AdamSharpness | Curvature] = [one for one in (start, adam) if one]
     own = request.optimizer is not adamw
     samples = sum(len(batch["input_ids"]) for batch in request.batches)
-    known = quantities(adam, start, own, batch_size=request.batch_size, steps=request.steps, samples=samples)
+    size = extent(request.model)
+    run = {"batch_size": request.batch_size, "steps": request.steps, "samples": samples}
+    known = quantities(adam, start, own, **run, **size)
     found = rate(predictor, constants, known)
     if found is None:
         raise HessianLRError("; ".join(failures) or "nothing was measured that a learning rate follows from")
@@ -243,6 +247,7 @@ def _told(
         seconds=sum(one.seconds for one in measured),
         peak_rss_bytes=peak_rss_bytes(),
         notes=tuple(dict.fromkeys(notes)),
+        **size,
     )
 
 
@@ -250,21 +255,21 @@ def quantities(
     adam: AdamSharpness | None,
     start: Curvature | None,
     own: bool,
-    *,
-    batch_size: int,
-    steps: int,
-    samples: int,
+    **run: Any,
 ) -> Quantities:
-    """What laws take from the two measurements; ``own``: the method has an optimizer of its own."""
+    """What laws take from the two measurements; ``own``: the method has an optimizer of its own.
+
+    Args:
+        adam, start: The measurements.
+        run: What of the run ``Quantities`` have besides, by name.
+    """
     return Quantities(
-        batch_size=batch_size,
-        steps=steps,
+        **run,
         lr_stability=adam.lr_stability if adam else None,
         lr_critical_start=adam.lr_critical_start if adam else None,
         # λ knows nothing of another optimizer than AdamW.
         lr_eigenvalue=lr_eigenvalue(start) if start and not own else None,
         lr_sharpness=lr_sharpness(start) if start and not own else None,
-        samples=samples,
         slack=adam.stability_slack if adam else 1.0,
     )
 

@@ -16,6 +16,7 @@ from ..errors import HessianLRError, RequestError
 from ..methods import method_of
 from ..predict import Calibration, Prediction
 from ..predict.classical import NONE, unpredicted
+from ..predict.extent import EXTENT
 from ..predict.law import Quantities
 from ..predict.predictor import quantities
 from ..predict.rate import FALLBACKS, PROBE, rate
@@ -105,6 +106,7 @@ def measure(
         batch_size=setting.batch_size,
         steps=setting.steps,
         samples=len(sample),
+        **{name: getattr(prediction, name) for name in EXTENT},
     )
     if asked.predictor == PROBE and setting.optimizer == ADAMW:
         prediction = probed(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..batches import Batch
     from ..data import TaskData
     from ..models import LoadedModel
-    from ..rows import RunRow
     from .trainer import Done
 
 
@@ -54,24 +53,23 @@ class RunResult(Record):
     train_tokens: int
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        others = {"lr": self.lr, "initial_loss": self.initial_loss, "seconds": self.seconds}
+        check_numbers(self.final_loss, self.diverged, **others)
 
 
-def check_numbers(run: RunResult | RunRow) -> None:
-    """Refuse a run of which a number is missing or out of its range.
+def check_numbers(final_loss: float | None, diverged: bool, **others: float) -> None:
+    """Refuse a run of which a number is missing or out of its range; ``lr`` is among the ``others``.
 
     Raises:
         RequestError: names the number.
     """
-    for name in ("lr", "initial_loss", "seconds"):
-        if not is_number(getattr(run, name)):
-            raise RequestError(f"a run's {name} must be a finite number, not {getattr(run, name)!r}")
-    if not run.lr > 0:
-        raise RequestError(f"a run's lr must be positive, not {run.lr}")
-    if not (is_number(run.final_loss) or (run.final_loss is None and run.diverged)):
-        raise RequestError(
-            f"a run's final_loss must be finite, or null if it diverged, not {run.final_loss!r}"
-        )
+    for name, value in others.items():
+        if not is_number(value):
+            raise RequestError(f"a run's {name} must be a finite number, not {value!r}")
+    if not others["lr"] > 0:
+        raise RequestError(f"a run's lr must be positive, not {others['lr']}")
+    if not (is_number(final_loss) or (final_loss is None and diverged)):
+        raise RequestError(f"a run's final_loss must be finite, or null if it diverged, not {final_loss!r}")
 
 
 HELDOUT_BATCH = 8

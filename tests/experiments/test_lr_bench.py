@@ -6,7 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.lr_bench import coarse, later, long, noise, price, prospective, second_seed, step_length
+from experiments.lr_bench import (
+    beyond,
+    coarse,
+    later,
+    long,
+    noise,
+    price,
+    prospective,
+    second_seed,
+    step_length,
+)
 from experiments.lr_bench import table as table_of
 from experiments.lr_bench.calibrate import calibration, tables
 from experiments.lr_bench.curves import curves
@@ -18,7 +28,7 @@ from experiments.lr_bench.table import HERE, LONG, read, write
 from experiments.lr_bench.transfer import pair_errors
 from hessian_lr.methods import METHODS as METHODS_TO_TRAIN
 from hessian_lr.predict import PREDICTORS, Calibration, load_calibration
-from hessian_lr.predict.law import Quantities
+from hessian_lr.predict.law import CARRIED, EXTRAPOLATION, Quantities
 from hessian_lr.predict.rate import rate
 from hessian_lr.records import read_json, write_json
 from hessian_lr.score import score
@@ -266,3 +276,25 @@ def test_the_second_seed_begins_at_the_first_ones_best_learning_rate():
         own = runs[(runs["key"] == key) & (runs["seed"] == 0)]
         assert set(rates) == set(own["lr"]) and setting.model == LARGE
         assert setting.steps == own["steps"].max()
+
+
+def test_what_a_law_misses_beyond_its_settings_is_within_what_ranges_allow(table):
+    written = read_json(beyond.HERE / "beyond.json")
+    found = beyond.study(beyond.with_extent(table, written["models"]))
+    for row, other in zip(found, written["rows"], strict=True):
+        assert row == {k: pytest.approx(v) if isinstance(v, float) else v for k, v in other.items()}
+        assert row["per_e"] <= CARRIED.get(row["quantity"], EXTRAPOLATION)
+    small = {name: written["models"][name] for name in ("gpt2-2m", "llama-3m")}
+    assert beyond.sizes(list(small)) == small
+    for law in (getattr(load_calibration(), name) for name in beyond.NAMES):
+        assert law.domain["model_size"] == [min(small.values()), written["models"]["smollm2-135m"]]
+
+
+def test_no_setting_beyond_a_cut_has_a_part_in_the_fit(table):
+    """Whatever was best beyond, the law that predicts it is the same: the error moves as much."""
+    sized = beyond.with_extent(table, read_json(beyond.HERE / "beyond.json")["models"])
+    far = sized["model_size"] > 1e7
+    moved = sized.assign(best_lr=sized["best_lr"].where(~far, sized["best_lr"] * 7))
+    before, after = (beyond.study(one)[0] for one in (sized, moved))
+    assert before["quantity"] == "model_size" and before["towards"] == "more"
+    assert before["error"] - after["error"] == pytest.approx(np.log(7))
