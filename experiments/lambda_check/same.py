@@ -71,6 +71,7 @@ def main() -> None:
     arguments.add_argument("--samples", type=int, default=3)
     arguments.add_argument("--methods", default="lora,pissa")
     arguments.add_argument("--rtol", type=float, default=0.05)
+    arguments.add_argument("--ways", default=",".join(WAYS))
     request = arguments.parse_args()
     rows = read_json(request.out)["results"] if Path(request.out).exists() else []
     loaded = models.load(MODEL, device="cpu")
@@ -78,7 +79,9 @@ def main() -> None:
         setting = Setting(model=MODEL, method=method, samples=request.samples)
         ready = prepare(setting, loaded, data.load(setting.data, loaded.tokenizer))
         for name, way in WAYS.items():
-            if any((row["method"], row["way"]) == (method, name) for row in rows):
+            if name not in request.ways.split(",") or any(
+                (row["method"], row["way"]) == (method, name) for row in rows
+            ):
                 continue
             rows.append({"method": method, "way": name, **measure(ready, way, request.rtol)})
             told = {"schema": 1, "model": MODEL, "setting": setting.to_dict(), "rtol": request.rtol}

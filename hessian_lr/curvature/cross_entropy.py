@@ -3,7 +3,8 @@
 For one position with logits z, p = softmax(z) and target y: loss = logsumexp(z) − z_y, gradient
 p − e_y, and second derivative times u = p∘u − p·(p·u). Automatic differentiation of log-softmax
 gets there through half a dozen buffers of the vocabulary's size; here none outlives a chunk of
-rows, except what the output head itself must be given.
+rows, except what the output head itself must be given, and the logits of labelled positions that a graph
+keeps: for two rows of SmolLM2-135M (389 positions) 76 MB of the 5.4 GB that it takes in all.
 """
 
 from __future__ import annotations
