@@ -26,6 +26,8 @@ SCATTER = 0.5
 # between methods of twice the settings' own scatter, ten settings of two methods held 72% of a third's, 20 of
 # five 80%.
 LEAST_FOR_RANGE, LEAST_METHODS = 10, 5
+# A value counts as tried where so many settings reach it: the largest error of n holds n of n + 1 new ones.
+LEAST_FOR_DOMAIN = 4
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ def fit(observations: Sequence[Observation], current: Calibration) -> Calibratio
     """New constants from sweeps; what they cannot tell is kept from ``current``.
 
     Each law is fitted by ``robust_fit`` with the current one as its prior: a run or two move the scale
-    part of the way, many decide it, and an exponent moves only if the law says how far it may. The settings
-    are then among those that the law was tried on (its ``domain``).
-    ``log_scatter`` is the root mean square by which each law misses a setting left out of its fit
-    (of fewer than three settings the current one's).
+    part of the way, many decide it, and an exponent moves only if the law says how far it may. What at least
+    four settings reach is then among what the law was tried on (its ``domain``); fewer leave the range there
+    as wide as it was. ``log_scatter`` is the root mean square by which each law misses a setting left out of
+    its fit (of fewer than three settings the current one's).
 
     From ten settings of five methods on, the range is as wide as their errors with each method left out ask
     for, and holds about four of five settings of a new method. Of fewer it is the current one's, or that of
@@ -255,12 +257,14 @@ def _left_out(
 
 
 def _widened(domain: dict[str, list[float]], observations: Sequence[Observation]) -> dict[str, list[float]]:
-    """The domain with these settings in it. A quantity without one keeps none: it would only be narrowed."""
+    """The domain with what enough settings reach. A quantity without one keeps none: it would be narrowed."""
     found = {}
-    for name, ends in domain.items():
+    for name, (low, high) in domain.items():
         values = [getattr(one.quantities, name) for one in observations]
-        known = [*ends, *(float(value) for value in values if value is not None)]
-        found[name] = [min(known), max(known)]
+        known = sorted(float(value) for value in values if value is not None)
+        if len(known) >= LEAST_FOR_DOMAIN:
+            low, high = min(low, known[LEAST_FOR_DOMAIN - 1]), max(high, known[-LEAST_FOR_DOMAIN])
+        found[name] = [low, high]
     return found
 
 

@@ -206,6 +206,22 @@ def test_settings_fitted_to_are_no_longer_outside_what_was_tried():
     assert fit([observed(1.0, batch_size=99)], CURRENT).adam.domain == {}, "none was known, and none narrows"
 
 
+def test_a_sweep_or_two_outside_what_was_tried_do_not_narrow_the_range_there():
+    """The largest error of three settings holds three of four new ones; from four on four of five."""
+    current = load_calibration()
+    known = dict.fromkeys(("lr_stability", "lr_critical_start", "lr_eigenvalue"), 1e-2)
+    mine, usual = Quantities(4, 2000, **known), Quantities(4, 60, **known)
+    before, ordinary = (rate("combined", current, one) for one in (mine, usual))
+    # Each exactly where it was predicted, so that no error of theirs widens the range.
+    exact = [Observation(f"{i}", f"run {i}", "lora", before.lr, mine) for i in range(5)]
+    others = [Observation(f"{i}", f"run {i}", "lora", ordinary.lr, usual) for i in range(5, 12)]
+    for some in (exact[:1], exact[:2], exact[:3], [*exact[:3], *others]):
+        after = rate("combined", fit(some, current), mine)
+        assert after.factor == pytest.approx(before.factor) and after.notes == before.notes
+    enough = rate("combined", fit(exact[:4], current), mine)
+    assert enough.factor == pytest.approx(ordinary.factor) and not enough.notes
+
+
 def test_other_sweeps_or_other_constants_give_another_version():
     one, other = fit([observed(1.0), observed(2.0)], CURRENT), fit([observed(1.0), observed(3.0)], CURRENT)
     held = replace(CURRENT, adam=replace(CURRENT.adam, spreads={"scale": 0.3}))
