@@ -40,9 +40,10 @@ def peers_figure(rows: list[Row], path: str | Path) -> tuple[Path, Path]:
         figure = Figure(figsize=(8.6, (0.27 * most + 0.75) * len(groups) + 0.6), layout="constrained")
         grid = figure.subplots(len(groups), 2, sharex="col", squeeze=False, width_ratios=(3, 2))
         for (left, right), (method, group) in zip(grid, groups.items(), strict=True):
-            _panel(
-                left, group, [row.reached[1] if row.reached else None for row in group], "{:,.0f} s", method
-            )
+            threads = group[0].record["request"]["threads"]
+            title = f"{method}, {threads} thread{'s' * (threads > 1)}"
+            reached = [row.reached[1] if row.reached else None for row in group]
+            _panel(left, group, reached, "{:,.0f} s", title)
             _panel(right, group, _gigabytes(group), "{:.1f} GB", None)
             right.set_yticklabels([])
         seconds = [row.reached[1] for group in groups.values() for row in group if row.reached]
