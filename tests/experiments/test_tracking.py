@@ -28,8 +28,13 @@ def test_the_page_says_what_the_results_say():
         lowest = f"{those['ratio'].min():.2f} | {those['ratio_preconditioned'].min():.2f}"
         spent = f"{those['products'].mean():.1f} | {len(those)}"
         assert f"| {steps} steps | {every} | {dropout:g} | {lowest} | {spent} |" in page
+    means = runs.groupby(["steps", "every", "dropout"])["products"].mean()
     made = pd.DataFrame(results["crossings"])
     made = made[made["update"] > 0]
+    alone = made[made["second"] > 0]["products"].mean()
+    text = " ".join(page.split())
+    assert f"two together took {means.min():.1f} to {means.max():.1f} here" in text
+    assert f"where λ alone is followed, took {alone:.1f}." in text
     for _, those in made.groupby("second"):
         missed = (those["ratio"] < run.MISSED).mean()
         told = (
