@@ -128,7 +128,9 @@ class MeasuredRow(MethodRow):
     seconds: float | None
     peak_rss_bytes: int | None
     lambda_preconditioned: float | None
+    lambda_upper_preconditioned: float | None = None
     residual_preconditioned: float | None = None
+    rounding_preconditioned: float | None = None
     sampling_error_preconditioned: float | None = None
     lr_stability: float | None = None
     lr_eigenvalue: float | None = None
@@ -261,7 +263,9 @@ def measurements(prediction: Prediction) -> dict[str, Any]:
         **_of(curvature or adam, "sampling_error"),
         **_of(prediction, "matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes"),
         **_of(adam, "lambda_preconditioned"),
+        "lambda_upper_preconditioned": adam and adam.upper,
         "residual_preconditioned": adam and adam.residual,
+        "rounding_preconditioned": adam and adam.rounding,
         "sampling_error_preconditioned": adam and adam.sampling_error,
         **_of(adam, "lr_stability", "lr_directional", "lr_critical", "lr_critical_start"),
         "lr_eigenvalue": curvature and lr_eigenvalue(curvature),

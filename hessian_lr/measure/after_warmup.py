@@ -14,8 +14,8 @@ from ..curvature.central import CentralOperator
 from ..curvature.loss_operator import Cost, LossOperator
 from ..spectrum import Eigenvalue
 from ..spectrum.lanczos import dot
-from .confirm import differences_checked, sampling_error, spectrum_notes, verified
-from .how import How
+from .confirm import differences_checked, in_float32, sampling_error, spectrum_notes, verified
+from .how import How, Symmetric
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class AfterWarmUp:
     Attributes:
         slope, bend: g·u and u·H·u along the optimizer's step u, over the whole sample.
         found: λ_P with its eigenvector in the optimizer's geometry.
+        rounding: |θ of the search − θ|: what products in bfloat16 were off by along λ_P's eigenvector, from
+            one in float32; None where the search was in float32.
         sampling_error: Of λ_P.
         tokens: Of the sample, padding included.
         notes: What a reader should know of λ_P.
@@ -33,6 +35,7 @@ class AfterWarmUp:
     slope: float
     bend: float
     found: Eigenvalue
+    rounding: float | None
     sampling_error: float | None
     tokens: int
     notes: tuple[str, ...]
@@ -58,20 +61,34 @@ def after_warm_up(
         how, rtol, max_products: As for ``adam_sharpness``.
         costs: Gets what the products cost, also of an attempt that fails.
     """
-    operator = make(model, batches, dtype=how.dtype, memory_budget=how.memory_budget)
-    costs.append(operator.cost)
+    used: list[LossOperator] = []
+
+    def build(dtype: torch.dtype, budget: int | None) -> tuple[LossOperator, Symmetric]:
+        used.append(make(model, batches, dtype=dtype, memory_budget=budget))
+        costs.append(used[-1].cost)
+        return used[-1], metric.precondition(used[-1])
+
+    def search(products: LossOperator, matrix: Symmetric) -> Eigenvalue:
+        # Adam's step tells P and the moments apart, as the weights tell the warm-up.
+        return how.search(products, matrix, u, stage="adam", rtol=rtol, max_products=max_products)
+
+    operator, preconditioned = build(how.dtype, how.memory_budget)
     if isinstance(operator, CentralOperator):
         operator.choose_step(metric.root)
     u = metric.direction
     slope, bend = dot(operator.gradient(), u), dot(u, operator.matvec(u))
-    preconditioned = metric.precondition(operator)
-    # Adam's step tells P and the moments apart, as the weights tell the warm-up.
-    found = how.search(operator, preconditioned, u, stage="adam", rtol=rtol, max_products=max_products)
-    found = verified(found, preconditioned, rtol)
-    scatter = sampling_error(operator.batch_forms, operator.weights)
+    found = search(operator, preconditioned)
+    rounding: float | None = None
+    doubts: tuple[str, ...] = ()
+    if operator.dtype is torch.bfloat16:
+        operator.release()
+        found, rounding, doubts = in_float32(found, build, search, how.memory_budget, rtol)
+    else:
+        found = verified(found, preconditioned, rtol)
+    scatter = sampling_error(used[-1].batch_forms, used[-1].weights)
     checked, _ = differences_checked(found, operator, found.vector, rtol, metric.root)
     # Of the search itself; whether differences served is the operator's to tell.
-    notes = [*spectrum_notes(found, operator)]
+    notes = [*doubts, *spectrum_notes(found, operator)]
     if (share := metric.decided_by_epsilon(found.vector)) > 0.5:
         notes.append(f"the warm-up may be too small: Adam's epsilon decides {share:.0%} of λ_P's eigenvector")
     if held := float((metric.root(torch.ones_like(u)) == 0).float().mean()):
@@ -79,4 +96,4 @@ def after_warm_up(
             f"λ_P leaves out {held:.1%} of the parameters, which the warm-up did not move: it gave them no "
             "gradient, or their learning rate is 0"
         )
-    return AfterWarmUp(slope, bend, checked, scatter, operator.tokens, tuple(notes))
+    return AfterWarmUp(slope, bend, checked, rounding, scatter, operator.tokens, tuple(notes))

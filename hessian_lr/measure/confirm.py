@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from ..curvature.caveats import model_notes
@@ -21,21 +22,54 @@ from .how import Symmetric, vectors_of
 REFINEMENTS = 4
 
 
-def refined(rough: Eigenvalue, operator: LossOperator, rtol: float) -> Eigenvalue:
+def in_float32(
+    rough: Eigenvalue,
+    build: Callable[[torch.dtype, int | None], tuple[LossOperator, Symmetric]],
+    search: Callable[[LossOperator, Symmetric], Eigenvalue],
+    memory_budget: int | None,
+    rtol: float,
+) -> tuple[Eigenvalue, float | None, tuple[str, ...]]:
+    """What was found in bfloat16, by products in float32; how far it was off, where that served; and notes.
+
+    The operator that was built last is left as by ``verified``.
+
+    Args:
+        rough: What products in bfloat16 found, whose memory has been given back.
+        build: Makes the loss's products in a precision and within a memory budget, and of them the matrix
+            whose eigenvalue it is.
+        search: Finds that from a random start.
+        memory_budget: Of a whole search.
+        rtol: As for ``sharpness``.
+    """
+    operator, matrix = build(torch.float32, 0)
+    found = refined(rough, operator, matrix, rtol)
+    if rough.status != "converged" or found.status == "converged":
+        return found, abs(rough.value - found.value), ()
+    left = percent(found.residual / abs(found.value) if found.value else math.inf)
+    note = (
+        f"bfloat16 did not serve: {REFINEMENTS} products in float32 from its eigenvector leave a "
+        f"residual of {left} of θ; searched again in float32"
+    )
+    operator, matrix = build(torch.float32, memory_budget)
+    return verified(search(operator, matrix), matrix, rtol), None, (note,)
+
+
+def refined(rough: Eigenvalue, operator: LossOperator, matrix: Symmetric, rtol: float) -> Eigenvalue:
     """The estimate in the operator's precision: Lanczos steps from a vector found in a lower one.
 
     The first step is θ and ρ of the vector as it is, and where that meets rtol it is the only one.
-    ``upper`` is that of the search, which had a random start. The operator is left as by ``verified``.
+    ``upper`` is that of the search, which had a random start. The operator, of whose products the matrix is
+    made, is left as by ``verified``.
     """
     again = lanczos(
-        operator.matvec,
+        matrix.matvec,
         operator.size,
         rtol=0.95 * rtol,
         max_products=REFINEMENTS,
         start=rough.vector,
         **vectors_of(operator),
     )
-    better = again if again.products == 1 else verified(again, operator, rtol)
+    better = again if again.products == 1 else verified(again, matrix, rtol)
     ended = rough.status == better.status == "converged"
     return replace(
         better,

@@ -16,7 +16,6 @@ from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.gauss_newton import GaussNewtonOperator
 from ..curvature.loss_operator import LossOperator
 from ..curvature.operator import HessianOperator
-from ..digits import percent
 from ..distributed import FAILURES, failed
 from ..errors import NotTwiceDifferentiable, unknown_name
 from ..setting import check_counts
@@ -24,9 +23,8 @@ from ..spectrum import Eigenvalue
 from ..spectrum.lanczos import Progress, dot
 from ..spectrum.stopping import check_stopping
 from .confirm import (
-    REFINEMENTS,
     differences_checked,
-    refined,
+    in_float32,
     saddle_note,
     sampling_error,
     spectrum_notes,
@@ -205,16 +203,16 @@ class _Measurement:
     def _in_float32(self, rough: Eigenvalue) -> tuple[Eigenvalue, float | None]:
         """What was found in bfloat16, by products in float32; and how far it was off, where that served."""
         self.matrix.release()
-        found = refined(rough, self._build(self.batches, torch.float32, 0), self.rtol)
-        if rough.status != "converged" or found.status == "converged":
-            return found, abs(rough.value - found.value)
-        left = percent(found.residual / abs(found.value))
-        self.notes.append(
-            f"bfloat16 did not serve: {REFINEMENTS} products in float32 from its eigenvector leave a "
-            f"residual of {left} of θ; searched again in float32"
+
+        def build(dtype: torch.dtype, budget: int | None) -> tuple[LossOperator, LossOperator]:
+            made = self._build(self.batches, dtype, budget)
+            return made, made
+
+        found, rounding, notes = in_float32(
+            rough, build, lambda *_: self._search(), self.how.memory_budget, self.rtol
         )
-        self._build(self.batches, torch.float32, self.how.memory_budget)
-        return verified(self._search(), self.matrix, self.rtol), None
+        self.notes += notes
+        return found, rounding
 
     def _another(self, rows: Sequence[Batch]) -> LossOperator:
         """An operator for a product or two beside θ's."""

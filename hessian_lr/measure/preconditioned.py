@@ -64,6 +64,7 @@ class AdamSharpness(Record):
         notes: What a reader should know.
         stability_slack: The factor by which the optimizer's own threshold may lie off ``lr_stability``,
             either way: 1 for Adam.
+        rounding: How far λ_P was from its value in bfloat16, as in ``Curvature``; None in float32.
     """
 
     lambda_preconditioned: float
@@ -83,6 +84,7 @@ class AdamSharpness(Record):
     peak_rss_bytes: int
     notes: tuple[str, ...] = ()
     stability_slack: float = 1.0
+    rounding: float | None = None
 
 
 def adam_sharpness(
@@ -101,8 +103,10 @@ def adam_sharpness(
 ) -> AdamSharpness:
     """Warm up, measure λ_P, the directional step and the critical learning rate, and put all back.
 
-    Where the model cannot be differentiated twice, products are central differences, as in ``sharpness``: a
-    note says so, with their measured error, and λ_P is not ``converged`` where that exceeds ``rtol``.
+    Products in bfloat16 only find λ_P's eigenvector: the numbers are those of one product in float32 with
+    it, or of more where that does not serve, as in ``sharpness``. Where the model cannot be differentiated
+    twice, products are central differences, as there too: a note says so, with their measured error, and λ_P
+    is not ``converged`` where that exceeds ``rtol``.
 
     Args:
         model: A model with an adapter at its initialization.
@@ -151,6 +155,7 @@ def adam_sharpness(
         peak_rss_bytes=peak_rss_bytes(),
         notes=tuple(dict.fromkeys((*study.notes, *seen.notes))),  # of each warm-up made smaller some again
         stability_slack=warm.metric.stability_slack,
+        rounding=seen.rounding,
     )
 
 

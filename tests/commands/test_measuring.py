@@ -33,7 +33,8 @@ def test_predict_writes_the_promised_keys(capsys, options):
 def test_the_adam_predictor_measures_no_eigenvalue_at_the_start(capsys, options):
     _, found = run_json(capsys, "predict", *options, "--predictor", "adam")
     (row,) = found["results"]
-    assert row["lr"] > 0 and row["lambda_preconditioned"] > 0 and row["lambda_max"] is None
+    assert row["lr"] > 0 and row["lambda_max"] is None
+    assert row["lambda_upper_preconditioned"] >= row["lambda_preconditioned"] > 0
 
 
 def test_the_eigenvalue_predictor_reports_what_spectrum_measures(capsys, options):
@@ -43,6 +44,7 @@ def test_the_eigenvalue_predictor_reports_what_spectrum_measures(capsys, options
     (row,), (curvature,) = predicted["results"], measured["results"]
     assert status == 0 and row["lr"] > 0
     assert row["lambda_preconditioned"] is None and row["warmup_steps"] is None
+    assert row["lambda_upper_preconditioned"] is None
     for name in ("lambda_max", "lambda_lower", "lambda_upper", "lambda_min", "residual", "sampling_error"):
         assert row[name] == curvature[name] is not None
 

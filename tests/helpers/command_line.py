@@ -13,6 +13,7 @@ SETTING_KEYS = {
 PREDICT_KEYS = {
     *("method", "status", "lambda_max", "lambda_lower", "lambda_upper", "lambda_min", "residual"),
     *("sampling_error", "matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes"),
+    *("lambda_upper_preconditioned", "residual_preconditioned", "rounding_preconditioned"),
     *("lambda_preconditioned", "lr_directional", "lr_critical", "warmup_steps", "lr", "lr_low", "lr_high"),
     *("predictor", "notes"),
 }

@@ -211,12 +211,12 @@ def test_a_roughly_found_vector_is_refined_by_a_few_exact_products(batches):
     noise = torch.randn(operator.size, generator=torch.Generator().manual_seed(0)).double()
     vector = found.vector + 0.2 * noise / noise.norm()
     rough = replace(found, vector=vector / vector.norm())
-    better = refined(rough, operator, rtol=0.05)
+    better = refined(rough, operator, operator, rtol=0.05)
     assert 1 < better.products - rough.products <= REFINEMENTS
     assert better.status == "converged"
     assert better.value == pytest.approx(found.value, rel=0.01)
     assert better.upper == rough.upper
-    assert refined(found, operator, rtol=0.05).products == found.products + 1
+    assert refined(found, operator, operator, rtol=0.05).products == found.products + 1
 
 
 NARROW_NOTE = "some weights are bfloat16, whose rounding no error given here contains"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import VOCABULARY, adapted, base_model, counting_batch, dense_hessian, learnable, learned
+from tolerances import DENSE32
 
 import hessian_lr as hlr
 from hessian_lr.curvature import HessianOperator, PreconditionedOperator
-from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, stability_threshold
+from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, geometry, stability_threshold
 from hessian_lr.curvature.loss import trainable
 from hessian_lr.curvature.vectors import flatten
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import adam_sharpness, first_step, preconditioned
+from hessian_lr.measure.after_warmup import after_warm_up
+from hessian_lr.measure.how import How
 from hessian_lr.measure.warmup import warm_up
 from hessian_lr.spectrum import lanczos
 
@@ -33,6 +38,41 @@ def test_lambda_p_is_the_dense_preconditioned_eigenvalue():
             parameter.copy_(value)
     truth = torch.linalg.eigvalsh(root @ dense_hessian(reference, batches[10:]) @ root)[-1]
     assert found == pytest.approx(float(truth), rel=1e-6)
+
+
+@pytest.mark.parametrize(("rtol", "served"), [(0.1, True), (1e-3, False)])
+def test_bfloat16_only_finds_the_vector_of_lambda_p_and_float32_gives_the_numbers(rtol, served):
+    """Against the dense matrix at the weights that the warm-up led to."""
+    batches, model = learnable(12), learned(method="pissa")
+    optimizer = warm_up(model, batches[:10], steps=10, top_lr=1e-3, dtype=torch.float32)
+    metric, costs = geometry(optimizer, trainable(model)), []
+    found = after_warm_up(
+        HessianOperator,
+        model=model,
+        batches=batches[10:],
+        metric=metric,
+        how=How(torch.bfloat16),
+        rtol=rtol,
+        max_products=100,
+        costs=costs,
+    )
+    root = torch.diag(adam_preconditioner(optimizer, trainable(model)).double().rsqrt())
+    dense = root @ dense_hessian(copy.deepcopy(model).double(), batches[10:]) @ root
+    v = found.found.vector.double()
+    # In bfloat16 the quotient of the very vector is off by thousandths.
+    assert found.found.value == pytest.approx(float(v @ dense @ v), rel=DENSE32)
+    assert found.found.residual == pytest.approx(
+        float((dense @ v - found.found.value * v).norm()), rel=DENSE32, abs=DENSE32 * found.found.value
+    )
+    assert found.found.status == "converged"
+    top = float(torch.linalg.eigvalsh(dense)[-1])
+    assert found.found.value == pytest.approx(top, rel=rtol)
+    assert found.found.upper >= top * (1 - DENSE32), "with this start"
+    assert any("searched again in float32" in note for note in found.notes) is not served
+    assert (found.rounding is not None) is served
+    assert len(costs) == (2 if served else 3)
+    if served:
+        assert 10 * DENSE32 < found.rounding / found.found.value < rtol
 
 
 def adam_sharpness_at(model, batches, diagonal):

@@ -67,6 +67,8 @@ def test_a_prediction_is_the_commands_and_nothing_is_printed(setting, options, c
     assert (found.lr, found.lr_low, found.lr_high) == (row["lr"], row["lr_low"], row["lr_high"])
     assert found.curvature.lambda_max == row["lambda_max"]
     assert found.adam.lambda_preconditioned == row["lambda_preconditioned"]
+    assert found.adam.upper == row["lambda_upper_preconditioned"] >= row["lambda_preconditioned"]
+    assert found.adam.rounding is row["rounding_preconditioned"] is None, "in float32"
     assert list(found.notes) == [*told["notes"], *row["notes"]]
 
 
