@@ -50,6 +50,17 @@ class GraphOperator(LossOperator):
         """How many microbatches have their graph in memory."""
         return len(self._graphs)
 
+    def rebuilds(self) -> bool:
+        """Whether a graph, of any rank, is built anew for each product; those that are not are built now."""
+        if self.plan.rebuilds_all:
+            return True
+        rebuilt = torch.zeros(1, device=self.device)
+        with self.over_ranks(rebuilt), self.scope():
+            for _, graph in self.graphs():
+                del graph
+            rebuilt += len(self._mine) - self.kept
+        return bool(rebuilt)
+
     def matmat(self, block: Tensor) -> Tensor:
         """M·V.
 

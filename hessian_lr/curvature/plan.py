@@ -35,7 +35,7 @@ class Plan:
         self._devices, self._tokens = tuple(dict.fromkeys(devices)), tokens
         self._most = max(tokens.values(), default=0)
         self._limits = (
-            [_free_memory(device) * MEMORY_SHARE for device in self._devices]
+            [free_memory(device) * MEMORY_SHARE for device in self._devices]
             if budget is None
             else [float(budget)]
         )
@@ -92,7 +92,7 @@ class Plan:
 
     def _exhausted(self, dtype: torch.dtype) -> str:
         most = self._most
-        free = (f"{device} ({_free_memory(device) / 1e9:.1f} GB free)" for device in self._devices)
+        free = (f"{device} ({free_memory(device) / 1e9:.1f} GB free)" for device in self._devices)
         said = f"out of memory on {', '.join(free)} at {most:,} tokens"
         if self.bytes_per_token:
             need = self.bytes_per_token * most
@@ -101,7 +101,7 @@ class Plan:
         if dtype is torch.float32:
             options.append("--dtype bfloat16 (about half)")
         if self._devices[0].type == "cuda":
-            options.append(f"--device cpu ({_free_memory(torch.device('cpu')) / 1e9:.1f} GB free there)")
+            options.append(f"--device cpu ({free_memory(torch.device('cpu')) / 1e9:.1f} GB free there)")
         options.append("ending what else holds memory")
         return f"{said}. What helps: {'; '.join(options)}"
 
@@ -126,7 +126,8 @@ class Plan:
         return used if len(self._limits) == len(used) else [sum(used)]
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

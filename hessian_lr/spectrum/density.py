@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
+from torch import Tensor
 
 from ..errors import RequestError
 from ..records import Record
 from ..setting import check_counts
 from .basis import Basis
-from .lanczos import BREAKDOWN, Matvec, Progress, random_vectors, start_vector, tridiagonalise
+from .block_lanczos import Matmat
+from .lanczos import BREAKDOWN, Matvec, Progress, random_vectors, start_vector, take_step
+from .tridiagonal import Tridiagonal
 
 # The smoothing width is at least the spectrum's range over this number, so that a grid of twice as
 # many points resolves it.
@@ -85,10 +88,24 @@ class SpectralDensity(Record):
         return _trace_of(function, self.size, self.nodes, self.weights)
 
 
+@dataclass
+class _Probe:
+    """A random vector, and how far Lanczos has come from it.
+
+    Attributes:
+        vector: Whose product is next, shape (n,).
+    """
+
+    basis: Basis
+    vector: Tensor
+    t: Tridiagonal = field(default_factory=Tridiagonal)
+
+
 def spectral_density(
     matvec: Matvec,
     size: int,
     *,
+    matmat: Matmat | None = None,
     probes: int = 8,
     steps: int = 40,
     seed: int = 0,
@@ -107,8 +124,11 @@ def spectral_density(
     Args:
         matvec: v ↦ H·v for v of shape (n,).
         size: n.
+        matmat: V ↦ H·V for V of shape (n, k). With it all probes go in lock-step, each step one product with
+            a block, where that costs less than its columns. The numbers are those of one after another, up
+            to how H·V is rounded; in memory are the bases of all probes.
         probes: Random vectors; the standard errors fall with their square root.
-        steps: m, Lanczos steps from each; the resolution. The basis holds m vectors.
+        steps: m, Lanczos steps from each; the resolution. A basis holds m vectors.
         seed: Seed of the probes; the caller's generator is not touched.
         device: Where the basis lives.
         dtype: Type of the basis, float32 or float64.
@@ -117,29 +137,39 @@ def spectral_density(
     Raises:
         RequestError: fewer than two probes (no error could be stated), no step, or no whole number of them.
     """
-    check_counts(probes=probes, lanczos_steps=steps)
-    if probes < 2:
-        raise RequestError(f"probes must be at least 2 for a standard error, not {probes!r}")
+    check_probes(probes, steps)
     generator = torch.Generator().manual_seed(seed)
-    basis = Basis(size, device, dtype)
+    bases = [Basis(size, device, dtype) for _ in range(1 if matmat is None else probes)]
     nodes: list[Array] = []
     weights: list[Array] = []
     ended: list[bool] = []
-    products = 0
-    for probe in range(probes):
-        basis.shorten(0)
-        vector = start_vector(size, seed, random_vectors(1, size, generator)[0], device, dtype)
-        for t in tridiagonalise(matvec, basis, vector):
-            products += 1
-            values, vectors = t.eigh()
-            if progress is not None:
-                residual = float(t.residuals(vectors)[-1])
-                progress(probe * steps + len(basis), probes * steps, float(values[-1]), residual)
-            if len(basis) == steps:
-                break
-        nodes.append(values)
-        weights.append(vectors[0] ** 2)
-        ended.append(t.following is None)
+    products = saved = 0
+    for _ in range(0, probes, len(bases)):
+        group = []
+        for basis in bases:
+            basis.shorten(0)
+            random = random_vectors(1, size, generator)[0]
+            group.append(_Probe(basis, start_vector(size, seed, random, device, dtype)))
+        active = group
+        while active:
+            for one, image in zip(active, _images(active, matvec, matmat), strict=True):
+                take_step(one.basis, one.t, one.vector, image)
+                products += 1
+                if one.t.following is None:
+                    saved += steps - len(one.basis)
+                if progress is not None:
+                    values, vectors = one.t.eigh()
+                    residual = float(one.t.residuals(vectors)[-1])
+                    progress(products + saved, probes * steps, float(values[-1]), residual)
+            active = [one for one in active if one.t.following is not None and len(one.basis) < steps]
+            for one in active:
+                assert one.t.following is not None
+                one.vector = one.t.following
+        for one in group:
+            values, vectors = one.t.eigh()
+            nodes.append(values)
+            weights.append(vectors[0] ** 2)
+            ended.append(one.t.following is None)
 
     trace, trace_error = _trace_of(lambda x: x, size, nodes, weights)
     width = _smoothing_width(nodes, weights, ended, BREAKDOWN * torch.finfo(dtype).eps)
@@ -163,6 +193,24 @@ def spectral_density(
         cumulative_error=tuple(cumulative_error.tolist()),
         products=products,
     )
+
+
+def check_probes(probes: int, steps: int) -> None:
+    """Refuse numbers of probes and steps that tell nothing.
+
+    Raises:
+        RequestError: as ``spectral_density``.
+    """
+    check_counts(probes=probes, lanczos_steps=steps)
+    if probes < 2:
+        raise RequestError(f"probes must be at least 2 for a standard error, not {probes!r}")
+
+
+def _images(probes: Sequence[_Probe], matvec: Matvec, matmat: Matmat | None) -> Sequence[Tensor]:
+    """H times the vector of each probe, of which there is one where there is no ``matmat``."""
+    if matmat is None:
+        return [matvec(one.vector) for one in probes]
+    return matmat(torch.stack([one.vector for one in probes], dim=1)).unbind(1)
 
 
 def _trace_of(

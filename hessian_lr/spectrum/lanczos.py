@@ -169,22 +169,27 @@ def tridiagonalise(
     """
     t = Tridiagonal() if t is None else t
     while True:
-        basis.append(vector)
-        # A copy: the matrix may hand back the very vector it was given.
-        image = matvec(vector).to(device=vector.device, dtype=torch.float64, copy=True).unsqueeze(0)
-        t.alphas.append(dot(vector, image[0]))
-        basis.orthogonalise(image)
-        beta = float(torch.linalg.vector_norm(image))
-        t.betas.append(beta)
-        values, _ = t.eigh()
-        scale = max(abs(values[0]), abs(values[-1]), beta)
-        floor = BREAKDOWN * torch.finfo(vector.dtype).eps * scale
-        t.exhausted = beta == 0.0 or len(basis) == len(vector)
-        t.following = None if t.exhausted or beta <= floor else (image[0] / beta).to(vector.dtype)
+        take_step(basis, t, vector, matvec(vector))
         yield t
         if t.following is None:
             return
         vector = t.following
+
+
+def take_step(basis: Basis, t: Tridiagonal, vector: Tensor, image: Tensor) -> None:
+    """One Lanczos step: the basis gets q, and T what H·q says and the vector that follows."""
+    basis.append(vector)
+    # A copy: the matrix may hand back the very vector it was given.
+    rest = image.to(device=vector.device, dtype=torch.float64, copy=True).unsqueeze(0)
+    t.alphas.append(dot(vector, rest[0]))
+    basis.orthogonalise(rest)
+    beta = float(torch.linalg.vector_norm(rest))
+    t.betas.append(beta)
+    values, _ = t.eigh()
+    scale = max(abs(values[0]), abs(values[-1]), beta)
+    floor = BREAKDOWN * torch.finfo(vector.dtype).eps * scale
+    t.exhausted = beta == 0.0 or len(basis) == len(vector)
+    t.following = None if t.exhausted or beta <= floor else (rest[0] / beta).to(vector.dtype)
 
 
 def dot(left: Tensor, right: Tensor) -> float:

@@ -103,7 +103,7 @@ def test_of_a_graph_on_two_devices_each_has_a_share_of_its_own_memory(monkeypatc
     """Each graph takes 10 bytes a token on the first device and 30 on the second, which has less to give."""
     first, second = torch.device("cpu"), torch.device("meta")
     free, taken, kept = {first: 5000, second: 4000}, {first: 10, second: 30}, []
-    monkeypatch.setattr("hessian_lr.curvature.plan._free_memory", free.__getitem__)
+    monkeypatch.setattr("hessian_lr.curvature.plan.free_memory", free.__getitem__)
     monkeypatch.setattr(
         "hessian_lr.curvature.plan._used_memory", lambda device: taken[device] * 10 * len(kept)
     )

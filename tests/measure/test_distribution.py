@@ -9,7 +9,9 @@ from scipy.stats import norm
 from tiny_models import adapted, dense_hessian, make_batch
 
 import hessian_lr as hlr
+from hessian_lr.curvature.plan import Plan
 from hessian_lr.errors import RequestError
+from hessian_lr.measure import distribution
 
 SAMPLE = [make_batch(2, 9, seed) for seed in range(2)]
 
@@ -33,6 +35,31 @@ def test_the_count_below_each_point_is_that_of_the_dense_hessian_within_its_band
 def test_the_gauss_newton_matrix_has_no_eigenvalue_below_zero():
     found = hlr.density(adapted(), SAMPLE, operator="gauss-newton", probes=2, steps=20, dtype=torch.float64)
     assert min(min(nodes) for nodes in found.nodes) > -1e-9 * max(max(nodes) for nodes in found.nodes)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "gauss-newton"])
+def test_probes_share_the_graphs_that_are_rebuilt_and_only_these(operator, monkeypatch):
+    made, kind, model = [], distribution.OPERATORS[operator], adapted()
+
+    def watched(*args, **options):
+        made.append(kind(*args, **options))
+        return made[-1]
+
+    monkeypatch.setitem(distribution.OPERATORS, operator, watched)
+    asked = {"operator": operator, "probes": 4, "steps": 6, "dtype": torch.float64}
+    kept = hlr.density(model, SAMPLE, **asked)
+    assert kept.products == 24, "none ended early"
+    assert hlr.density(model, SAMPLE, **asked, memory_budget=0) == kept
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "keeps", lambda _, index: index == 0)
+        assert hlr.density(model, SAMPLE, **asked) == kept
+    monkeypatch.setattr(distribution, "BASES_SHARE", 0.0)
+    assert hlr.density(model, SAMPLE, **asked, memory_budget=0) == kept
+    others = 1 - made[2].weights[0] / made[2].labels
+    assert 0 < others < 1
+    # A graph is built once, or once a step, or where there is no room for all bases once a product.
+    work = [1 + 24, 6 + 24, (1 + 24) + 6 * others, 24 + 24]
+    assert [one.cost.gradient_equivalents for one in made] == pytest.approx(work)
 
 
 @pytest.mark.parametrize(

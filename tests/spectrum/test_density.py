@@ -135,3 +135,21 @@ def test_the_callers_generator_is_untouched_and_progress_is_told():
 def test_requests_without_an_answer_are_refused(options, message):
     with pytest.raises(RequestError, match=message):
         run([1.0, 2.0], **options)
+
+
+@pytest.mark.parametrize("spectrum", [*SPECTRA.values(), np.repeat([0.0, 1.0, 10.0], 50)])
+def test_probes_in_lock_step_tell_what_they_tell_one_after_another(spectrum):
+    matrix, blocks, seen = with_spectrum(spectrum, 0), [], []
+
+    def matmat(block):
+        blocks.append(block.shape[1])
+        # Column by column, as products that are summed in another order differ in their last digits.
+        return torch.stack([matrix @ column.contiguous() for column in block.unbind(1)], dim=1)
+
+    options = {"probes": 5, "steps": 7, "seed": 3, "dtype": torch.float64}
+    told = {"progress": lambda *args: seen.append(args[:2])}
+    together = spectral_density(pytest.fail, len(matrix), matmat=matmat, **options, **told)
+    assert together == spectral_density(lambda v: matrix @ v, len(matrix), **options)
+    assert sum(blocks) == together.products and blocks[0] == 5
+    assert [total for _, total in seen] == [35] * len(seen) and seen[-1] == (35, 35)
+    assert len(blocks) == max(len(nodes) for nodes in together.nodes)
