@@ -22,7 +22,7 @@ from hessian_lr.records import read_json, write_json
 from hessian_lr.setting import Setting
 
 MODEL = "smollm2-135m"
-KEPT, SPLIT, REBUILT = 10**13, 15 * 10**8, 0
+KEPT, SPLIT, REBUILT = 10**13, 3 * 10**9, 0
 WAYS: dict[str, dict[str, Any]] = {
     "truth": {"rtol": 1e-3, "seed": 7, "memory_budget": KEPT},
     "kept": {"memory_budget": KEPT},

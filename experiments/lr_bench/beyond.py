@@ -51,14 +51,14 @@ def sizes(names: list[str]) -> dict[str, int]:
 def with_extent(table: pd.DataFrame, size: dict[str, int]) -> pd.DataFrame:
     """The table with what a law carries over: the model's size, the adapter's rank and scaling.
 
-    Of LoRA's own kind alone have the last two one meaning; rslora divides alpha by √r.
+    Of LoRA's own kind alone has the last one meaning; rslora divides alpha by √r.
     """
     by_root = table["method"] == "rslora"
     scaling = table["alpha"] / np.where(by_root, np.sqrt(table["rank"]), table["rank"])
     of_lora = ~table["method"].isin(("randlora", "gralora"))
     return table.assign(
         model_size=table["model"].map(size).astype(float),
-        adapter_rank=table["rank"].astype(float).where(of_lora),
+        adapter_rank=table["rank"].astype(float),
         adapter_scaling=scaling.where(of_lora),
     )
 
@@ -95,15 +95,27 @@ def _cut(law: Law, table: pd.DataFrame, name: str, last: float, up: bool) -> dic
     }
 
 
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown, those of one cut in a line."""
+    columns = ("cut at", "towards", "settings", "distance", *NAMES, "the worst, for each e")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, last, up in CUTS:
+        cut = [row for row in rows if row["quantity"] == name and (row["towards"] == "more") == up]
+        if cut:
+            settings = f"{cut[0]['fitted']}, {cut[0]['predicted']} beyond"
+            errors = [f"{row['error']:+.2f}" for row in cut]
+            worst = f"{max(row['per_e'] for row in cut):.2f}"
+            told = (f"{name} {last:g}", cut[0]["towards"], settings, f"e^{cut[0]['distance']:.2f}")
+            lines.append(f"| {' | '.join((*told, *errors, worst))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     table = scored(read()[0])
     size = sizes(sorted(table["model"].unique()))
     rows = study(with_extent(table, size))
     write_json(HERE / "beyond.json", {"schema": 1, "models": size, "rows": rows})
-    for row in rows:
-        what = f"{row['law']:10} {row['quantity']:15} {row['towards']}"
-        off = f"{row['error']:+.2f} in ln, {row['per_e']:.2f} for each e"
-        print(f"{what}: {row['fitted']:3} -> {row['predicted']:3}, e^{row['distance']:.2f} away: {off}")
+    print(as_table(rows))
 
 
 if __name__ == "__main__":

@@ -6,35 +6,50 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from peft.tuners.lora.layer import LoraLayer
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 #: The names of what ``extent`` tells, which are those of ``Quantities``.
 EXTENT = ("model_size", "adapter_rank", "adapter_scaling")
+# PEFT's types whose rank is that of the settings that were swept, and those whose scaling is W + s·B·A's.
+_RANKED, _SCALED = ("LORA", "GRALORA", "RANDLORA"), ("LORA",)
+# Besides what a type's prefix tells: copies of the model's own, tokens before the text, AdaLoRA's counts.
+_NOT_THE_MODELS = ("modules_to_save.", "prompt_encoder.", "ranknum.")
 
 
 def extent(model: nn.Module) -> dict[str, Any]:
-    """The number of the model's own parameters, and the largest rank and scaling s of W + s·B·A.
+    """The number of the model's own parameters, and the largest rank and scaling s of what is trained.
 
-    The last two are None where there is no LoRA. An adapter leaves the model's own frozen; of a weight that
-    is packed into four bits its own number counts, not that of the bytes.
+    The last two are None where the adapter has none that compares with LoRA's. Of a weight that is packed
+    into four bits its own number counts, not that of the bytes.
     """
-    layers = list(_lora(model))
-    parameters = list(model.parameters())
-    own = [one for one in parameters if not one.requires_grad] or parameters
+    kinds = {name: str(config.peft_type.value) for name, config in getattr(model, "peft_config", {}).items()}
+    layers = list(_layers(model, kinds))
+    ranks = [int(layer.r[name]) for layer, name, kind in layers if kind in _RANKED]
+    scalings = [float(layer.scaling[name]) for layer, name, kind in layers if kind in _SCALED]
     return {
-        "model_size": sum(
-            math.prod(one.quant_state.shape) if hasattr(one, "quant_state") else one.numel() for one in own
-        ),
-        "adapter_rank": max((rank for rank, _ in layers), default=None),
-        "adapter_scaling": max((scaling for _, scaling in layers), default=None),
+        "model_size": _size(model, kinds),
+        "adapter_rank": max(ranks, default=None),
+        "adapter_scaling": max((one for one in scalings if one > 0), default=None),
     }
 
 
-def _lora(model: nn.Module) -> Iterator[tuple[int, float]]:
-    """Rank and scaling of each active adapter of LoRA's own kind."""
+def _size(model: nn.Module, kinds: dict[str, str]) -> int:
+    prefixes = {str(kind.value): prefix for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items()}
+    foreign = [*_NOT_THE_MODELS, *(prefixes[kind] for kind in kinds.values() if kind in prefixes)]
+    return sum(
+        math.prod(one.quant_state.shape) if hasattr(one, "quant_state") else one.numel()
+        for name, one in model.named_parameters()
+        if not any(part in name for part in foreign)
+    )
+
+
+def _layers(model: nn.Module, kinds: dict[str, str]) -> Iterator[tuple[Any, str, str]]:
+    """Each adapted layer with the name and the kind of an adapter that is trained there."""
     for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for name in module.active_adapters:
-                if name in module.scaling and module.scaling[name] > 0:
-                    yield int(module.r[name]), float(module.scaling[name])
+        if isinstance(module, BaseTunerLayer):
+            for name, kind in kinds.items():
+                own = (p for path, p in module.named_parameters() if name in path.split("."))
+                if kind in _RANKED and name in getattr(module, "r", {}) and any(p.requires_grad for p in own):
+                    yield module, name, kind

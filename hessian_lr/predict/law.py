@@ -26,6 +26,8 @@ UNLIMITED = ("samples",)
 OUTSIDE = "outside the settings the constants were tried on, so the range is wider: "
 # The smallest and the largest value of quantities that something was tried on, by name.
 Domain = Mapping[str, Sequence[float]]
+# A value that lies outside by no more than 1%, such as a model with another token, lies inside.
+_HARDLY = 0.01
 NO_LAW = "the constants of predictions come from runs with AdamW, whose steps hardly follow a gradient's size"
 
 
@@ -160,7 +162,8 @@ class PowerLaw(Record):
 def beyond(name: str, value: float, domain: Domain) -> tuple[float, float]:
     """How far, in ln, a value lies below the domain and above it; 0 inside, or where none is known."""
     low, high = domain.get(name, (value, value))
-    return max(0.0, math.log(low / value)), max(0.0, math.log(value / high))
+    below, above = (max(0.0, math.log(ratio)) for ratio in (low / value, value / high))
+    return below if below > _HARDLY else 0.0, above if above > _HARDLY else 0.0
 
 
 def tried(name: str, value: float, domain: Domain) -> str:

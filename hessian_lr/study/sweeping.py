@@ -27,6 +27,7 @@ from .predicting import check_predictor, constants_for
 from .sweep_csv import TABLE
 
 GRID_FILE = "grid.yaml"
+_HEAD = "# What hlr.study.sweep was asked for here; `hessian-lr sweep` takes it, too.\n"
 
 
 def sweep(
@@ -42,9 +43,9 @@ def sweep(
 
     Args:
         grid: A YAML file, or a mapping with its keys: ``{"method": ["lora", "pissa"], "rank": [4, 16], "lr":
-            "auto"}``. Numbers may be an array's; a tuple of names, as target modules are, is one value.
+            "auto"}``. Lists may be arrays; of names, as target modules are, a tuple or a set is one value.
         out: Folder of all results, which ``read`` and the commands find there again. A mapping is written
-            there as ``grid.yaml``, so that the command can go on with it elsewhere.
+            there as ``grid.yaml``, so that the command can go on with it; paths stay as they were given.
         predictor: Measure each setting as well and score this one: ``"combined"``, ``"adam"``,
             ``"eigenvalue"`` or ``"probe"``; None: runs alone.
         calibration: File of constants that ``hessian-lr calibrate`` wrote; None: the package's.
@@ -63,7 +64,7 @@ def sweep(
     asked = checked(grid, out, predictor=predictor, calibration=calibration, limit=limit)
     with opened(asked, quiet) as (job, source, _):
         if isinstance(grid, Mapping):
-            write_bytes(Path(asked.grid.path), as_yaml(grid).encode())
+            write_bytes(Path(asked.grid.path), (_HEAD + as_yaml(grid)).encode())
         document = job.run(job.plan(), Local(source))
     file = asked.out / SWEEP_FILE
     return [swept_row(file, row, document.notes) for row in document.rows]
@@ -77,9 +78,10 @@ def plan(
     limit: int | None = None,
     quiet: bool = False,
 ) -> Plan:
-    """Count what ``sweep`` would do with the same arguments, and time it; no run is made.
+    """Count what ``sweep`` would do, and time it; no run is made.
 
-    Where ``out`` has no finished runs of the same kind, a few steps are timed.
+    Where ``out`` has no finished runs of the same kind, a few steps are timed. Predictions that are there
+    already are counted, too.
 
     Raises:
         RequestError, HessianLRError: as ``sweep``.
@@ -111,21 +113,25 @@ def checked(
         RequestError: as ``sweep``.
     """
     option = called.removesuffix("out")  # how the others of the call are written, too
-    if limit is not None and limit < 0:
-        raise RequestError(f"{option}limit takes a whole number of at least 0, not {limit}")
+    if not isinstance(grid, (str, Path, Mapping)):
+        raise RequestError(f"a grid is a YAML file or a mapping with its keys, not a {type(grid).__name__}")
+    if limit is not None and not (isinstance(limit, int) and limit >= 0):
+        raise RequestError(f"{option}limit takes a whole number of at least 0, not {limit!r}")
     if calibration is not None and predictor is None:
         raise RequestError(
             f"{option}calibration is for what is predicted: name a {option}predictor, or leave it out"
         )
     place = Path(out).expanduser()
     check_writable(place, called, folder=True)
+    outputs = [place, place / SWEEP_FILE, place / TABLE]
     if isinstance(grid, Mapping):
         file, made = None, replace(_grid(grid), path=str(place / GRID_FILE))
+        outputs.append(_own_file(place))
     else:
         file = str(Path(grid).expanduser())
         made = _grid(file)
     constants_file = None if calibration is None else str(calibration)
-    places = [(called, str(path)) for path in (place, place / SWEEP_FILE, place / TABLE)]
+    places = [(called, str(path)) for path in outputs]
     settings = [one.setting for one in made.wanted]
     check_overwriting([*places, *written], [file, constants_file], settings)
     predicting = None
@@ -134,6 +140,21 @@ def checked(
             check_predictor(predictor, [setting])
         predicting = Predicting(predictor, constants_for(predictor, constants_file), constants_file)
     return Asked(made, place, shard, limit, predicting)
+
+
+def _own_file(out: Path) -> Path:
+    """Where the grid is written.
+
+    Raises:
+        RequestError: another's file is there.
+    """
+    path = out / GRID_FILE
+    if path.is_dir() or (path.exists() and not path.read_bytes().startswith(_HEAD.encode())):
+        raise RequestError(
+            f"{path} is not of a grid that was given from Python, and would be overwritten: give that file "
+            "as the grid, or results another folder"
+        )
+    return path
 
 
 def _grid(asked: str | Mapping[str, Any]) -> Grid:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
 from ..errors import RequestError
+from ..peft_config import PeftSource
+from ..setting import Setting
 
-# Fields whose one value is a list of names.
+# Fields whose one value is a list of names, and the text that is none.
 LISTS = ("fields", "target_modules")
+ALL = Setting.target_modules
 
 _NUMBERS = {
     "tag:yaml.org,2002:int": "[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+",
@@ -135,13 +138,14 @@ def shown(node: yaml.Node) -> str:
 
 
 def as_yaml(mapping: Mapping[str, Any]) -> str:
-    """A mapping as the file that asks for the same.
+    """A mapping as the file that asks for the same; what is None in it keeps its default.
 
-    Lists may be anything that is iterated over, numbers an array's; a tuple of names (``fields``,
-    ``target_modules``) is one value.
+    Lists may be tuples, sets or arrays. Of ``fields`` and ``target_modules`` a tuple or a set of names is one
+    value.
 
     Raises:
-        RequestError: there is something in it that no file can hold, or it holds itself.
+        RequestError: there is something in it that no file can hold, that is gone once it was read, or that
+            may be one value or several; or it holds itself.
     """
     try:
         return str(yaml.dump(_plain(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
@@ -156,13 +160,26 @@ def as_yaml(mapping: Mapping[str, Any]) -> str:
 
 def _plain(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {name: _plain(one, name) for name, one in value.items()}
+        return {_plain(name): _plain(one, name) for name, one in value.items() if one is not None}
     if hasattr(value, "tolist"):  # an array, or one of its numbers
         return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, tuple) and key in LISTS and all(isinstance(one, str) for one in value):
-        return [list(value)]
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return [_plain(one) for one in value]
-    return value
+    if isinstance(value, (os.PathLike, PeftSource)):
+        return str(value)
+    if isinstance(value, Iterator):
+        raise RequestError(f"the grid, {key}: an iterator is spent after one use; give a list")
+    if isinstance(value, str) and value != value.encode(errors="ignore").decode():
+        raise RequestError(f"the grid has text that UTF-8 cannot hold: {value!r}")
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return value
+    values = [_plain(one) for one in (sorted(value, key=str) if isinstance(value, Set) else value)]
+    if key not in LISTS or not all(isinstance(one, str) for one in values):
+        return values
+    if isinstance(value, tuple | Set):
+        return [values]
+    if len(values) > 1 and not any("," in one or one == ALL for one in values):
+        names = ", ".join(map(repr, values))
+        raise RequestError(
+            f"the grid, {key}: [{names}] may be one value or {len(values)}: write ({names}) for one, or "
+            f"[{', '.join(f'({one!r},)' for one in values)}] for {len(values)}"
+        )
+    return values

@@ -284,6 +284,7 @@ def test_what_a_law_misses_beyond_its_settings_is_within_what_ranges_allow(table
     for row, other in zip(found, written["rows"], strict=True):
         assert row == {k: pytest.approx(v) if isinstance(v, float) else v for k, v in other.items()}
         assert row["per_e"] <= CARRIED.get(row["quantity"], EXTRAPOLATION)
+    assert beyond.as_table(found) in (beyond.HERE.parent / "README.md").read_text(encoding="utf-8")
     small = {name: written["models"][name] for name in ("gpt2-2m", "llama-3m")}
     assert beyond.sizes(list(small)) == small
     for law in (getattr(load_calibration(), name) for name in beyond.NAMES):

@@ -9,7 +9,14 @@ import re
 import pytest
 import torch
 from command_line import run_json
-from peft import LoraConfig, VeraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    GraloraConfig,
+    LoraConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from tiny_text import save, sums, tiny_llama, write_rows
 
 from hessian_lr.predict import load_calibration
@@ -26,19 +33,23 @@ def predicted(**changes: float):
     return rate("combined", load_calibration(), Quantities(4, 60, **KNOWN, samples=8, **USUAL | changes))
 
 
+MODULES = ["q_proj", "v_proj"]
+
+
 @pytest.mark.parametrize(
     ("adapter", "rank", "scaling"),
     [
         (LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), 4, 2.0),
-        (LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear"), 4, 4.0),
-        (
-            LoraConfig(r=2, lora_alpha=2, rank_pattern={"q_proj": 8}, target_modules=["q_proj", "v_proj"]),
-            8,
-            1.0,
-        ),
+        (LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=MODULES), 4, 4.0),
+        (LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=MODULES), 4, 2.0),
+        (LoraConfig(r=2, lora_alpha=2, rank_pattern={"q_proj": 8}, target_modules=MODULES), 8, 1.0),
+        (LoraConfig(r=4, target_modules=MODULES, modules_to_save=["lm_head"]), 4, 2.0),
+        (GraloraConfig(r=4, gralora_k=2, target_modules=MODULES), 4, None),
+        (AdaLoraConfig(init_r=4, lora_alpha=4, total_step=10, target_modules=MODULES), None, None),
         (VeraConfig(r=4, target_modules=["q_proj"]), None, None),
+        (PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), None, None),
     ],
-    ids=["lora", "rslora", "a rank for some modules", "another kind"],
+    ids=["lora", "rslora", "dora", "a rank", "head", "gralora", "adalora", "vera", "prompt"],
 )
 def test_the_model_is_counted_without_its_adapter(adapter, rank, scaling):
     model = tiny_llama()
@@ -46,6 +57,22 @@ def test_the_model_is_counted_without_its_adapter(adapter, rank, scaling):
     assert extent(model) == {"model_size": count, "adapter_rank": None, "adapter_scaling": None}
     found = extent(get_peft_model(model, adapter))
     assert found == {"model_size": count, "adapter_rank": rank, "adapter_scaling": scaling}
+
+
+def test_what_is_frozen_and_what_is_trained_of_the_model_counts_alike():
+    model = tiny_llama()
+    count = sum(one.numel() for one in model.parameters())
+    model.get_input_embeddings().requires_grad_(False)
+    assert extent(model)["model_size"] == count
+
+
+def test_of_two_adapters_the_trained_one_tells_the_rank():
+    model = get_peft_model(tiny_llama(), LoraConfig(r=4, lora_alpha=8, target_modules=MODULES))
+    count = extent(model)["model_size"]
+    model.add_adapter("before", LoraConfig(r=64, lora_alpha=8, target_modules=MODULES))
+    for name, one in model.named_parameters():
+        one.requires_grad_("lora_" in name and ".default" in name)
+    assert extent(model) == {"model_size": count, "adapter_rank": 4, "adapter_scaling": 2.0}
 
 
 def test_of_weights_in_four_bits_their_number_counts_not_their_bytes():
@@ -72,6 +99,11 @@ def test_beyond_what_was_tried_the_range_is_wider_and_a_note_says_so(changed, wi
     assert found.factor / usual.factor == pytest.approx(width, rel=1e-9)
     (note,) = found.notes
     assert re.search(re.escape(said), note) and "so the range is wider" in note
+
+
+def test_what_is_hardly_outside_is_inside():
+    usual, found = predicted(), predicted(model_size=134_515_008 + 576)
+    assert found == usual and not found.notes
 
 
 def test_a_users_own_sweeps_widen_what_was_tried():

@@ -11,10 +11,12 @@ import pytest
 from command_line import run_json
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from tiny_text import save, sums, tiny_llama, write_rows
 
 from hessian_lr import study
 from hessian_lr.errors import HessianLRError, RequestError
+from hessian_lr.setting import Setting
 from hessian_lr.sweep import engine
 from hessian_lr.sweep.nodes import Nodes, as_yaml
 from hessian_lr.sweep.request import read
@@ -101,6 +103,14 @@ WRONG = {
     "a value": ({"rank": [4, 2.5]}, "the grid, rank: expected a whole number, not 2.5"),
     "a method": ({"method": ["lora", "pisa"]}, "the grid, method: unknown method 'pisa'"),
     "an object": ({"rank": object()}, "the grid has a object"),
+    "an iterator": ({"rank": iter([2, 4])}, "the grid, rank: an iterator is spent after one use"),
+    "no mapping": ([{"rank": 4}], "a grid is a YAML file or a mapping with its keys, not a list"),
+    "one value or two": (
+        {"target_modules": ["q_proj", "v_proj"]},
+        "target_modules: ['q_proj', 'v_proj'] may be one value or 2: write ('q_proj', 'v_proj') for one, or "
+        "[('q_proj',), ('v_proj',)] for 2",
+    ),
+    "no text": ({"model": "\ud800"}, "text that UTF-8 cannot hold"),
     "nothing": ({}, "the grid is empty"),
     "itself": ({"exclude": []}, "nested too deeply"),
     "a learning rate": ({"lr": {"from": 1e-2, "to": 1e-3}}, "from 0.01 is above to 0.001"),
@@ -124,6 +134,7 @@ def test_what_is_wrong_in_a_mapping_is_told_before_anything_is_written(tmp_path,
     ("asked", "said"),
     [
         ({"limit": -1}, "limit takes a whole number of at least 0"),
+        ({"limit": "1"}, "limit takes a whole number of at least 0, not '1'"),
         ({"calibration": "mine.json"}, "calibration is for what is predicted: name a predictor"),
         ({"predictor": "guess"}, "unknown predictor 'guess'"),
     ],
@@ -142,15 +153,38 @@ def test_results_do_not_go_over_what_is_read(grid, tmp_path):
         study.sweep(own, tmp_path, quiet=True)
 
 
+def test_a_grid_file_of_the_users_own_is_not_overwritten(tmp_path):
+    own = tmp_path / "grid.yaml"
+    own.write_text("# mine\nrank: 4\n")
+    with pytest.raises(
+        RequestError, match=f"{re.escape(str(own))} is not of a grid that was given from Python"
+    ):
+        study.sweep({"rank": 8}, tmp_path, quiet=True)
+    (tmp_path / "constants" / "grid.yaml").mkdir(parents=True)
+    with pytest.raises(RequestError, match="would be overwritten"):
+        study.sweep({"rank": 8}, tmp_path / "constants", quiet=True)
+    assert own.read_text() == "# mine\nrank: 4\n"
+
+
+def test_what_is_none_keeps_its_default_so_that_a_setting_may_be_started_from(grid, tmp_path):
+    adapter = tmp_path / "adapter"
+    LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"], task_type="CAUSAL_LM").save_pretrained(adapter)
+    own = Setting(model=str(grid["model"]), peft_config=adapter)
+    assert read({**Setting().to_dict(), "rank": [2, 4]}).base.axes["rank"] == (2, 4)
+    assert read({"peft_config": own.peft_config}).base.axes["peft_config"] == (str(adapter),)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
         (("q_proj", "v_proj"), (("q_proj", "v_proj"),)),
         ([("q_proj", "v_proj"), "all-linear"], (("q_proj", "v_proj"), "all-linear")),
         ("q_proj,v_proj", (("q_proj", "v_proj"),)),
-        (["q_proj", "v_proj"], (("q_proj",), ("v_proj",))),
+        ({"v_proj", "q_proj"}, (("q_proj", "v_proj"),)),
+        (tuple(np.array(["q_proj", "v_proj"])), (("q_proj", "v_proj"),)),
+        (["q_proj,v_proj", "q_proj"], (("q_proj", "v_proj"), ("q_proj",))),
     ],
-    ids=["a tuple", "a list of tuples", "text", "a list"],
+    ids=["a tuple", "a list of tuples", "text", "a set", "an array's names", "a list of text with commas"],
 )
 def test_a_tuple_of_names_is_one_value_and_a_list_is_several(value, expected):
     assert read({"target_modules": value}).base.axes["target_modules"] == expected
@@ -161,7 +195,7 @@ def test_a_tuple_of_names_is_one_value_and_a_list_is_several(value, expected):
         st.text(st.characters(exclude_categories=["C"]), min_size=1).filter(str.strip), min_size=1
     ),
     lr=st.lists(st.floats(1e-9, 10), min_size=1),
-    held=st.sampled_from([list, tuple, iter, np.array]),
+    held=st.sampled_from([list, tuple, np.array]),
 )
 def test_a_mapping_says_what_its_values_are_and_so_does_its_file(tmp_path_factory, model, lr, held):
     file = tmp_path_factory.mktemp("grid") / "grid.yaml"
