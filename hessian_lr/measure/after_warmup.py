@@ -26,7 +26,7 @@ class AfterWarmUp:
         slope, bend: g·u and u·H·u along the optimizer's step u, over the whole sample.
         found: λ_P with its eigenvector in the optimizer's geometry.
         rounding: |θ of the search − θ|: what products in bfloat16 were off by along λ_P's eigenvector, from
-            one in float32; None where the search was in float32.
+            one in float32; None where the search was in float32, or was made again in it.
         sampling_error: Of λ_P.
         tokens: Of the sample, padding included.
         notes: What a reader should know of λ_P.

@@ -58,8 +58,8 @@ def refined(rough: Eigenvalue, operator: LossOperator, matrix: Symmetric, rtol: 
     """The estimate in the operator's precision: Lanczos steps from a vector found in a lower one.
 
     The first step is θ and ρ of the vector as it is, and where that meets rtol it is the only one.
-    ``upper`` is that of the search, which had a random start. The operator, of whose products the matrix is
-    made, is left as by ``verified``.
+    ``upper`` is that of the search, which had a random start, and as much more as its products were off along
+    the vector. The operator, of whose products the matrix is made, is left as by ``verified``.
     """
     again = lanczos(
         matrix.matvec,
@@ -73,7 +73,7 @@ def refined(rough: Eigenvalue, operator: LossOperator, matrix: Symmetric, rtol: 
     ended = rough.status == better.status == "converged"
     return replace(
         better,
-        upper=None if rough.upper is None else max(rough.upper, better.value),
+        upper=_raised(rough, better.value),
         smallest=rough.smallest,
         products=rough.products + again.products,
         status="converged" if ended else "budget",
@@ -98,8 +98,15 @@ def afresh(found: Eigenvalue, image: Tensor, rtol: float) -> Eigenvalue:
     # With an exhausted Krylov space what is left is rounding, whatever the matrix's scale.
     good = found.residual == 0.0 or fresh.error <= rtol * abs(theta)
     status: Status = "converged" if found.status == "converged" and good else "budget"
-    upper = None if found.upper is None else max(found.upper, theta)
-    return replace(fresh, status=status, upper=upper)
+    return replace(fresh, status=status, upper=_raised(found, theta))
+
+
+def _raised(found: Eigenvalue, theta: float) -> float | None:
+    """The bound from above, which took products to be exact, where better ones say θ.
+
+    What they were off by along one vector estimates what they were off by elsewhere; it is no bound of it.
+    """
+    return None if found.upper is None else max(theta, found.upper + abs(found.value - theta))
 
 
 def differences_checked(

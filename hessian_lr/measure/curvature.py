@@ -20,8 +20,9 @@ class Curvature(Record):
         lambda_min: Smallest Ritz value, at least the smallest eigenvalue.
         residual: ρ = ‖H·v − θ·v‖; some eigenvalue lies within ρ of θ.
         rounding: How far θ lay from its value in the lower precision that the eigenvector was found
-            in; null where all products had one precision. What a base in a type narrower than
-            float32 rounds comes besides.
+            in; null where all products had one precision, and where that did not serve and θ was searched
+            again in float32 (a note says so). What a base in a type narrower than float32 rounds comes
+            besides.
         sampling_error: Standard error of v·H·v from its scatter over the microbatches; null with
             fewer than two.
         held_out: v·H·v on samples that the eigenvector v has not seen. θ is the largest value that any

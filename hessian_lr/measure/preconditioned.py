@@ -64,7 +64,8 @@ class AdamSharpness(Record):
         notes: What a reader should know.
         stability_slack: The factor by which the optimizer's own threshold may lie off ``lr_stability``,
             either way: 1 for Adam.
-        rounding: How far λ_P was from its value in bfloat16, as in ``Curvature``; None in float32.
+        rounding: How far λ_P was from its value in bfloat16, as in ``Curvature``; None in float32, and where
+            bfloat16 did not serve and λ_P was searched again in float32.
     """
 
     lambda_preconditioned: float
@@ -104,15 +105,16 @@ def adam_sharpness(
     """Warm up, measure λ_P, the directional step and the critical learning rate, and put all back.
 
     Products in bfloat16 only find λ_P's eigenvector: the numbers are those of one product in float32 with
-    it, or of more where that does not serve, as in ``sharpness``. Where the model cannot be differentiated
-    twice, products are central differences, as there too: a note says so, with their measured error, and λ_P
-    is not ``converged`` where that exceeds ``rtol``.
+    it, or of more where that does not serve, as in ``sharpness``. The warm-up, the directional step and the
+    critical learning rates are bfloat16's. Where the model cannot be differentiated twice, products are
+    central differences, as there too: a note says so, with their measured error, and λ_P is not
+    ``converged`` where that exceeds ``rtol``.
 
     Args:
         model: A model with an adapter at its initialization.
         batches: The curvature sample, which the warm-up does not see.
         warmup_batches: Training batches of the run's own batch size.
-        dtype: Precision of the products and of the warm-up (forward-only searches are float32).
+        dtype: Precision of the products, of the warm-up and of the searches for a critical learning rate.
         rtol, max_products, memory_budget, seed: As for ``sharpness``. A residual ρ of a tenth is
             enough here: the eigenvalue's error is ρ²/δ with δ the gap to the rest of the spectrum.
         optimizer: The run's optimizer, if it is not AdamW with one learning rate.

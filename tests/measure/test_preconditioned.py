@@ -7,13 +7,23 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import VOCABULARY, adapted, base_model, counting_batch, dense_hessian, learnable, learned
+from tiny_models import (
+    VOCABULARY,
+    adapted,
+    base_model,
+    counting_batch,
+    dense_hessian,
+    learnable,
+    learned,
+    make_batch,
+)
 from tolerances import DENSE32
 
 import hessian_lr as hlr
 from hessian_lr.curvature import HessianOperator, PreconditionedOperator
 from hessian_lr.curvature.adam import adam_direction, adam_preconditioner, geometry, stability_threshold
 from hessian_lr.curvature.loss import trainable
+from hessian_lr.curvature.loss_operator import Cost
 from hessian_lr.curvature.vectors import flatten
 from hessian_lr.errors import HessianLRError
 from hessian_lr.measure import adam_sharpness, first_step, preconditioned
@@ -40,39 +50,84 @@ def test_lambda_p_is_the_dense_preconditioned_eigenvalue():
     assert found == pytest.approx(float(truth), rel=1e-6)
 
 
+class Shrunk(HessianOperator):
+    """Products that are too small in bfloat16, as those of some models are."""
+
+    def matmat(self, block):
+        return super().matmat(block) * (0.95 if self.dtype is torch.bfloat16 else 1.0)
+
+
+def in_bfloat16(model, batches, metric, rtol, seed=0, make=HessianOperator):
+    """What is measured, the operators that it took, and the costs that are told."""
+    used, costs = [], []
+
+    def made(*args, **options):
+        used.append(make(*args, **options))
+        return used[-1]
+
+    options = {"how": How(torch.bfloat16, seed=seed), "rtol": rtol, "max_products": 100, "costs": costs}
+    found = after_warm_up(made, model=model, batches=batches, metric=metric, **options)
+    return found, used, costs
+
+
 @pytest.mark.parametrize(("rtol", "served"), [(0.1, True), (1e-3, False)])
 def test_bfloat16_only_finds_the_vector_of_lambda_p_and_float32_gives_the_numbers(rtol, served):
     """Against the dense matrix at the weights that the warm-up led to."""
     batches, model = learnable(12), learned(method="pissa")
     optimizer = warm_up(model, batches[:10], steps=10, top_lr=1e-3, dtype=torch.float32)
-    metric, costs = geometry(optimizer, trainable(model)), []
-    found = after_warm_up(
-        HessianOperator,
-        model=model,
-        batches=batches[10:],
-        metric=metric,
-        how=How(torch.bfloat16),
-        rtol=rtol,
-        max_products=100,
-        costs=costs,
-    )
+    metric = geometry(optimizer, trainable(model))
+    found, used, costs = in_bfloat16(model, batches[10:], metric, rtol)
     root = torch.diag(adam_preconditioner(optimizer, trainable(model)).double().rsqrt())
-    dense = root @ dense_hessian(copy.deepcopy(model).double(), batches[10:]) @ root
+    whole = copy.deepcopy(model).double()
+    # Microbatches of as many labels each, whose mean the loss is.
+    blocks = [root @ dense_hessian(whole, [one]) @ root for one in used[0].batches]
+    assert len(blocks) > 2 and len(set(used[0].weights)) == 1
+    dense = torch.stack(blocks).mean(0)
+    torch.testing.assert_close(dense, root @ dense_hessian(whole, batches[10:]) @ root)
     v = found.found.vector.double()
     # In bfloat16 the quotient of the very vector is off by thousandths.
     assert found.found.value == pytest.approx(float(v @ dense @ v), rel=DENSE32)
     assert found.found.residual == pytest.approx(
         float((dense @ v - found.found.value * v).norm()), rel=DENSE32, abs=DENSE32 * found.found.value
     )
+    forms = torch.stack([v @ block @ v for block in blocks])
+    assert found.sampling_error == pytest.approx(float(forms.std() / len(forms) ** 0.5), rel=DENSE32)
     assert found.found.status == "converged"
     top = float(torch.linalg.eigvalsh(dense)[-1])
     assert found.found.value == pytest.approx(top, rel=rtol)
     assert found.found.upper >= top * (1 - DENSE32), "with this start"
     assert any("searched again in float32" in note for note in found.notes) is not served
     assert (found.rounding is not None) is served
-    assert len(costs) == (2 if served else 3)
+    products = found.found.products
     if served:
         assert 10 * DENSE32 < found.rounding / found.found.value < rtol
+        # The bend along Adam's step and the search, whose graphs are kept; a product that rebuilds them.
+        assert costs == [Cost(products, products + 1), Cost(1, 2)]
+    else:
+        # REFINEMENTS products and one that verifies, which rebuild graphs; a search, and one that does.
+        assert costs[1:] == [Cost(5, 10), Cost(products + 1, products + 2)]
+        assert costs[0].gradient_equivalents == costs[0].matvecs + 1 > 5
+
+
+def test_the_upper_bound_of_lambda_p_has_what_products_in_bfloat16_were_off_by():
+    """Over eight random starts; of bounds that hold with 95% it takes three misses to be surprised."""
+    batches = [make_batch(2, 9, seed=1), make_batch(3, 12, seed=2, unscored=7)]
+    model = adapted(dtype=torch.float32)
+    optimizer = warm_up(model, batches, steps=10, top_lr=1e-3, dtype=torch.float32)
+    metric = geometry(optimizer, trainable(model))
+    root = torch.diag(adam_preconditioner(optimizer, trainable(model)).double().rsqrt())
+    dense = root @ dense_hessian(copy.deepcopy(model).double(), batches) @ root
+    top = float(torch.linalg.eigvalsh(dense)[-1])
+    misses = alone = 0
+    for seed in range(8):
+        found, used, _ = in_bfloat16(model, batches, metric, 0.01, seed, Shrunk)
+        assert len(used) == 2 and found.rounding > 0.04 * top, "it served"
+        assert found.found.value <= top * (1 + DENSE32)
+        assert found.found.upper >= found.found.value
+        misses += found.found.upper < top
+        alone += found.found.upper - found.rounding < top
+    assert misses < 3
+    assert alone > 5, "what the search by itself would have said"
 
 
 def adam_sharpness_at(model, batches, diagonal):
