@@ -51,13 +51,17 @@ class GraphOperator(LossOperator):
         return len(self._graphs)
 
     def rebuilds(self) -> bool:
-        """Whether a graph, of any rank, is built anew for each product; those that are not are built now."""
-        if self.plan.rebuilds_all:
-            return True
+        """Whether a graph, of any rank, is built anew for each product; those that are not are built now.
+
+        Where none is kept one is built all the same, so that the plan knows what it takes.
+        """
         rebuilt = torch.zeros(1, device=self.device)
+        # Each rank has its own memory, and may be the only one that keeps graphs or keeps none.
         with self.over_ranks(rebuilt), self.scope():
             for _, graph in self.graphs():
                 del graph
+                if self.plan.rebuilds_all:
+                    break
             rebuilt += len(self._mine) - self.kept
         return bool(rebuilt)
 

@@ -54,6 +54,11 @@ class Plan:
         return sum(self._per_token)
 
     @property
+    def largest(self) -> float:
+        """Bytes that the largest graph takes by what was measured, on all devices together; 0 before."""
+        return self.bytes_per_token * self._most
+
+    @property
     def rebuilds_all(self) -> bool:
         """Whether no graph will ever be kept."""
         return self.budget == 0

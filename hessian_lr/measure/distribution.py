@@ -20,7 +20,7 @@ from ..spectrum.lanczos import Progress
 from .how import vectors_of
 from .joint import OPERATORS
 
-# Of the memory that is free beside the first graph, the share that the bases of all probes may fill.
+# Of the memory that is free beside one graph, the share that the bases of all probes may fill.
 BASES_SHARE = 0.25
 
 
@@ -83,9 +83,19 @@ def density(
 
 def _in_lock_step(matrix: LossOperator, vectors: int) -> bool:
     """Whether products of several vectors cost less than one after another, with so many kept in memory."""
-    if not isinstance(matrix, GraphOperator) or not matrix.rebuilds():
+    if not isinstance(matrix, GraphOperator):
         return False
+    # Before graphs are built, which would be in vain, and when it is known what they leave.
+    return _fits(matrix, vectors) and matrix.rebuilds() and _fits(matrix, vectors)
+
+
+def _fits(matrix: GraphOperator, vectors: int) -> bool:
+    """Whether every rank has room for so many vectors, beside the largest graph as far as it is known."""
     size = matrix.size * vectors_of(matrix)["dtype"].itemsize
-    # A basis doubles its room when it is full.
-    fits = 2 * vectors * size <= BASES_SHARE * free_memory(matrix.device)
-    return bool(team().told_by_first(fits))
+    room = BASES_SHARE * (free_memory(matrix.device) - matrix.plan.largest)
+    # Main memory is shared by the ranks of a machine: by all, for all that is known of where they run.
+    sharing = team().size if matrix.device.type == "cpu" else 1
+    lacking = torch.tensor([float(sharing * vectors * size > room)], device=matrix.device)
+    with team().summing(lacking):
+        pass
+    return not lacking.item()

@@ -21,10 +21,11 @@ class Basis:
         size: n.
         device: Where the vectors live.
         dtype: Their type, float32 or float64.
+        room: How many vectors there is room for from the start.
     """
 
-    def __init__(self, size: int, device: torch.device | str, dtype: torch.dtype) -> None:
-        self._store = torch.empty(0, size, device=device, dtype=dtype)
+    def __init__(self, size: int, device: torch.device | str, dtype: torch.dtype, room: int = 0) -> None:
+        self._store = torch.empty(room, size, device=device, dtype=dtype)
         self._count = 0
 
     def __len__(self) -> int:

@@ -139,7 +139,8 @@ def spectral_density(
     """
     check_probes(probes, steps)
     generator = torch.Generator().manual_seed(seed)
-    bases = [Basis(size, device, dtype) for _ in range(1 if matmat is None else probes)]
+    room = min(steps, size)
+    bases = [Basis(size, device, dtype, room) for _ in range(1 if matmat is None else probes)]
     nodes: list[Array] = []
     weights: list[Array] = []
     ended: list[bool] = []

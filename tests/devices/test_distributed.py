@@ -14,6 +14,7 @@ from tiny_models import adapted, dense_hessian
 from tiny_text import byte_tokenizer, save, sums, tiny_llama, write_rows
 from tolerances import BFLOAT16, DENSE64, RANKS32, SAME_LAMBDA
 
+import hessian_lr as hlr
 from hessian_lr.cli import main
 from hessian_lr.distributed import team
 
@@ -30,7 +31,11 @@ TROUBLES = {
 def ended(common, tmp_path_factory):
     """How the programs of this file ended, and what they left in their folders."""
     out = tmp_path_factory.mktemp("programs")
-    programs = {"measure": (3, {}, "measure", [str(out)])}
+    (out / "density").mkdir()
+    programs = {
+        "measure": (3, {}, "measure", [str(out)]),
+        "density": (2, {}, "densities", [str(out / "density")]),
+    }
     for trouble in TROUBLES:
         (out / trouble).mkdir()
         arguments = ["spectrum", *common, "--rtol", "1e-6", "--json", str(out / trouble / "out.json")]
@@ -75,6 +80,21 @@ def common(tmp_path_factory):
     where = ["--model", root / "model", "--data", root / "rows.jsonl", "--device", "cpu"]
     sizes = ["--samples", 5, "--batch-size", 3, "--steps", 3, "--dtype", "float32"]
     return list(map(str, [*where, *sizes]))
+
+
+def test_ranks_agree_whether_a_densitys_probes_go_in_lock_step(ended):
+    """Though each has its own memory: what one of them must rebuild, or has no room for, decides for all."""
+    out, programs = ended
+    ranks.assert_ended_well(programs["density"])
+    first, second = (json.loads((out / "density" / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    expected = hlr.density(adapted(), rank_programs.sample(), probes=2, steps=3)
+    together = {"first keeps none", "second keeps none", "room for both"}
+    assert together < first.keys()
+    for name, (widths, trace, nodes) in first.items():
+        assert widths == ([2] * 3 if name in together else [1] * 6), name
+        assert trace == pytest.approx(expected.trace, rel=SAME_LAMBDA), name
+        assert nodes == [pytest.approx(one, rel=SAME_LAMBDA) for one in expected.nodes], name
 
 
 def test_outside_a_group_this_process_is_alone():

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 
@@ -156,6 +157,49 @@ def measure(out):
         failed = hlr.sharpness(model, sample())
         found["failure"] = [failed.status, failed.lambda_max, *failed.notes]
         found["after it"] = hlr.sharpness(adapted(), sample(), rtol=1e-6).lambda_max
+    Path(out, f"{rank}.json").write_text(json.dumps(found))
+
+
+def densities(out):
+    """The density where ranks differ in what they may keep, and in what memory they have free."""
+    import torch.distributed as dist
+    from tiny_models import adapted
+
+    import hessian_lr as hlr
+    from hessian_lr.curvature import HessianOperator
+    from hessian_lr.curvature.plan import Plan
+    from hessian_lr.distributed import across_ranks
+    from hessian_lr.measure import distribution
+
+    # Ranks that wait for different things are to end soon.
+    dist.init_process_group("gloo", timeout=timedelta(seconds=20))
+    rank, widths = dist.get_rank(), []
+
+    class Watched(HessianOperator):
+        def matmat(self, block):
+            widths.append(block.shape[1])
+            return super().matmat(block)
+
+    distribution.OPERATORS["hessian"] = Watched
+    Plan.largest = property(lambda _: 0)
+    model, found = adapted(), {}
+    bases = 2 * 3 * 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    plenty = 10**12
+    for name, budgets, free in (
+        ("first keeps none", (0, plenty), (plenty, plenty)),
+        ("second keeps none", (plenty, 0), (plenty, plenty)),
+        ("all kept", (plenty, plenty), (plenty, plenty)),
+        ("first lacks room", (0, 0), (0, plenty)),
+        ("second lacks room", (0, 0), (plenty, 0)),
+        # Both in the same main memory, of which a quarter is for the bases of both.
+        ("room for both", (0, 0), (8 * bases, 8 * bases)),
+        ("room for one", (0, 0), (8 * bases - 1, 8 * bases - 1)),
+    ):
+        distribution.free_memory = lambda _, free=free: free[rank]
+        widths.clear()
+        with across_ranks():
+            one = hlr.density(model, sample(), probes=2, steps=3, memory_budget=budgets[rank])
+        found[name] = [list(widths), one.trace, one.nodes]
     Path(out, f"{rank}.json").write_text(json.dumps(found))
 
 
