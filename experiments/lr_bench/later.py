@@ -6,7 +6,7 @@ after it), and methods with optimizers of their own, which are in none. In ``aft
 ``2026.11-f``, have not seen either; they were predicted by ``2026.11-e``, and ``compared`` says what both
 make of the same measurements. In ``probed``: runs long enough for short ones, predicted with these by the
 constants that each document names, which had not seen it. In ``thousand``: runs of 1,000 steps, likewise;
-in ``real_long``: runs of 300 of the real model.
+in ``real_long``: runs of 300 of the real model; in ``shapes``: its adapters of other ranks and modules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hessian_lr.records import read_json
 from .curves import curves
 from .evaluate import scored
 from .prospective import NEXT, judged
-from .table import HERE, PROBED, REAL_LONG, THOUSAND, UNSEEN, from_documents, read
+from .table import HERE, PROBED, REAL_LONG, SHAPES, THOUSAND, UNSEEN, from_documents, read
 
 LATER = HERE / "later"
 
@@ -100,9 +100,9 @@ def main() -> None:
         own = [row for row in rows if (row["method"] in ("lora+", "loft")) is not alike]
         if own:
             print(table(own), end="\n\n")
-    for folder in (UNSEEN, PROBED, THOUSAND, REAL_LONG):
+    for folder in (UNSEEN, PROBED, THOUSAND, REAL_LONG, SHAPES):
         print(table(found(folder)), end="\n\n")
-    for folder in (PROBED, THOUSAND, REAL_LONG):
+    for folder in (PROBED, THOUSAND, REAL_LONG, SHAPES):
         print(each_predictor(found(folder)), end="\n\n")
     for row in compared():
         print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))

@@ -41,6 +41,8 @@ PROBED = HERE / "probed"
 THOUSAND = HERE / "thousand"
 # Of runs of 300 steps of the real model, in no fit.
 REAL_LONG = HERE / "real_long"
+# The real model with adapters of other ranks, scalings and modules than those of the fit.
+SHAPES = HERE / "shapes"
 # What came after, and is in no fit.
 UNSEEN = HERE / "after"
 # The second seed of those that were validated, as ``second_seed`` ran it.

@@ -24,7 +24,7 @@ from experiments.lr_bench.evaluate import scored
 from experiments.lr_bench.held_out import left_out, widths
 from experiments.lr_bench.laws import AFTER, LAWS
 from experiments.lr_bench.settings import LARGE, METHODS, all_settings
-from experiments.lr_bench.table import HERE, LONG, read, write
+from experiments.lr_bench.table import HERE, LONG, SHAPES, read, write
 from experiments.lr_bench.transfer import pair_errors
 from hessian_lr.methods import METHODS as METHODS_TO_TRAIN
 from hessian_lr.predict import PREDICTORS, Calibration, load_calibration
@@ -299,3 +299,10 @@ def test_no_setting_beyond_a_cut_has_a_part_in_the_fit(table):
     before, after = (beyond.study(one)[0] for one in (sized, moved))
     assert before["quantity"] == "model_size" and before["towards"] == "more"
     assert before["error"] - after["error"] == pytest.approx(np.log(7))
+
+
+def test_the_page_has_the_real_models_other_shapes():
+    page = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    rows = later.found(SHAPES)
+    for told in (later.table(rows), later.each_predictor(rows)):
+        assert told.split("\n\n")[0] in page
