@@ -71,6 +71,7 @@ def sweep(
     --predictor, `align`, `calibrate` and `report` read the folder, too.
     """
     part = None if shard is None else _shard(shard)
+    check_writable(out, "--out", folder=True)
     _read_quickly(file)
 
     from ..study.sweeping import checked

@@ -21,6 +21,7 @@ from hessian_lr.methods import METHODS, find_targets
 from hessian_lr.methods import loft as loft_module
 from hessian_lr.methods.loft_adamw import LoftAdamW, LoftGeometry
 from hessian_lr.predict import load_calibration, predict_learning_rate
+from hessian_lr.predict.extent import extent
 from hessian_lr.setting import Setting
 
 LR, BETAS, EPSILON = 0.05, (0.9, 0.999), 1e-8
@@ -208,7 +209,7 @@ def test_a_prediction_warms_up_with_loft_and_says_what_its_constants_are() -> No
     assert found.status == "converged" and found.adam.stability_slack == 2
     assert found.lr != pytest.approx(plain.lr, rel=0.1)
     # λ knows nothing of the optimizer, so the law without it takes its place; twice as wide on either side.
-    width = 2 * load_calibration().adam.range_factor(steps=60, batch_size=8)
+    width = 2 * load_calibration().adam.range_factor(steps=60, batch_size=8, **extent(model))
     assert found.lr_high / found.lr_low == pytest.approx(width**2)
     assert any("none with this optimizer" in note for note in found.notes)
     # Taking alpha and A's size apart changes nothing for LoFT, not even the learning rate.

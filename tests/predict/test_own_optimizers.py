@@ -152,7 +152,7 @@ def test_alpha_traded_for_the_size_of_both_factors_moves_the_prediction_as_it_mo
     one = predict_learning_rate(rescaled(1, 1), batches(12), dtype=torch.float64, optimizer=PLUS)
     two = predict_learning_rate(rescaled(p, p), batches(12), dtype=torch.float64, optimizer=PLUS)
     assert two.lr == pytest.approx(p * one.lr, rel=ADAMS_EPSILON)
-    assert two.lr_high == pytest.approx(p * one.lr_high, rel=ADAMS_EPSILON)
+    assert two.adam.lr_stability == pytest.approx(p * one.adam.lr_stability, rel=ADAMS_EPSILON)
 
 
 def test_one_rate_that_is_zero_at_the_moment_is_a_factor_of_one() -> None:
