@@ -38,11 +38,13 @@ def extent(model: nn.Module) -> dict[str, Any]:
 def _size(model: nn.Module, kinds: dict[str, str]) -> int:
     prefixes = {str(kind.value): prefix for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items()}
     foreign = [*_NOT_THE_MODELS, *(prefixes[kind] for kind in kinds.values() if kind in prefixes)]
-    return sum(
-        math.prod(one.quant_state.shape) if hasattr(one, "quant_state") else one.numel()
-        for name, one in model.named_parameters()
-        if not any(part in name for part in foreign)
-    )
+    own = (one for name, one in model.named_parameters() if not any(part in name for part in foreign))
+    return sum(math.prod(one.shape if (packed := _packed(one)) is None else packed.shape) for one in own)
+
+
+def _packed(parameter: nn.Parameter) -> Any:
+    """What bitsandbytes knows of a weight in four bits; None of one that is not packed, or not yet."""
+    return getattr(parameter, "quant_state", None)
 
 
 def _layers(model: nn.Module, kinds: dict[str, str]) -> Iterator[tuple[Any, str, str]]:

@@ -82,6 +82,8 @@ def test_of_weights_in_four_bits_their_number_counts_not_their_bytes():
     model = torch.nn.Linear(24, 1, bias=False)
     model.weight.quant_state = State()
     assert extent(model)["model_size"] == 48
+    model.weight.quant_state = None  # not packed yet
+    assert extent(model)["model_size"] == 24
 
 
 @pytest.mark.parametrize(
