@@ -14,10 +14,12 @@ if TYPE_CHECKING:
         ModuleSharpness,
         ModuleSpectrum,
         SharpnessTracker,
+        TopEigenvalues,
         TrackedSharpness,
         density,
         module_sharpness,
         sharpness,
+        top_eigenvalues,
     )
     from .predict import (
         Calibration,
@@ -46,6 +48,7 @@ __all__ = [
     "Setting",
     "SharpnessTracker",
     "SpectralDensity",
+    "TopEigenvalues",
     "TrackedSharpness",
     "__version__",
     "closed_form",
@@ -55,6 +58,7 @@ __all__ = [
     "predict_learning_rate",
     "refine_learning_rate",
     "sharpness",
+    "top_eigenvalues",
 ]
 
 # Imported on first use: torch and transformers take seconds, and `hessian-lr --help` needs neither.
@@ -74,6 +78,7 @@ _HOMES = {
     "Setting": "setting",
     "SharpnessTracker": "measure",
     "SpectralDensity": "spectrum",
+    "TopEigenvalues": "measure",
     "TrackedSharpness": "measure",
     "closed_form": "curvature",
     "density": "measure",
@@ -82,6 +87,7 @@ _HOMES = {
     "predict_learning_rate": "predict",
     "refine_learning_rate": "predict",
     "sharpness": "measure",
+    "top_eigenvalues": "measure",
 }
 # Rooms to go into: `hlr.integrations.…` without an import of its own.
 _ROOMS = ("distributed", "integrations", "study")

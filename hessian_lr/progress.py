@@ -58,12 +58,6 @@ class Progress:
             self._task, description=f"{self._method}: {stage}", completed=done, total=total, detail=detail
         )
 
-    def lanczos(self, done: int, total: int, theta: float, residual: float) -> None:
-        """An eigenvalue's estimate goes on."""
-        self.report(
-            "Hessian products", done, total, f"θ {theta:.3g}, ρ {residual / max(abs(theta), 1e-30):.0%}"
-        )
-
     def say(self, text: str) -> None:
         """Lines on standard error, above the bar if there is one."""
         self._bars.console.print(text, markup=False, emoji=False, highlight=False)

@@ -24,12 +24,13 @@ class Record:
     """Base of the frozen dataclasses that travel between modules as JSON.
 
     JSON has no NaN or infinity: ``to_dict`` turns them into null, so a number that stands
-    in a file is always a finite number that was really obtained.
+    in a file is always a finite number that was really obtained. A field that has no part in comparisons
+    (``compare=False``, a tensor) is not written.
     """
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {name: _plain(getattr(self, name)) for name in _written(type(self))}
 
     @classmethod
     def from_dict(cls: type[R], values: dict[str, Any]) -> R:
@@ -41,10 +42,10 @@ class Record:
         try:
             if not isinstance(values, dict):
                 raise TypeError("it is not an object")
-            declared = dataclasses.fields(cls)  # type: ignore[arg-type]
-            if extra := values.keys() - {f.name for f in declared}:
+            declared = _written(cls)
+            if extra := values.keys() - declared.keys():
                 raise TypeError(f"it has unknown fields {sorted(extra)}")
-            if missing := [f.name for f in declared if _is_needed(f) and f.name not in values]:
+            if missing := [name for name, f in declared.items() if _is_needed(f) and name not in values]:
                 raise TypeError(f"it lacks {', '.join(missing)}")
             hints = typing.get_type_hints(cls)
             return cls(**{name: _field(name, hints[name], value) for name, value in values.items()})
@@ -192,6 +193,10 @@ def _shaped(hint: Any, value: Any) -> Any:
     if hint in (bool, int, float, str) and type(value) is not hint:
         raise TypeError(f"{value!r} where {_called(hint)} belongs")
     return value
+
+
+def _written(cls: type[Record]) -> dict[str, dataclasses.Field[Any]]:
+    return {one.name: one for one in dataclasses.fields(cls) if one.compare}  # type: ignore[arg-type]
 
 
 def _is_needed(one: dataclasses.Field[Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from .curvature import ClosedForm
 from .errors import RequestError
-from .measure import Curvature, ModuleSpectrum
+from .measure import Curvature, ModuleSpectrum, TopEigenvalues
 from .predict import Prediction
 from .predict.extent import EXTENT
 from .predict.prediction import Probe
@@ -195,6 +195,7 @@ class SpectrumRow(Curvature, MethodRow):
 
     method: str
     bracket: ClosedForm | None = None
+    top: TopEigenvalues | None = None
     density: SpectralDensity | None = None
     modules: ModuleSpectrum | None = None
     request: dict[str, Any] | None = None

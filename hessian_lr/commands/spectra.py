@@ -10,7 +10,8 @@ from ..checkpoints import Checkpoints
 from ..curvature.closed_form import closed_form
 from ..distributed import require_shared
 from ..errors import HessianLRError
-from ..measure import density, grown_sharpness, module_sharpness, sharpness
+from ..measure import density, grown_sharpness, module_sharpness, sharpness, top_eigenvalues
+from ..measure.how import shown
 from ..prepare import Prepared
 from ..progress import Progress
 from ..rows import SpectrumRow
@@ -30,6 +31,7 @@ class Request:
     algorithm: str
     operator: str
     bracket: bool
+    top: int | None
     density: bool
     per_module: bool
 
@@ -50,7 +52,7 @@ def measure(
         "operator": request.operator,
         "dtype": dtype,
         "seed": seed,
-        "progress": progress.lanczos,
+        "progress": shown(progress.report, "Hessian products"),
         "checkpoints": checkpoints,
     }
     measured = grown_sharpness if setting.samples == AUTO else sharpness
@@ -63,18 +65,17 @@ def measure(
         if request.bracket and setting.method in BRACKETED:
             progress.report("closed form", 0, 1, "")
             more["bracket"] = _try(lambda: closed_form(model, batches, seed=seed), "bracket", notes)
-        if request.density:
-
-            def show(done: int, total: int, theta: float, residual: float) -> None:
-                progress.report("spectral density", done, total, f"θ {theta:.3g}")
-
-            more["density"] = _try(
-                lambda: density(
-                    model, batches, operator=request.operator, dtype=dtype, seed=seed, progress=show
-                ),
-                "density",
+        again: dict[str, Any] = {"operator": request.operator, "dtype": dtype, "seed": seed}
+        if (count := request.top) is not None:
+            again["progress"] = shown(progress.report, "largest eigenvalues")
+            more["top"] = _try(
+                lambda: top_eigenvalues(model, batches, count=count, rtol=request.rtol, **again),
+                f"{count} largest eigenvalues",
                 notes,
             )
+        if request.density:
+            again["progress"] = shown(progress.report, "spectral density")
+            more["density"] = _try(lambda: density(model, batches, **again), "density", notes)
         if request.per_module:
             more["modules"] = _try(
                 lambda: module_sharpness(

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import RequestError, unknown_name
 from ..overwriting import check_overwriting, check_writable
-from ..setting import Setting
+from ..setting import Setting, check_counts
 from . import options
 from .options import Output
 
@@ -35,6 +35,10 @@ def spectrum(
     bracket: Annotated[
         bool, typer.Option("--bracket", help="Closed-form bounds of λ beside it (lora and rslora).")
     ] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="The K largest eigenvalues too, each as often as it occurs."),
+    ] = None,
     density: Annotated[
         bool, typer.Option("--density", help="The whole spectrum's density too (dozens of products).")
     ] = False,
@@ -55,6 +59,8 @@ def spectrum(
     if operator not in OPERATORS:
         raise unknown_name("operator", operator, OPERATORS)
     check_stopping(rtol, max_products)
+    if top is not None:
+        check_counts(top=top)
     if bracket and not any(one.method in spectra.BRACKETED for one in settings):
         raise RequestError(
             f"--bracket is for {' and '.join(spectra.BRACKETED)}, whose λ has a closed form at B = 0, not "
@@ -70,7 +76,7 @@ def spectrum(
     if checkpoint is not None:
         check_writable(checkpoint, "--checkpoint", folder=True)
     check_overwriting([("--checkpoint", checkpoint), ("--json", output.json)], (), settings)
-    request = spectra.Request(rtol, max_products, algorithm, operator, bracket, density, per_module)
+    request = spectra.Request(rtol, max_products, algorithm, operator, bracket, top, density, per_module)
 
     def work(turn: Turn) -> SpectrumRow:
         prepared = prepare(turn.setting, turn.loaded, turn.data)

@@ -7,18 +7,19 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..digits import number, rate
+from ..digits import number, percent, rate
 from ..verdict import GOOD, best_loss, no_best, verdict
 from .terminal import table
 
 if TYPE_CHECKING:
     from ..alignment import Alignment
-    from ..measure import ModuleSpectrum
+    from ..measure import ModuleSpectrum, TopEigenvalues
     from ..predict import Calibration
     from ..rows import MeasuredRow, PredictionRow, RunRow, ScoredRow, SpectrumRow, SweepRow
     from ..spectrum import SpectralDensity
 
 _LABEL = 36  # characters of a setting's label in a line
+_WIDTH = 100  # of a line of numbers
 
 
 def span(low: float | None, high: float | None) -> str:
@@ -73,10 +74,18 @@ def spectrum_table(rows: Sequence[SpectrumRow]) -> None:
         lines.append(line)
     table(columns, lines)
     for row in rows:
+        if row.top is not None:
+            _top_lines(row.method, row.top)
         if row.density is not None:
             _density_line(row.method, row.density)
         if row.modules is not None:
             _modules_table(row.method, row.modules)
+
+
+def _top_lines(method: str, found: TopEigenvalues) -> None:
+    values = " ".join(map(number, found.values))
+    print(textwrap.fill(f"{method}: largest eigenvalues {values}", _WIDTH, subsequent_indent="  "))
+    print(f"  residuals at most {percent(found.relative_residual)} of the largest, {found.status}")
 
 
 def _density_line(method: str, found: SpectralDensity) -> None:

@@ -1,5 +1,5 @@
 """λ of an adapter with its error: of all parameters together, of a growing sample, by module, along a run, in
-Adam's geometry after a warm-up.
+Adam's geometry after a warm-up; the eigenvalues next to it, and how all are distributed.
 """
 
 from .cost import peak_rss_bytes
@@ -12,6 +12,7 @@ from .module_block import ModuleSharpness
 from .per_module import ModuleSpectrum, module_sharpness
 from .preconditioned import AdamSharpness, adam_sharpness
 from .state import unchanged
+from .top import TopEigenvalues, top_eigenvalues
 from .track import SharpnessTracker, TrackedSharpness
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ModuleSharpness",
     "ModuleSpectrum",
     "SharpnessTracker",
+    "TopEigenvalues",
     "TrackedSharpness",
     "adam_sharpness",
     "density",
@@ -29,5 +31,6 @@ __all__ = [
     "module_sharpness",
     "peak_rss_bytes",
     "sharpness",
+    "top_eigenvalues",
     "unchanged",
 ]

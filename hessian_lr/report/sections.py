@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..digits import rate
+from ..measure import TopEigenvalues
 from ..predict.law import COVERAGE
 from ..rows import MeasuredRow, ScoredRow, SpectrumRow
 from ..score import BAND_REGRET
@@ -150,6 +151,32 @@ def _sharpness_lead(columns: dict[str, list[str]]) -> str:
     if "λ_P" in columns:
         lead.append("λ_P is the same in Adam's own geometry, after ten small warm-up steps.")
     return " ".join(lead)
+
+
+def largest(rows: Sequence[Sourced]) -> Section | None:
+    """The eigenvalues below λ, a column a method."""
+    found = [(source, entry) for source, entry in rows if _top(entry) is not None]
+    if not found:
+        return None
+    columns = [top for _, entry in found if (top := _top(entry)) is not None]
+    cells = [
+        [str(place + 1), *(_at(top, place) for top in columns)]
+        for place in range(max(len(top.values) for top in columns))
+    ]
+    table = Table(
+        "Each as often as it occurs, in nats per token. ± is the residual: some eigenvalue lies within it.",
+        ["place", *labels(found)],
+        cells,
+    )
+    return Section("Largest eigenvalues", tables=[table])
+
+
+def _top(entry: Entry) -> TopEigenvalues | None:
+    return entry.row.top if isinstance(entry.row, SpectrumRow) else None
+
+
+def _at(top: TopEigenvalues, place: int) -> str:
+    return measured(top.values[place], top.residuals[place]) if place < len(top.values) else ABSENT
 
 
 def cost(rows: Sequence[Sourced]) -> Section | None:

@@ -104,6 +104,20 @@ def test_spectrum_tells_density_and_modules_when_asked(capsys, options):
     assert "trace" in shown and "sharpest" in shown and "held out" in shown
 
 
+def test_spectrum_tells_the_largest_eigenvalues_when_asked(capsys, options):
+    status, found = run_json(capsys, "spectrum", *options, "--top", "3")
+    (row,) = found["results"]
+    assert status == 0 and row["top"]["status"] == "converged"
+    first, second, third = row["top"]["values"]
+    assert first == pytest.approx(row["lambda_max"], rel=0.05) and first >= second >= third
+    assert row["request"]["top"] == 3
+    assert main(["spectrum", *options, "--top", "3", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "largest eigenvalues" in shown and "residuals at most" in shown
+    assert main(["spectrum", *options, "--top", "0"]) == 2
+    assert "top must be a whole number of at least 1, not 0" in capsys.readouterr().err
+
+
 def test_spectrum_grows_its_sample(capsys, options):
     status, found = run_json(capsys, "spectrum", *options, "--samples", "auto", "--rtol", "0.1")
     (row,) = found["results"]

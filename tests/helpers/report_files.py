@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hessian_lr import results
-from hessian_lr.measure import Curvature, ModuleSharpness, ModuleSpectrum
+from hessian_lr.measure import Curvature, ModuleSharpness, ModuleSpectrum, TopEigenvalues
 from hessian_lr.rows import SpectrumRow
 from hessian_lr.setting import Setting
 from hessian_lr.spectrum import spectral_density
@@ -54,13 +54,17 @@ def density():
     return spectral_density(lambda v: diagonal * v, 60, probes=3, steps=12)
 
 
+def top():
+    return TopEigenvalues((1.05, 0.94, 0.94), (1e-3, 0.012, 0.04), "converged", 27, 28.0, 9.0, 1, 96, 60)
+
+
 def json_document(settings, rows, **more):
     """What a command writes of rows that are JSON already."""
     return results.document(settings, (), (), **more).to_dict() | {"results": list(rows)}
 
 
 def spectrum_document(methods=("lora",), setting=SETTING, **more):
-    beside = {"density": density(), "modules": modules()}
+    beside = {"top": top(), "density": density(), "modules": modules()}
     rows = [SpectrumRow.of(method, curvature(), **beside).to_dict() for method in methods]
     settings = [Setting(**{**vars(setting), "method": method}) for method in methods]
     return json_document(settings, rows, **more)

@@ -73,6 +73,7 @@ def test_it_has_every_section_and_each_figure_in_words(whole):
             "Sharpness",
             "Sweeps",
             "Eigenvalue against best learning rate",
+            "Largest eigenvalues",
             "Module by module",
         ),
         *("Spectral density", "Cost against the sweep it replaces", "Setting", "Versions"),
@@ -87,7 +88,15 @@ def test_it_has_every_section_and_each_figure_in_words(whole):
 
 
 def test_the_certificate_stands_with_as_many_digits_as_are_known(whole):
-    for cell in ("1.05 ± 0.12", "9.8 ± 3.5", "410 ± 90", "−1.05", "33000 ± 8000", "converged"):
+    for cell in (
+        "1.05 ± 0.12",
+        "9.8 ± 3.5",
+        "410 ± 90",
+        "−1.05",
+        "33000 ± 8000",
+        "converged",
+        "0.940 ± 0.012",
+    ):
         assert f">{cell}</td>" in whole[1]
 
 
@@ -181,7 +190,7 @@ def test_predictions_alone_give_each_method_with_its_range(tmp_path):
     said = "Start lora at 2.1e-3 (9.4e-4 to 4.6e-3), pissa at 4.2e-4 (1.9e-4 to 9.2e-4): the best"
     assert said in page.text
     assert "Not in these results" in page.text
-    for hint in ("validate --out DIR", "--per-module", "--density"):
+    for hint in ("validate --out DIR", "--top 10", "--per-module", "--density"):
         assert hint in page.text
     assert not page.tags("svg")
     assert "pissa: a note" in page.text
