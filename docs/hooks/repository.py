@@ -17,7 +17,7 @@ from hessian_lr import cli
 
 COMMANDS = "<!-- commands -->"
 # Figures and studies, under the names that they have in the repository.
-_FROM_ROOT = ("figures/*.png", "figures/*.svg", "experiments/*/README.md")
+_FROM_ROOT = ("figures/*.png", "figures/*.svg", "experiments/*/README.md", "experiments/*/pages/*.md")
 _COLUMNS = "90"
 
 

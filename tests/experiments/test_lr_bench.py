@@ -284,7 +284,7 @@ def test_what_a_law_misses_beyond_its_settings_is_within_what_ranges_allow(table
     for row, other in zip(found, written["rows"], strict=True):
         assert row == {k: pytest.approx(v) if isinstance(v, float) else v for k, v in other.items()}
         assert row["per_e"] <= CARRIED.get(row["quantity"], EXTRAPOLATION)
-    assert beyond.as_table(found) in (beyond.HERE.parent / "README.md").read_text(encoding="utf-8")
+    assert beyond.as_table(found) in (beyond.HERE.parent / "pages" / "beyond.md").read_text(encoding="utf-8")
     small = {name: written["models"][name] for name in ("gpt2-2m", "llama-3m")}
     assert beyond.sizes(list(small)) == small
     for law in (getattr(load_calibration(), name) for name in beyond.NAMES):
@@ -302,7 +302,7 @@ def test_no_setting_beyond_a_cut_has_a_part_in_the_fit(table):
 
 
 def test_the_page_has_the_real_models_other_shapes():
-    page = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    page = (HERE.parent / "pages" / "shapes.md").read_text(encoding="utf-8")
     rows = later.found(SHAPES)
     for told in (later.table(rows), later.each_predictor(rows)):
         assert told.split("\n\n")[0] in page
