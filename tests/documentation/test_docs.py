@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import unicodedata
 
 import pages
 import pytest
@@ -81,14 +82,35 @@ def test_what_a_page_takes_in_from_files_is_there(page):
             assert (pages.ROOT / found[1]).is_file()
 
 
-LINKED = sorted([*DOCS.rglob("*.md"), pages.ROOT / "README.md", *pages.ROOT.glob("experiments/*/README.md")])
+STUDIES = [*pages.ROOT.glob("experiments/*/README.md"), *pages.ROOT.glob("experiments/*/pages/*.md")]
+LINKED = sorted([*DOCS.rglob("*.md"), pages.ROOT / "README.md", *STUDIES])
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
 def test_a_pages_links_lead_to_files_of_the_repository(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)#\s]+)", text):
-        assert "://" in link or (page.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?", text):
+        if "://" in link:
+            continue
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if anchor and target.parent.name != "reference":  # whose headings are made when it is built
+            assert anchor in anchors(target), f"{link}#{anchor}"
+
+
+def anchors(page):
+    """As the builder makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    plain = [
+        unicodedata.normalize("NFKD", one).encode("ascii", "ignore").decode().lower() for one in headings
+    ]
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", one).strip()) for one in plain}
+
+
+def test_the_menu_has_every_study():
+    menu = (pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- (experiments/\S+\.md)$", menu, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(page.relative_to(pages.ROOT).as_posix() for page in STUDIES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
