@@ -109,7 +109,7 @@ def _check(
     from ..predict.law import refuse_unpredicted
     from ..predict.rate import PROBE
     from ..study.predicting import check_predictor
-    from .spectra import BRACKETED
+    from .spectra import BRACKETED_IN_WORDS, may_be_bracketed
 
     refuse_unpredicted(settings[0])
     check_predictor(predictor, settings)
@@ -119,10 +119,10 @@ def _check(
         raise RequestError(
             "--fast is for --predictor eigenvalue, which measures where B = 0; add it or leave --fast out"
         )
-    if fast and (others := [s.method for s in settings if s.method not in BRACKETED]):
+    if fast and (others := [s.method for s in settings if not may_be_bracketed(s)]):
         raise RequestError(
-            f"--fast is for {' and '.join(BRACKETED)}, whose λ has a closed form; {', '.join(others)} "
-            "needs Lanczos: leave --fast out"
+            f"--fast is for {BRACKETED_IN_WORDS}, whose λ has a closed form; {', '.join(others)} needs "
+            "Lanczos: leave --fast out"
         )
     if checkpoint is not None and fast:
         raise RequestError(

@@ -18,8 +18,9 @@ from ..rows import SpectrumRow
 from ..setting import AUTO, Setting
 
 T = TypeVar("T")
-# Methods with a closed form at B = 0.
-BRACKETED = ("lora", "rslora")
+# Methods that start as plain LoRA with B = 0, where λ has a closed form.
+BRACKETED = ("lora", "rslora", "lora+", "loft")
+BRACKETED_IN_WORDS = f"methods that start as plain LoRA with B = 0 ({', '.join(BRACKETED)})"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Request:
     top: int | None
     density: bool
     per_module: bool
+
+
+def may_be_bracketed(setting: Setting) -> bool:
+    """Whether there is a closed form, or what the user's own adapter is like has to tell."""
+    return setting.peft_config is not None or setting.method in BRACKETED
 
 
 def measure(
@@ -62,7 +68,9 @@ def measure(
     if curvature.status != "failed":
         # On the sample that λ was measured on, which may have grown less than it could.
         batches = prepared.batches[: curvature.samples]
-        if request.bracket and setting.method in BRACKETED:
+        if request.bracket and not may_be_bracketed(setting):
+            notes.append(f"no bracket: there is one for {BRACKETED_IN_WORDS}")
+        elif request.bracket:
             progress.report("closed form", 0, 1, "")
             more["bracket"] = _try(lambda: closed_form(model, batches, seed=seed), "bracket", notes)
         again: dict[str, Any] = {"operator": request.operator, "dtype": dtype, "seed": seed}

@@ -33,7 +33,7 @@ def spectrum(
         ),
     ] = "hessian",
     bracket: Annotated[
-        bool, typer.Option("--bracket", help="Closed-form bounds of λ beside it (lora and rslora).")
+        bool, typer.Option("--bracket", help="Closed-form bounds of λ beside it (plain LoRA, B = 0).")
     ] = False,
     top: Annotated[
         int | None,
@@ -61,10 +61,10 @@ def spectrum(
     check_stopping(rtol, max_products)
     if top is not None:
         check_counts(top=top)
-    if bracket and not any(one.method in spectra.BRACKETED for one in settings):
+    if bracket and not any(map(spectra.may_be_bracketed, settings)):
         raise RequestError(
-            f"--bracket is for {' and '.join(spectra.BRACKETED)}, whose λ has a closed form at B = 0, not "
-            f"for {', '.join(one.method for one in settings)}: leave it out"
+            f"--bracket is for {spectra.BRACKETED_IN_WORDS}, not for "
+            f"{', '.join(one.method for one in settings)}: leave it out"
         )
     if operator == "gauss-newton" and (bracket or per_module):
         raise RequestError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import PREDICT_KEYS, SETTING_KEYS, run_json
+from peft import LoraConfig
 
 from hessian_lr import cli
 from hessian_lr.cli import main
@@ -78,9 +79,31 @@ def test_spectrum_brackets_plain_lora_only(capsys, options):
     )
     lora, olora = found["results"]
     assert status == 0 and olora["bracket"] is None
+    assert any(note.startswith("no bracket: there is one for methods") for note in olora["notes"])
     assert lora["bracket"]["lower"] <= lora["lambda_max"] * 1.01
     assert lora["lambda_max"] <= lora["bracket"]["upper"]
     assert {"matvecs", "gradient_equivalents", "seconds", "peak_rss_bytes"} <= lora.keys()
+
+
+@pytest.mark.parametrize("adapter", ["lora+", LoraConfig(r=2), LoraConfig(r=2, use_dora=True)])
+def test_plain_lora_by_another_name_is_bracketed_too(adapter, capsys, tmp_path, options):
+    if isinstance(adapter, str):
+        named = ["--method", adapter]
+    else:
+        adapter.target_modules = "all-linear"
+        adapter.save_pretrained(tmp_path)
+        named = ["--peft-config", str(tmp_path)]
+        # The adapter says its own.
+        del options[options.index("--rank") : options.index("--steps")]
+    status, found = run_json(capsys, "spectrum", *options, *named, "--bracket")
+    (row,) = found["results"]
+    assert status == 0
+    if not isinstance(adapter, str) and adapter.use_dora:
+        told = "no bracket: the closed form does not hold for DoRA"
+        assert row["bracket"] is None and any(one.startswith(told) for one in row["notes"])
+    else:
+        ends = row["bracket"]
+        assert ends["lower"] <= row["lambda_upper"] and row["lambda_max"] <= ends["upper"]
 
 
 @pytest.mark.parametrize("other", ["--bracket", "--per-module"])

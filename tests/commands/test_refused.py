@@ -49,12 +49,14 @@ WRONG_FOR = {
     "fast olora": (
         "predict",
         ["--fast", "--predictor", "eigenvalue", "--method", "olora"],
-        "--fast is for lora and rslora, whose λ has a closed form; olora needs Lanczos",
+        "--fast is for methods that start as plain LoRA with B = 0 (lora, rslora, lora+, loft), whose λ has "
+        "a closed form; olora needs Lanczos",
     ),
     "bracket olora": (
         "spectrum",
         ["--bracket", "--method", "olora"],
-        "--bracket is for lora and rslora, whose λ has a closed form at B = 0, not for olora: leave it out",
+        "--bracket is for methods that start as plain LoRA with B = 0 (lora, rslora, lora+, loft), not for "
+        "olora: leave it out",
     ),
     "rtol": ("spectrum", ["--rtol", "2"], "rtol must lie between 0 and 1"),
     "out": ("validate", ["--out", "{folder}/file/runs"], "is a file, not a folder"),
