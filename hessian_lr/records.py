@@ -70,6 +70,21 @@ class Record:
             raise RequestError(f"{path}: {error}") from error
 
 
+class Result(Record):
+    """Base of records in result files: one of another version may have fields of its own, not known here."""
+
+    @classmethod
+    def from_dict(cls: type[R], values: dict[str, Any]) -> R:
+        """The record that ``to_dict`` described, or another version of it.
+
+        Raises:
+            RequestError: a field is missing, or of the wrong shape.
+        """
+        if isinstance(values, dict):
+            values = {name: value for name, value in values.items() if name in _written(cls)}
+        return super().from_dict(values)
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number that a float can hold; JSON's true and false are none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -16,33 +16,16 @@ from .predict import Prediction
 from .predict.extent import EXTENT
 from .predict.prediction import Probe
 from .predict.start import lr_eigenvalue, lr_sharpness
-from .records import Record
+from .records import Record, Result
 from .score import Score
 from .spectrum import SpectralDensity
 from .sweep import RunResult
 from .sweep.run import check_numbers
 
-R = TypeVar("R", bound="Row")
 M = TypeVar("M", bound="MethodRow")
 
 
-class Row(Record):
-    """Base of all of them: one of another version may have fields of its own, which are not known here."""
-
-    @classmethod
-    def from_dict(cls: type[R], values: dict[str, Any]) -> R:
-        """The row that ``to_dict`` described, or another version of it.
-
-        Raises:
-            RequestError: a field is missing, or of the wrong shape.
-        """
-        if isinstance(values, dict):
-            known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-            values = {name: value for name, value in values.items() if name in known}
-        return super().from_dict(values)
-
-
-class MethodRow(Row):
+class MethodRow(Result):
     """Base of a method's or a setting's."""
 
     method: str
@@ -50,7 +33,7 @@ class MethodRow(Row):
 
     @classmethod
     def from_dict(cls: type[M], values: dict[str, Any]) -> M:
-        """As ``Row.from_dict``; the message says which row it was."""
+        """As ``Result.from_dict``; the message says which row it was."""
         try:
             return super().from_dict(values)
         except RequestError as error:
@@ -70,7 +53,7 @@ class MethodRow(Row):
 
 
 @dataclass(frozen=True)
-class RunRow(Row):
+class RunRow(Result):
     """A run of a sweep.
 
     Raises:
@@ -100,7 +83,7 @@ class RunRow(Row):
 
 
 @dataclass(frozen=True)
-class Ends(Row):
+class Ends(Result):
     """A learning rate with the ends of its range; None where there is none."""
 
     lr: float | None
@@ -164,7 +147,7 @@ class PredictionRow(MeasuredRow):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PredictionRow:
-        """As ``Row.from_dict``; earlier versions call ``sources`` ``from``."""
+        """As ``Result.from_dict``; earlier versions call ``sources`` ``from``."""
         if isinstance(values, dict) and "from" in values:
             values = {"sources": values["from"], **values}
         return super().from_dict(values)
@@ -221,7 +204,7 @@ class ScoredRow(Score, MeasuredRow):
 
 
 @dataclass(frozen=True)
-class Missing(Row):
+class Missing(Result):
     """A run that is still to be made."""
 
     lr: float

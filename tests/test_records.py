@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report_files import spectrum_document
 
 from hessian_lr.errors import HessianLRError, RequestError
-from hessian_lr.records import Record, digest, read_json, write_json
+from hessian_lr.records import Record, Result, digest, read_json, write_json
+from hessian_lr.rows import SpectrumRow
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,33 @@ def test_what_is_not_finite_is_written_as_null(value: float, tmp_path: Path) -> 
 def test_json_that_describes_something_else_is_refused(values: object, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Outer.from_dict(values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Deep(Result):
+    value: float
+    vector: object = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Outermost(Result):
+    parts: tuple[Deep, ...] = ()
+
+
+def test_results_of_another_version_are_read_however_deep_their_own_fields_are() -> None:
+    values = {"parts": [{"value": 1.0, "later": 2}], "newer": {"x": 1}}
+    assert Outermost.from_dict(values) == Outermost((Deep(1.0),))
+    with pytest.raises(RequestError, match="it lacks value"):
+        Outermost.from_dict({"parts": [{"later": 2}]})
+    whole = spectrum_document()["results"][0]
+    for name in ("top", "density", "modules"):
+        whole[name]["later"] = 1
+    whole["modules"]["modules"][0]["later"] = 1
+    assert SpectrumRow.from_dict(whole).modules is not None
+
+
+def test_what_has_no_part_in_comparisons_is_not_written() -> None:
+    assert Deep(1.0, object()).to_dict() == {"value": 1.0} and Deep(1.0, 2) == Deep(1.0, 3)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

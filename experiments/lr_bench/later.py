@@ -35,10 +35,16 @@ def found(folder: Path = LATER) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         document = read_json(path)
         setting = document["setting"]
-        shared = {name: setting[name] for name in ("data", "rank", "batch_size", "steps")}
+        shared = {name: setting[name] for name in ("data", "rank", "alpha", "batch_size", "steps")}
+        shared["modules"] = modules(setting["target_modules"])
         model = Path(setting["model"]).name
         rows += [{"file": path.name, "model": model, **shared, **row} for row in document["results"]]
     return rows
+
+
+def modules(targets: str | list[str]) -> str:
+    """Target modules in a word or two, as a table has them."""
+    return targets if isinstance(targets, str) else ", ".join(one.removesuffix("_proj") for one in targets)
 
 
 def in_range(row: dict[str, Any]) -> bool:
@@ -46,16 +52,21 @@ def in_range(row: dict[str, Any]) -> bool:
     return bool(row["predicted_low"] <= row["best_lr"] <= row["predicted_high"])
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+#: What tells the settings of a table apart, by the name of its column.
+ALIKE = {"model": "model", "task": "data", "steps": "steps", "method": "method"}
+SHAPED = {"task": "data", "method": "method", "rank": "rank", "alpha": "alpha", "modules": "modules"}
+
+
+def table(rows: list[dict[str, Any]], columns: dict[str, str] = ALIKE) -> str:
     """The rows in Markdown, and what they come to."""
-    columns = ("model", "task", "steps", "method", "predicted (range)", "best (1% band)", "factor", "regret")
-    lines = [_line((*columns, "in the range")), "|---" * 9 + "|"]
+    found = ("predicted (range)", "best (1% band)", "factor", "regret", "in the range")
+    lines = [_line((*columns, *found)), "|---" * (len(columns) + len(found)) + "|"]
     for row in rows:
         predicted, low, high = (rate(row[f"predicted_{name}"]) for name in ("lr", "low", "high"))
         best, start, end = (rate(row[name]) for name in ("best_lr", "band_low", "band_high"))
         told = (f"{predicted} ({low}…{high})", f"{best} ({start}…{end})")
         scores = (f"{row['factor_error']:.2f}", f"{row['regret']:.1%}", "yes" if in_range(row) else "no")
-        lines.append(_line((*(str(row[n]) for n in ("model", "data", "steps", "method")), *told, *scores)))
+        lines.append(_line((*(_cell(row[name]) for name in columns.values()), *told, *scores)))
     factors, regrets = ([row[name] for row in rows] for name in ("factor_error", "regret"))
     lines.append(
         f"\n{len(rows)} settings: factor {np.median(factors):.2f} in the median, {max(factors):.2f} at most; "
@@ -90,6 +101,10 @@ def compared(folder: Path = UNSEEN) -> list[dict[str, Any]]:
     ]
 
 
+def _cell(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -100,8 +115,9 @@ def main() -> None:
         own = [row for row in rows if (row["method"] in ("lora+", "loft")) is not alike]
         if own:
             print(table(own), end="\n\n")
-    for folder in (UNSEEN, PROBED, THOUSAND, REAL_LONG, SHAPES):
+    for folder in (UNSEEN, PROBED, THOUSAND, REAL_LONG):
         print(table(found(folder)), end="\n\n")
+    print(table(found(SHAPES), SHAPED), end="\n\n")
     for folder in (PROBED, THOUSAND, REAL_LONG, SHAPES):
         print(each_predictor(found(folder)), end="\n\n")
     for row in compared():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..errors import HessianLRError, RequestError
-from ..records import Record
+from ..records import Result
 from ..spectrum.certificate import CONFIDENCE
 from ..spectrum.lanczos import Progress, dot
 from .caveats import model_notes
@@ -54,7 +54,7 @@ _SADDLE = 0.4
 
 
 @dataclass(frozen=True)
-class ClosedForm(Record):
+class ClosedForm(Result):
     """λ at B = 0 as its structure gives it.
 
     Attributes:

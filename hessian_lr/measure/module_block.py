@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..curvature.vectors import flatten, unflatten
 from ..precision import working_type
-from ..records import Record, digest
+from ..records import Result, digest
 from ..spectrum import Eigenvalue, upper_bound
 from ..spectrum.basis import Basis
 from ..spectrum.lanczos import BREAKDOWN, start_vector
@@ -20,7 +20,7 @@ from .confirm import afresh
 
 
 @dataclass(frozen=True)
-class ModuleSharpness(Record):
+class ModuleSharpness(Result):
     """λᵢ of one adapted module, and what is known of its error.
 
     Attributes:

@@ -20,7 +20,7 @@ from ..curvature.caveats import model_notes
 from ..curvature.operator import HessianOperator
 from ..distributed import FAILURES, failed
 from ..errors import RequestError
-from ..records import Record
+from ..records import Result
 from ..setting import check_counts
 from ..spectrum.certificate import CONFIDENCE
 from ..spectrum.stopping import check_stopping
@@ -35,7 +35,7 @@ ModuleProgress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class ModuleSpectrum(Record):
+class ModuleSpectrum(Result):
     """λᵢ of every adapted module, in the model's order, with what all of them together cost.
 
     Attributes:

@@ -16,7 +16,7 @@ from ..curvature.central import twice_or_central
 from ..curvature.loss_operator import LossOperator
 from ..digits import percent
 from ..errors import RequestError, unknown_name
-from ..records import Record
+from ..records import Result
 from ..setting import check_counts
 from ..spectrum import Eigenvalues, block_lanczos
 from ..spectrum.lanczos import Progress
@@ -30,7 +30,7 @@ EACH = 32
 
 
 @dataclass(frozen=True)
-class TopEigenvalues(Record):
+class TopEigenvalues(Result):
     """The several largest eigenvalues of a loss's Hessian over an adapter's parameters.
 
     Attributes:

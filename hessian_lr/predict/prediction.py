@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..measure import AdamSharpness, Curvature
-from ..records import Record
+from ..records import Record, Result
 from .law import Rate
 
 
 @dataclass(frozen=True)
-class Probe(Record):
+class Probe(Result):
     """Short runs that a prediction is joined with (see ``refine``).
 
     Attributes:

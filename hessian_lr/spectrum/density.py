@@ -13,7 +13,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from ..errors import RequestError
-from ..records import Record
+from ..records import Result
 from ..setting import check_counts
 from .basis import Basis
 from .block_lanczos import Matmat
@@ -33,7 +33,7 @@ Elementwise = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
-class SpectralDensity(Record):
+class SpectralDensity(Result):
     """An estimate of how a symmetric matrix's n eigenvalues are distributed.
 
     Every ``*_error`` is a standard error over the probes. It does not cover what m Lanczos steps

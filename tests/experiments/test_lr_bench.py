@@ -304,5 +304,5 @@ def test_no_setting_beyond_a_cut_has_a_part_in_the_fit(table):
 def test_the_page_has_the_real_models_other_shapes():
     page = (HERE.parent / "pages" / "shapes.md").read_text(encoding="utf-8")
     rows = later.found(SHAPES)
-    for told in (later.table(rows), later.each_predictor(rows)):
+    for told in (later.table(rows, later.SHAPED), later.each_predictor(rows)):
         assert told.split("\n\n")[0] in page
