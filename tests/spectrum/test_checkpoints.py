@@ -100,10 +100,16 @@ def test_sharpness_goes_on_to_the_last_bit(products, dtype, tmp_path, killed_aft
     assert not tmp_path.exists()
 
 
-@pytest.mark.parametrize("products", [2, 9, 16])
-def test_a_prediction_goes_on_to_the_last_bit(products, tmp_path, killed_after):
+@pytest.fixture(scope="module")
+def predicted():
+    """The whole prediction that each killed one is to become, and how it is asked for."""
     common = {"warmup_batches": BATCHES[:2], "steps": 20}
-    whole = predict_learning_rate(learned(), BATCHES[2:], **common)
+    return predict_learning_rate(learned(), BATCHES[2:], **common), common
+
+
+@pytest.mark.parametrize("products", [2, 9, 16])
+def test_a_prediction_goes_on_to_the_last_bit(products, predicted, tmp_path, killed_after):
+    whole, common = predicted
     assert whole.matvecs > max(products, 12)
     killed_after(products)
     with pytest.raises(Killed):
@@ -175,8 +181,15 @@ FOREIGN = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed():
+    return sharpness(learned(), BATCHES[:2], rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", FOREIGN)
-def test_the_state_of_something_else_is_named_and_neither_used_nor_lost(name, tmp_path, killed_after):
+def test_the_state_of_something_else_is_named_and_neither_used_nor_lost(
+    name, undisturbed, tmp_path, killed_after
+):
     changes = dict(FOREIGN[name])
     model = changes.pop("model", learned)()
     half_done(tmp_path, killed_after, model, **changes)
@@ -184,7 +197,7 @@ def test_the_state_of_something_else_is_named_and_neither_used_nor_lost(name, tm
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
     here = Checkpoints(tmp_path, SETTING)
     found = sharpness(learned(), BATCHES[:2], rtol=1e-4, checkpoints=here)
-    assert bits(found) == bits(sharpness(learned(), BATCHES[:2], rtol=1e-4))
+    assert bits(found) == bits(undisturbed)
     (note,) = here.notes
     assert note.startswith(f"{kept} was not used: it is the state of another measurement, which differs in ")
     assert name in note
