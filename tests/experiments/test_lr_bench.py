@@ -42,6 +42,13 @@ def table():
     return scored(read()[0])
 
 
+@pytest.fixture(scope="module")
+def given():
+    """The committed tables, and the constants that they give."""
+    used = tables()
+    return used, calibration(*used)
+
+
 def test_the_settings_are_a_fixed_draw_over_methods_models_and_everything_else():
     settings = all_settings()
     assert [one.key for one in settings] == [one.key for one in all_settings()]
@@ -76,8 +83,8 @@ def test_transfer_to_a_model_takes_nothing_of_that_model_but_the_setting_it_star
     assert pair_errors(scaled, model) == pytest.approx(pair_errors(table, model))
 
 
-def test_the_shipped_constants_are_what_the_committed_tables_give():
-    made, shipped = calibration(*tables()), load_calibration()
+def test_the_shipped_constants_are_what_the_committed_tables_give(given):
+    made, shipped = given[1], load_calibration()
     assert made.version == shipped.version
     for name in ("combined", "adam", "eigenvalue", "probe"):
         one, other = getattr(made, name), getattr(shipped, name)
@@ -100,13 +107,14 @@ def test_the_test_on_later_settings_has_none_that_the_fixed_constants_were_fitte
         assert row == pytest.approx(written[predictor], nan_ok=True), predictor
 
 
-def test_the_longest_runs_are_in_no_fit_and_are_judged_as_told():
+def test_the_longest_runs_are_in_no_fit_and_are_judged_as_told(given):
     bench, (settings, runs) = read()[0], read(LONG)
     assert set(settings["steps"]) == {300} and not set(settings["key"]) & set(bench["key"])
     # Wherever their best learning rates lay, the laws would be these; but not known for so many steps.
     far = settings.assign(**{name: settings[name] * 100 for name in ("best_lr", "band_low", "band_high")})
-    _, _, *real = tables()
-    made, other = (calibration(scored(bench), scored(one), *real) for one in (settings, far))
+    (used, longest, *real), made = given
+    pd.testing.assert_frame_equal(longest, scored(settings))
+    other = calibration(used, scored(far), *real)
     for name in PREDICTORS:
         one, two = getattr(made, name), getattr(other, name)
         assert two.domain["steps"][1] == 120

@@ -29,6 +29,12 @@ def made_of(everything):
 
 
 @pytest.fixture(scope="module")
+def prior(made_of):
+    """The constants before the user's own sweeps."""
+    return own.without(MODEL, made_of)
+
+
+@pytest.fixture(scope="module")
 def mine():
     both = pd.concat([scored(read()[0]), scored(read(LONG)[0])], ignore_index=True)
     return both[both["model"] == MODEL]
@@ -44,21 +50,19 @@ def only(kind, task):
 SCOPES = own.scopes
 
 
-def test_the_constants_before_the_users_sweeps_know_nothing_of_the_model(made_of):
+def test_the_constants_before_the_users_sweeps_know_nothing_of_the_model(made_of, prior):
     far = [
         one.assign(best_lr=one["best_lr"].where(one["model"] != MODEL, one["best_lr"] * 9)) for one in made_of
     ]
-    before, after = own.without(MODEL, made_of), own.without(MODEL, far)
-    assert before == after
-    assert before.combined != load_calibration().combined
+    assert own.without(MODEL, far) == prior
+    assert prior.combined != load_calibration().combined
     # Of another model they do know.
     assert own.without("gpt2-2m", made_of).combined != own.without("gpt2-2m", far).combined
 
 
-def test_what_is_predicted_has_no_part_in_the_constants_and_ones_own_sweeps_have(made_of, mine, monkeypatch):
+def test_what_is_predicted_has_no_part_in_the_constants_and_ones_own_sweeps_have(prior, mine, monkeypatch):
     monkeypatch.setattr(own, "DRAWS", 2)
     monkeypatch.setattr(own, "scopes", only("other task", "instruction"))
-    prior = own.without(MODEL, made_of)
     held = mine["data"] != "instruction"
     rows = {}
     for name, changed in {"as it is": mine, "tested": held, "own": ~held}.items():
@@ -77,16 +81,16 @@ def test_what_is_predicted_has_no_part_in_the_constants_and_ones_own_sweeps_have
     assert not np.isclose(rows["own"]["factor"][some], one["factor"][some]).any()
 
 
-def test_the_same_settings_are_predicted_whatever_the_number_of_ones_own(made_of, mine):
+def test_the_same_settings_are_predicted_whatever_the_number_of_ones_own(mine):
     for _, _, rows, tested in own.scopes(mine):
         for order, rest in own.draws(rows, tested):
             assert len(set(order)) == own.MOST == len(order) and not set(order) & set(rest)
             assert len(rest) >= own.LEAST - own.MOST
 
 
-def test_what_is_written_is_what_the_committed_tables_give(made_of, mine, monkeypatch):
+def test_what_is_written_is_what_the_committed_tables_give(prior, mine, monkeypatch):
     monkeypatch.setattr(own, "scopes", only("task", "instruction"))
-    found = own.study(["combined"], mine, own.without(MODEL, made_of), [own.CALIBRATED])
+    found = own.study(["combined"], mine, prior, [own.CALIBRATED])
     written = [
         row
         for row in own.found()
