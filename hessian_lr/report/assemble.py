@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..copies import once
+from ..peft_config import PeftSource
 from ..records import digest
-from ..setting import SGD
+from ..setting import SGD, Setting
 from . import drawings, sections
 from .advice import advice
 from .command import commands
@@ -80,9 +82,13 @@ def _content(document: Document) -> str:
 
 
 def _key(document: Document, same: Sequence[str] = _SAME) -> str:
-    setting = document.entries[0].setting
+    return digest(_compared(document.entries[0].setting, same))
+
+
+def _compared(setting: Setting, same: Sequence[str] = _SAME) -> dict[str, Any]:
+    """The fields that make another setting of it: a path by its place."""
     values = setting.to_dict() | {"model": setting.model_place, "data": setting.data_place}
-    return digest({name: value for name, value in values.items() if name not in same})
+    return {name: value for name, value in values.items() if name not in same}
 
 
 def _untrained_key(document: Document) -> str:
@@ -126,11 +132,18 @@ def _sourced(documents: Sequence[Document]) -> tuple[list[Sourced], list[str]]:
     """
     ordered = sorted(documents, key=lambda d: ("validate", "predict", "spectrum").index(d.command))
     return once(
-        [(document.name, entry) for document in ordered for entry in document.entries],
+        [(_source(document, ordered), entry) for document in ordered for entry in document.entries],
         key=lambda row: row[1].validated.identity if row[1].validated else id(row[1]),
         told=lambda row: row[1].validated.told if row[1].validated else (),
         name=lambda row: f"{row[1].row.name} of {row[0]}",
     )
+
+
+def _source(document: Document, documents: Sequence[Document]) -> str:
+    """Where rows are from: their file, and the precision where one file has several, as a sweep's may."""
+    own = document.entries[0].setting.dtype
+    of_file = {one.entries[0].setting.dtype for one in documents if one.file == document.file}
+    return document.name if len(of_file) == 1 else f"{document.name}, dtype {own}"
 
 
 def _named(source: str) -> str:
@@ -149,10 +162,31 @@ def _head(documents: Sequence[Document]) -> tuple[str, list[str]]:
 
 
 def _apart(documents: Sequence[Document], alike: Sequence[Sequence[Document]]) -> list[str]:
-    """What tells a part from others of its head: other data or another model, and its files."""
-    said = []
+    """What tells a part from others of its head: other data or another model, other fields, and its files."""
+    said: list[str] = []
+    told = set()
     for name, what in _CONTENTS.items():
         found = {str(one.whole[name]) for group in alike for one in group if one.whole.get(name)}
-        if len(found) > 1:
-            said += [f"{what} {own}" for own in found & {str(one.whole.get(name)) for one in documents}]
-    return [*said, f"from {', '.join(document.name for document in documents)}"]
+        if len(found) > 1 and (own := found & {str(one.whole.get(name)) for one in documents}):
+            said += [f"{what} {one}" for one in sorted(own)]
+            told.add(what)
+    said += [_field(name, documents, alike) for name in _differing(alike) if name not in told]
+    return [*said, f"from {', '.join(dict.fromkeys(document.name for document in documents))}"]
+
+
+def _differing(groups: Sequence[Sequence[Document]]) -> list[str]:
+    """The fields by which the settings of groups differ; of spectra alone those that have a part in them."""
+    same = (*_SAME, *_UNTRAINED) if groups[0][0].command == "spectrum" else _SAME
+    values = [_compared(group[0].entries[0].setting, same) for group in groups]
+    names = dict.fromkeys(name for one in values for name in one)
+    return [name for name in names if any(one.get(name) != values[0].get(name) for one in values)]
+
+
+def _field(name: str, documents: Sequence[Document], alike: Sequence[Sequence[Document]]) -> str:
+    """A field of a part's setting in words."""
+    own, *others = (getattr(group[0].entries[0].setting, name) for group in (documents, *alike))
+    # A list's own commas would not be told from those between fields.
+    text = " ".join(own) if isinstance(own, tuple) else sections.valued(name, own)
+    if isinstance(own, PeftSource) and any(str(one) == text and one != own for one in others):
+        text += f" ({own.digest})"  # the file was another one before
+    return f"{sections.named(name)} {text}"

@@ -246,24 +246,25 @@ def setting(documents: Sequence[Document]) -> Section:
             if isinstance(entry.row, MeasuredRow):
                 values |= {"predictor": entry.row.predictor, "calibration": entry.row.calibration}
         for name, value in values.items():
-            text = _value(name, value)
+            text = valued(name, value)
             if text not in found.setdefault(name, []):
                 found[name].append(text)
     methods = list(dict.fromkeys(entry.method for document in documents for entry in document.entries))
-    rows = [["methods", ", ".join(methods)], *([_words(name), " or ".join(v)] for name, v in found.items())]
+    rows = [["methods", ", ".join(methods)], *([named(name), " or ".join(v)] for name, v in found.items())]
     table = Table(
         "Values that differ between the files are joined by “or”.", ["field", "value"], rows, prose=True
     )
     return Section("Setting", tables=[table])
 
 
-def _words(name: str) -> str:
-    return {"seed": "seed of the initialization", "seeds": "seeds of the runs"}.get(
-        name, name.replace("_", " ")
-    )
+def named(name: str) -> str:
+    """A field of a setting as a table has it."""
+    own = {"seed": "seed of the initialization", "seeds": "seeds of the runs"}
+    return own.get(name, name.replace("_", " "))
 
 
-def _value(name: str, value: Any) -> str:
+def valued(name: str, value: Any) -> str:
+    """The field's value, as it stands in a file."""
     if value is None:
         return "found by their usual names" if name == "fields" else ABSENT
     if isinstance(value, float):
