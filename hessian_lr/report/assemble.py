@@ -86,8 +86,8 @@ def _key(document: Document, same: Sequence[str] = _SAME) -> str:
 
 
 def _compared(setting: Setting, same: Sequence[str] = _SAME) -> dict[str, Any]:
-    """The fields that make another setting of it: a path by its place."""
-    values = setting.to_dict() | {"model": setting.model_place, "data": setting.data_place}
+    """The fields that make another setting of it: a path by its place, an adapter by its content."""
+    values = setting.training_identity() | {"model": setting.model_place, "data": setting.data_place}
     return {name: value for name, value in values.items() if name not in same}
 
 

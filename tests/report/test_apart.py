@@ -61,3 +61,12 @@ def test_runs_of_one_sweep_at_two_precisions_are_told_apart(tmp_path):
     name = tmp_path.name
     assert [row[1] for row in rates.rows] == [f"{name}, dtype float32", f"{name}, dtype bfloat16"]
     assert f"Train lora ({name}, dtype float32) at" in part.advice.sentence.striptags()
+
+
+def test_one_adapter_by_two_spellings_is_one_part(tmp_path):
+    """Both sweeps are of one adapter: they count as one, of whichever tells more."""
+    for name, path in (("one", "a.json"), ("two", "./a.json")):
+        (tmp_path / name).mkdir()
+        adapter = ADAPTERS[0] | {"peft_config": {"path": path, "digest": "1"}}
+        swept_over(tmp_path / name, [adapter])
+    assert len(write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "r.html")) == 1
