@@ -114,8 +114,8 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
         f"transferred from the best learning rate {best_lr:.3g} of {near.method}, rank {near.rank}, alpha "
         f"{near.alpha:g}, batch size {near.batch_size}, {near.steps} steps, {near.data}"
     ]
-    if near.data_place != wanted.data_place:
-        notes.append(f"measured on {near.data}, not {wanted.data}: what the data change is not known here")
+    if others := _other_rows(near, wanted):
+        notes.append(f"measured on {', '.join(others)}: what the data change is not known here")
     # What both settings lie outside by, they share: only the way from one to the other is a guess.
     guessed = {name: _outside(name, here[name], there[name], law) for name in there}
     width += EXTRAPOLATION * sum(guessed.values())
@@ -142,7 +142,24 @@ def _outside(name: str, here: float, there: float, law: Transfer) -> float:
     return sum(abs(a - b) for a, b in ends)
 
 
-def _distance(law: Transfer, one: Setting, other: Setting) -> tuple[bool, bool, float]:
-    """Order of nearness: another method, other data, and how far the quantities are apart."""
+def _other_rows(one: Setting, other: Setting) -> list[str]:
+    """How the rows of one differ from the other's, in words; columns are those of a file."""
+    found = []
+    if one.data_place != other.data_place:
+        found.append(f"{one.data}, not {other.data}")
+    elif one.fields != other.fields:
+        found.append(f"{_columns(one)}, not {_columns(other)}")
+    if one.max_length != other.max_length:
+        found.append(f"rows cut to {one.max_length} tokens, not {other.max_length}")
+    return found
+
+
+def _columns(setting: Setting) -> str:
+    return "the usual columns" if setting.fields is None else f"columns {','.join(setting.fields)}"
+
+
+def _distance(law: Transfer, one: Setting, other: Setting) -> tuple[bool, bool, int, float]:
+    """Order of nearness: another method, other data, other rows, and how far the quantities are apart."""
     apart = sum(abs(math.log(quantities(one)[name] / quantities(other)[name])) for name in law.exponents)
-    return formula(one) != formula(other), one.data_place != other.data_place, apart
+    other_data = one.data_place != other.data_place
+    return formula(one) != formula(other), other_data, len(_other_rows(one, other)), apart

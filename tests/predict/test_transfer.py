@@ -76,16 +76,31 @@ def test_of_several_runs_the_same_method_then_the_same_data_then_the_nearest_cou
     wanted = replace(KNOWN, method="pissa", rank=32)
     far = (replace(wanted, rank=4), 1e-4)
     near = (replace(wanted, rank=16), 2e-4)
+    other_length = (replace(wanted, max_length=8), 5e-4)
+    other_columns = (replace(wanted, rank=16, fields=("a", "b")), 6e-4)
     other_data = (replace(wanted, data="code"), 3e-4)
     other_method = (replace(wanted, method="lora"), 4e-4)
-    runs = [other_method, other_data, far, near]
-    for chosen in (near, far, other_data, other_method):
+    runs = [other_method, other_data, other_columns, other_length, far, near]
+    for chosen in (near, far, other_length, other_columns, other_data, other_method):
         assert f"{chosen[1]:.3g}" in transfer(LAW, runs, wanted).notes[0]
         runs.remove(chosen)
 
 
-def test_other_data_are_told():
-    assert "not code" in transfer(LAW, [(KNOWN, 1e-3)], replace(KNOWN, data="code")).notes[1]
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data": "code"}, "math, not code"),
+        ({"data": "code", "fields": ("text",)}, "math, not code"),
+        ({"fields": ("b", "a")}, "the usual columns, not columns b,a"),
+        (
+            {"fields": ("text",), "max_length": 8},
+            "the usual columns, not columns text, rows cut to 512 tokens, not 8",
+        ),
+    ],
+)
+def test_other_rows_are_told(changes, told):
+    notes = transfer(LAW, [(KNOWN, 1e-3)], replace(KNOWN, **changes)).notes
+    assert notes[1:] == (f"measured on {told}: what the data change is not known here",)
 
 
 @pytest.mark.parametrize(
