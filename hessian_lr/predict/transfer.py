@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import RequestError, unknown_name
+from ..peft_config import PeftSource
 from ..records import Record
 from ..setting import Setting
 from .law import (
@@ -94,8 +95,8 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
     usable = [(one, lr) for one, lr in measured if all(_same(name, one, wanted) for name in SHARED)]
     if not usable:
         raise RequestError(
-            f"no run with a best learning rate is of model {wanted.model} with target modules "
-            f"{wanted.target_modules} and optimizer {wanted.optimizer}: validate one setting of it first"
+            f"no run with a best learning rate is of model {wanted.model} with {_adapted(wanted)} and "
+            f"optimizer {wanted.optimizer}: validate one setting of it first"
         )
     usable = [(one, lr) for one, lr in usable if formula(one) == formula(wanted) or _known(law, one, wanted)]
     if not usable:
@@ -129,7 +130,18 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
 
 
 def _same(name: str, one: Setting, other: Setting) -> bool:
-    return bool(getattr(one, name) == getattr(other, name))
+    values = [getattr(setting, name) for setting in (one, other)]
+    # An adapter is known by its content, however its path is spelled.
+    here, there = (value.digest if isinstance(value, PeftSource) else value for value in values)
+    return bool(here == there)
+
+
+def _adapted(setting: Setting) -> str:
+    """What ``SHARED`` has of a setting's adapter, in words."""
+    if setting.peft_config is not None:
+        return f"the adapter {setting.peft_config}"
+    modules = setting.target_modules
+    return f"target modules {modules if isinstance(modules, str) else ','.join(modules)}"
 
 
 def _known(law: Transfer, one: Setting, other: Setting) -> bool:

@@ -1,5 +1,6 @@
 """Transfer: exponents and offsets move a measured best learning rate as the law says, and no further."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -107,7 +108,7 @@ def test_other_rows_are_told(changes, told):
     ("changes", "message"),
     [
         ({"model": "another"}, "model another"),
-        ({"target_modules": ("q_proj",)}, "target modules"),
+        ({"target_modules": ("v_proj", "q_proj")}, "with target modules q_proj,v_proj and optimizer"),
         ({"method": "olora"}, "'olora'"),
     ],
 )
@@ -149,3 +150,15 @@ def test_one_model_under_two_paths_and_modules_in_another_order_are_the_same(tmp
     assert (
         Setting(target_modules=("v_proj", "q_proj")).key == Setting(target_modules=("q_proj", "v_proj")).key
     )
+
+
+def test_one_adapter_under_two_paths_is_the_same_and_another_is_named(tmp_path, monkeypatch):
+    for name, rank in (("a.json", 2), ("b.json", 4)):
+        values = {"peft_type": "LORA", "r": rank, "lora_alpha": 2, "target_modules": ["q_proj"]}
+        (tmp_path / name).write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+    known = (Setting(peft_config="a.json"), 1e-3)
+    for place in ("./a.json", str(tmp_path / "a.json")):
+        assert transfer(LAW, [known], Setting(peft_config=place)).lr == pytest.approx(1e-3)
+    with pytest.raises(RequestError, match="with the adapter b.json and optimizer"):
+        transfer(LAW, [known], Setting(peft_config="b.json"))
