@@ -121,8 +121,8 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
     guessed = {name: _outside(name, here[name], there[name], law) for name in there}
     width += EXTRAPOLATION * sum(guessed.values())
     if any(guessed.values()):
-        outside = [tried(name, there[name], law.domain) for name, way in guessed.items() if way]
-        notes.append(widened(outside))
+        ways = [name for name, way in guessed.items() if way]
+        notes.append(widened([end for name in ways for end in _ends(name, here[name], there[name], law)]))
     try:
         return Rate(best_lr * math.exp(shift), math.exp(width), tuple(notes))
     except OverflowError as error:
@@ -152,6 +152,13 @@ def _outside(name: str, here: float, there: float, law: Transfer) -> float:
     """How much, in ln, of the way between two values lies outside the law's domain."""
     ends = zip(beyond(name, here, law.domain), beyond(name, there, law.domain), strict=True)
     return sum(abs(a - b) for a, b in ends)
+
+
+def _ends(name: str, here: float, there: float, law: Transfer) -> list[str]:
+    """Of two values those that lie outside, in words: of two on the same side the one that is led to."""
+    sides = [[part > 0 for part in beyond(name, value, law.domain)] for value in (here, there)]
+    start = [f"from {tried(name, here, law.domain)}"] if any(sides[0]) and sides[0] != sides[1] else []
+    return start + ([tried(name, there, law.domain)] if any(sides[1]) else [])
 
 
 def _other_rows(one: Setting, other: Setting) -> list[str]:
