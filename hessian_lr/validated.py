@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,22 @@ def best_learning_rates(rows: Sequence[Validated]) -> list[tuple[Setting, float]
         if one.row.best_lr is not None and not one.row.censored:
             found.append((one.setting, one.row.best_lr))
     return found
+
+
+def without_best(rows: Iterable[Validated]) -> Iterator[tuple[Setting, str]]:
+    """Each other row's setting, of those that have runs, with the reason and what to do.
+
+    Raises:
+        RequestError: a row's setting is not one.
+    """
+    for one in rows:
+        if one.row.censored:
+            yield (
+                one.setting,
+                "its best learning rate lies at the edge of its sweep: run more learning rates",
+            )
+        elif one.row.best_lr is None and one.row.runs:
+            yield one.setting, "no learning rate of its sweep lowered the held-out loss: run others"
 
 
 def validated_row(file: Path, whole: dict[str, Any], row: dict[str, Any]) -> Validated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import RequestError, unknown_name
@@ -79,26 +79,38 @@ def formula(setting: Setting) -> str:
     return "lora" if setting.method == "rslora" else setting.method
 
 
-def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: Setting) -> Rate:
+def transfer(
+    law: Transfer,
+    measured: Sequence[tuple[Setting, float]],
+    wanted: Setting,
+    unsettled: Iterable[tuple[Setting, str]] = (),
+) -> Rate:
     """η̂ of ``wanted`` from the measured setting that lies nearest to it.
 
     Args:
         law: How learning rates move.
         measured: Settings with their best learning rate.
         wanted: Another setting of the same model, modules and optimizer.
+        unsettled: Settings whose sweeps tell no best learning rate, each with the reason.
 
     Raises:
         RequestError: no measured setting is of the same model, modules and optimizer, the law knows one
             of two different methods not, or the optimizer is not AdamW.
     """
     refuse_unpredicted(wanted)
-    usable = [(one, lr) for one, lr in measured if all(_same(name, one, wanted) for name in SHARED)]
+    alike = [(one, lr) for one, lr in measured if _alike(one, wanted)]
+    usable = [(one, lr) for one, lr in alike if _known(law, one, wanted)]
     if not usable:
+        for one, why in unsettled:
+            if _alike(one, wanted) and _known(law, one, wanted):
+                raise RequestError(
+                    f"nothing can be moved from {one.method}, rank {one.rank}, alpha {one.alpha:g}: {why}"
+                )
+    if not alike:
         raise RequestError(
             f"no run with a best learning rate is of model {wanted.model} with {_adapted(wanted)} and "
             f"optimizer {wanted.optimizer}: validate one setting of it first"
         )
-    usable = [(one, lr) for one, lr in usable if formula(one) == formula(wanted) or _known(law, one, wanted)]
     if not usable:
         raise RequestError(
             f"nothing is known of how a best learning rate moves to the method {wanted.method!r}: validate "
@@ -129,6 +141,10 @@ def transfer(law: Transfer, measured: Sequence[tuple[Setting, float]], wanted: S
         raise RequestError("the calibration's transfer gives no finite learning rate here") from error
 
 
+def _alike(one: Setting, other: Setting) -> bool:
+    return all(_same(name, one, other) for name in SHARED)
+
+
 def _same(name: str, one: Setting, other: Setting) -> bool:
     values = [getattr(setting, name) for setting in (one, other)]
     # An adapter is known by its content, however its path is spelled.
@@ -145,7 +161,9 @@ def _adapted(setting: Setting) -> str:
 
 
 def _known(law: Transfer, one: Setting, other: Setting) -> bool:
-    return formula(one) in law.methods and formula(other) in law.methods
+    """Whether it is known how a best learning rate moves from one's method to the other's."""
+    here, there = formula(one), formula(other)
+    return here == there or (here in law.methods and there in law.methods)
 
 
 def _outside(name: str, here: float, there: float, law: Transfer) -> float:

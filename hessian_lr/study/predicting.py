@@ -26,7 +26,7 @@ from ..predict.transfer import transfer as moved
 from ..prepare import Prepared, prepare
 from ..progress import Progress, quiet_libraries
 from ..setting import AUTO, Setting
-from ..validated import best_learning_rates, read_validated
+from ..validated import best_learning_rates, read_validated, without_best
 from . import loading
 from .probe import probed
 
@@ -163,8 +163,9 @@ def transfer(
     Raises:
         RequestError: none of ``runs`` tells of the setting's model, or a file is not what those wrote.
     """
-    constants, measured = load_calibration(calibration), best_learning_rates(read_validated(runs))
-    return Prediction.transferred(constants.version, moved(constants.transfer, measured, setting))
+    constants, rows = load_calibration(calibration), read_validated(runs)
+    found = moved(constants.transfer, best_learning_rates(rows), setting, without_best(rows))
+    return Prediction.transferred(constants.version, found)
 
 
 def check_predictor(predictor: str, settings: Sequence[Setting]) -> None:

@@ -6,12 +6,14 @@ import re
 from dataclasses import replace
 
 import pytest
+from report_files import SETTING, first_light
 
 from hessian_lr.errors import RequestError
 from hessian_lr.predict import load_calibration
 from hessian_lr.predict.law import EXTRAPOLATION
 from hessian_lr.predict.transfer import Transfer, quantities, transfer
 from hessian_lr.setting import Setting
+from hessian_lr.study import transfer as moved
 
 LAW = Transfer(
     exponents={"rank": -0.5, "scaling": -1.0, "batch_size": 0.5, "steps": -0.25},
@@ -118,6 +120,27 @@ def test_what_nothing_is_known_of_is_refused(changes, message):
         transfer(LAW, [(KNOWN, 1e-3)], replace(KNOWN, **changes))
 
 
+def test_a_sweep_that_tells_no_best_is_named_with_what_to_do(tmp_path):
+    whole = first_light()
+    (row, *_) = whole["results"]
+    edge = row | {"method": "pissa", "censored": True}
+    nothing = row | {"method": "corda", "best_lr": None}
+    failed = nothing | {"method": "dora", "runs": []}
+
+    def said(*rows, method="lora"):
+        found = tmp_path / "validate.json"
+        found.write_text(json.dumps(whole | {"results": rows}))
+        with pytest.raises(RequestError) as caught:
+            moved(replace(SETTING, method=method), found)
+        return str(caught.value)
+
+    why = "its best learning rate lies at the edge of its sweep: run more learning rates"
+    assert said(edge) == f"nothing can be moved from pissa, rank 16, alpha 16: {why}"
+    assert said(edge, failed, row, method="corda").startswith("nothing is known of how")
+    assert "from corda, rank 16, alpha 16: no learning rate" in said(nothing, row, method="corda")
+    assert said(failed).endswith("validate one setting of it first")
+
+
 def test_a_method_the_law_does_not_know_moves_to_itself():
     olora = replace(KNOWN, method="olora")
     assert transfer(LAW, [(olora, 1e-3)], replace(olora, batch_size=16)).lr == pytest.approx(2e-3)
@@ -161,5 +184,5 @@ def test_one_adapter_under_two_paths_is_the_same_and_another_is_named(tmp_path, 
     known = (Setting(peft_config="a.json"), 1e-3)
     for place in ("./a.json", str(tmp_path / "a.json")):
         assert transfer(LAW, [known], Setting(peft_config=place)).lr == pytest.approx(1e-3)
-    with pytest.raises(RequestError, match="with the adapter b.json and optimizer"):
+    with pytest.raises(RequestError, match=r"with the adapter b\.json and optimizer"):
         transfer(LAW, [known], Setting(peft_config="b.json"))
