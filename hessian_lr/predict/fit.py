@@ -125,8 +125,9 @@ def unheard(observations: Sequence[Observation], current: Calibration) -> list[s
             notes.append(
                 f"{len(lacks)} of {len(observations)} settings do not count for the law {name!r}, for they "
                 f"lack {', '.join(sorted(set().union(*lacks)))}{kept}. Methods with an optimizer of "
-                "their own have no rate from λ; where an earlier version measured the others, run "
-                "`hessian-lr validate` on their folder again: it measures anew and keeps the runs"
+                "their own have no rate from λ; of the others a measurement failed (the row's notes say "
+                "why), or an earlier version made it: then run `hessian-lr validate` on their folder again, "
+                "which measures anew and keeps the runs"
             )
     return notes
 

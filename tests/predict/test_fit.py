@@ -166,6 +166,7 @@ def test_a_law_is_fitted_to_the_settings_that_have_all_its_quantities():
         for name, count in {"combined": 2, "adam": 1, "eigenvalue": 1}.items()
     ]
     assert "lack lr_sharpness, lr_stability." in told[0] and "validate" in told[0]
+    assert "a measurement failed (the row's notes say why), or an earlier version made it" in told[0]
     assert "it stays as it was" in unheard(rows[:1], CURRENT)[0] and not unheard(rows[1:2], CURRENT)
     assert found.combined.scale == pytest.approx(3.0 * 4.0**0.5)
 
