@@ -48,6 +48,28 @@ def check_overwriting(
         taken[place] = f"overwrite what {option} writes"
 
 
+def check_among_runs(written: Iterable[tuple[str, str | None]], folders: Iterable[Path]) -> None:
+    """Refuse files to write inside folders of runs: there they are runs' own, or would be read as such.
+
+    Args:
+        written: As ``check_overwriting`` has it.
+        folders: Those that are read, whether they exist or not.
+
+    Raises:
+        RequestError: names the option and the folder.
+    """
+    read = {os.path.realpath(folder): folder for folder in folders}
+    for option, path in written:
+        if path is None or path == "-":
+            continue
+        for around in Path(os.path.realpath(path)).parents:
+            if (folder := read.get(str(around))) is not None:
+                raise RequestError(
+                    f"{option} {path} would stand among the runs in {folder}, which this command reads: "
+                    "give it a place of its own"
+                )
+
+
 def _sources(settings: Sequence[Setting]) -> Iterator[tuple[str, bool]]:
     """What settings are made of, but for what is built in, and whether it is their data."""
     if not settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ import typer
 
 from ..errors import RequestError
 from ..files import SCHEMA
-from ..overwriting import check_writable
+from ..overwriting import check_among_runs, check_writable
 from ..sweep.engine import Cluster, Local
 from . import options
 from .ending import resumable
@@ -71,7 +71,7 @@ def sweep(
     --predictor, `align`, `calibrate` and `report` read the folder, too.
     """
     part = None if shard is None else _shard(shard)
-    check_writable(out, "--out", folder=True)
+    _check_places(out, output)
     _read_quickly(file)
 
     from ..study.sweeping import checked
@@ -130,11 +130,9 @@ def merge(
     Trains nothing and overwrites nothing. Every run that is missing, found twice or damaged is named, and
     so are files of something else. Status 1: runs are missing.
     """
-    check_writable(out, "--out", folder=True)
     from ..sweep.merge import runs_folder
 
-    for folder in folders:
-        runs_folder(Path(folder))
+    _check_places(out, output, [runs_folder(Path(folder)) for folder in folders])
     _read_quickly(file)
 
     from ..study.sweeping import checked
@@ -163,6 +161,12 @@ def _read_quickly(file: str) -> None:
     from ..sweep.request import read
 
     read(file)
+
+
+def _check_places(out: str, output: Output, shares: Sequence[Path] = ()) -> None:
+    """Refuse places where nothing can be written, or among runs: the folder's own, and those of shares."""
+    check_writable(out, "--out", folder=True)
+    check_among_runs([("--out", out), ("--json", output.json)], [Path(out) / "runs", *shares])
 
 
 def _places(output: Output) -> dict[str, Any]:

@@ -17,6 +17,7 @@ RESULTS, MODEL = (
     "--model model --data rows.jsonl",
 )
 AMONG = "{} would stand among the files of {}, which this command reads: give it a place of its own"
+AMONG_RUNS = "--json {} would stand among the runs in {}/runs, which this command reads"
 # A command line, and what is said of it.
 REFUSED = {
     "calibrate runs --out runs/validate.json": RESULTS,
@@ -54,6 +55,14 @@ REFUSED = {
     "sweep file.yaml --json rows.jsonl": "rows.jsonl, which",
     "sweep file.yaml --out new --json new/sweep.json": "what --out writes",
     "merge file.yaml share --out new --json new/sweep.csv": "what --out writes",
+    "merge file.yaml share --out new --json share/runs/1.json": AMONG_RUNS.format(
+        "share/runs/1.json", "share"
+    ),
+    "merge file.yaml share/runs --out new --json {absolute}/share/runs/new.json": "the runs in share/runs",
+    "merge file.yaml share --out share/runs/new": "--out share/runs/new would stand among the runs in",
+    "merge file.yaml share --out new --json new/runs/1.json": AMONG_RUNS.format("new/runs/1.json", "new"),
+    "sweep file.yaml --out share --json ./share/runs/1.json": "the runs in share/runs, which",
+    "sweep file.yaml --out new --json new/runs/1.json --dry-run": AMONG_RUNS.format("new/runs/1.json", "new"),
 }
 
 
@@ -65,6 +74,7 @@ def files(tmp_path_factory):
     (root / "swept").mkdir()
     shutil.copy(FIRST_LIGHT / "validate.json", root / "swept" / "sweep.json")
     (root / "share" / "runs").mkdir(parents=True)
+    (root / "share" / "runs" / "1.json").write_text("a run")
     load_calibration().write(root / "own.json")
     save(tiny_llama(), root / "model")
     write_rows(root / "rows.jsonl", sums(8))
