@@ -16,7 +16,7 @@ from ..figures.style import save
 from ..files import IDENTITIES, VALIDATE_FILE
 from ..limits import check_batch_size
 from ..models import LoadedModel
-from ..overwriting import check_overwriting, check_writable
+from ..overwriting import check_among_runs, check_overwriting, check_writable
 from ..predict.classical import stability_bound
 from ..progress import Progress, quiet_libraries
 from ..results import Document
@@ -126,6 +126,7 @@ def checked(
     check_writable(place, called, folder=True)
     places = [(called, str(place)), (called, str(place / VALIDATE_FILE)), *written]
     check_overwriting(places, [file], settings)
+    check_among_runs(written, [place / "runs"])
     predicting = Predicting(predictor, constants_for(predictor, calibration), file)
     return Asked(settings, place, tuple(one.seed for one in seeded), rates, predicting)
 

@@ -50,6 +50,7 @@ REFUSED = {
     f"spectrum {MODEL} --json x --checkpoint x": "what --checkpoint writes",
     f"validate {MODEL} --out new --json new/validate.json": "what --out writes",
     f"validate {MODEL} --out new --json new": "what --out writes",
+    f"validate {MODEL} --out share --json share/runs/1.json": AMONG_RUNS.format("share/runs/1.json", "share"),
     f"validate {MODEL} --calibration own.json --out new --json own.json": "own.json, which",
     "sweep file.yaml --json file.yaml --dry-run": "file.yaml, which",
     "sweep file.yaml --json rows.jsonl": "rows.jsonl, which",
