@@ -33,10 +33,14 @@ class Checkpoints:
     Args:
         folder: Of all of them; other measurements may keep theirs there too.
         setting: What is measured. Where its model and data lie does not matter: their contents do.
+
+    Attributes:
+        unfinished: Some of the measurement is still to be had, by another attempt: the states stay for it.
     """
 
     def __init__(self, folder: str | Path, setting: Setting) -> None:
         self.folder = Path(folder)
+        self.unfinished = False
         identity = setting.training_identity(contents=False)
         del identity["dtype"]
         self._setting = {**identity, "samples": setting.samples}
@@ -81,7 +85,9 @@ class Checkpoints:
         return self._open[-1]
 
     def clear(self) -> None:
-        """Remove the states of this measurement, which is done; and their folder, if that leaves it empty."""
+        """Remove the states of this measurement, if it is done; and their folder, if that leaves it empty."""
+        if self.unfinished:
+            return
         for one in self._open:
             one.clear()
         with contextlib.suppress(OSError):

@@ -19,13 +19,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from .errors import HessianLRError, NonFiniteError, NotTwiceDifferentiable, RankError, RequestError
+from .errors import (
+    HessianLRError,
+    NonFiniteError,
+    NotTwiceDifferentiable,
+    OutOfMemory,
+    RankError,
+    RequestError,
+)
 from .precision import working_type
 
 # Bits of a stamp: what a float32 holds exactly.
 _STAMP = 1 << 24
 # The kinds of failure that a rank may be told of, most particular first.
-_KINDS = (RequestError, NonFiniteError, NotTwiceDifferentiable, HessianLRError)
+_KINDS = (RequestError, NonFiniteError, NotTwiceDifferentiable, OutOfMemory, HessianLRError)
 
 
 class Board(Protocol):
@@ -284,6 +291,8 @@ def _stamp(alike: Sequence[Tensor | str]) -> int:
 
 #: What makes of a measurement a result without a number, where no fault of the request is behind it.
 FAILURES = (HessianLRError, MemoryError, torch.OutOfMemoryError)
+#: Those of them that the same call may be spared another time.
+MEMORY = (OutOfMemory, MemoryError, torch.OutOfMemoryError)
 
 
 def failed(error: BaseException) -> str:

@@ -52,6 +52,10 @@ class NonFiniteError(HessianLRError, ArithmeticError):
     """A loss, gradient or product was NaN or infinite; no number may follow from it."""
 
 
+class OutOfMemory(HessianLRError):
+    """There was no memory for the work: with more of it, the same call may succeed."""
+
+
 class RankError(RuntimeError):
     """The ranks can no longer work together: one is gone, or has failed where the others have not.
 

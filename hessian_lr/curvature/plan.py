@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-from ..errors import HessianLRError
+from ..errors import OutOfMemory
 from ..exhausted import memory_errors
 
 # Of the memory that is free when an operator is made, the share that kept graphs may fill. The
@@ -87,13 +87,13 @@ class Plan:
         """Within it, running out of memory is an error that says what there is and what would help.
 
         Raises:
-            HessianLRError: in the place of torch's and Python's own.
+            OutOfMemory: in the place of torch's and Python's own.
         """
         try:
             with memory_errors():
                 yield
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise HessianLRError(self._exhausted(dtype)) from error
+            raise OutOfMemory(self._exhausted(dtype)) from error
 
     def _exhausted(self, dtype: torch.dtype) -> str:
         most = self._most

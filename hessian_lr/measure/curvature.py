@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..records import Record
@@ -43,6 +43,7 @@ class Curvature(Record):
         unreached: How many of them belong to an embedding and get no gradient from the sample, as those of
             tokens that are not in it: training on such rows leaves them where they are.
         notes: What a reader should know of how it was obtained.
+        out_of_memory: It failed for want of memory. Not written.
     """
 
     lambda_max: float | None
@@ -67,11 +68,12 @@ class Curvature(Record):
     samples: int = 0
     unreached: int = 0
     notes: tuple[str, ...] = ()
+    out_of_memory: bool = field(default=False, compare=False)
 
     @classmethod
     def failed(cls, reason: str, **spent: Any) -> Curvature:
         """A result without a number: why, and whichever costs and sizes are known."""
         unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(cls))
         nothing = {"matvecs": 0, "gradient_equivalents": 0.0, "seconds": 0.0, "peak_rss_bytes": 0}
-        sizes = {"samples": 0, "tokens": 0, "parameters": 0, "unreached": 0}
+        sizes = {"samples": 0, "tokens": 0, "parameters": 0, "unreached": 0, "out_of_memory": False}
         return cls(**(unknown | nothing | sizes | spent | {"status": "failed", "notes": (reason,)}))

@@ -16,7 +16,7 @@ from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.gauss_newton import GaussNewtonOperator
 from ..curvature.loss_operator import LossOperator
 from ..curvature.operator import HessianOperator
-from ..distributed import FAILURES, failed
+from ..distributed import FAILURES, MEMORY, failed
 from ..errors import NotTwiceDifferentiable, unknown_name
 from ..setting import check_counts
 from ..spectrum import Eigenvalue
@@ -145,7 +145,8 @@ class _Measurement:
         except NotTwiceDifferentiable:
             raise
         except FAILURES as error:
-            return Curvature.failed(failed(error), **self._spent())
+            lacked = isinstance(error, MEMORY)
+            return Curvature.failed(failed(error), out_of_memory=lacked, **self._spent())
 
     def _measured(self, held_out: Sequence[Batch] | None) -> Curvature:
         found, rounding = self._search(), None

@@ -37,7 +37,8 @@ class Prediction(Record):
     Attributes:
         predictor: ``"combined"``, ``"adam"``, ``"eigenvalue"`` or ``"probe"``; ``"transfer"`` where nothing
             was measured, ``"none"`` where no constants are known of the optimizer (see ``classical``).
-        status: ``"converged"``, ``"budget"`` or ``"failed"`` (then no learning rate is given).
+        status: ``"converged"``, ``"budget"`` (stopped at a limit of products, or one of two measurements for
+            want of memory) or ``"failed"`` (then no learning rate is given).
         lr: The learning rate η̂; None where it failed, or where the predictor is ``"none"``.
         lr_low, lr_high: Its range, which four of five settings of a method or model that had no part in
             the constants should lie in; wider outside the settings these were tried on.

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..batches import Batch, require_batches, require_labels
 from ..checkpoints import Checkpoints
-from ..distributed import FAILURES, failed
+from ..distributed import FAILURES, MEMORY, failed
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
 from ..measure import AdamSharpness, Curvature, adam_sharpness, peak_rss_bytes
@@ -162,21 +162,33 @@ def _by_eigenvalue(request: _Request, constants: Calibration) -> Prediction:
 
 
 def _by_both(request: _Request, constants: Calibration) -> Prediction:
-    """Both measurements; where one fails, the other's law has to do."""
+    """Both measurements; where one fails, the other's law has to do.
+
+    One that failed for want of memory may be had by the same call another time: its states stay until then.
+    """
     lacking: dict[str, list[str]] = {}  # what, by why
-    adam, start = None, None
+    adam, start, short = None, None, False
     try:
-        start = _start(request)
-    except HessianLRError as error:
+        with memory_errors():
+            start = _start(request)
+    except FAILURES as error:
         lacking.setdefault(failed(error), []).append("λ at initialization")
+        short = isinstance(error, MEMORY)
     try:
-        adam = _adam(request)
-    except HessianLRError as error:
+        with memory_errors():
+            adam = _adam(request)
+    except FAILURES as error:
         lacking.setdefault(failed(error), []).append("sharpness in Adam's geometry")
+        short |= isinstance(error, MEMORY)
     failures = [f"{' and '.join(what)}: {why}" for why, what in lacking.items()]
     if adam is None and start is None:
         raise HessianLRError("; ".join(failures))
-    return _told("combined", request, constants, adam, start, failures)
+    told = _told("combined", request, constants, adam, start, failures)
+    if not short:
+        return told
+    if request.how.checkpoints is not None:
+        request.how.checkpoints.unfinished = True
+    return replace(told, status="budget")
 
 
 def _adam(request: _Request) -> AdamSharpness:

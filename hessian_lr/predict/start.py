@@ -11,7 +11,7 @@ from torch import nn
 from ..batches import Batch
 from ..curvature.closed_form import FAST_PRODUCTS, closed_form
 from ..curvature.loss import trainable
-from ..errors import HessianLRError
+from ..errors import HessianLRError, OutOfMemory
 from ..measure import Curvature, peak_rss_bytes, sharpness
 from ..measure.how import How
 
@@ -53,7 +53,7 @@ def by_lanczos(model: nn.Module, batches: Sequence[Batch], how: How) -> Curvatur
     """λ by Lanczos on the Hessian's products.
 
     Raises:
-        HessianLRError: the measurement failed; its reason is the message.
+        HessianLRError: the measurement failed (``OutOfMemory``: for that); its reason is the message.
     """
     curvature = sharpness(
         model,
@@ -66,7 +66,8 @@ def by_lanczos(model: nn.Module, batches: Sequence[Batch], how: How) -> Curvatur
         checkpoints=how.checkpoints,
     )
     if curvature.lambda_max is None:
-        raise HessianLRError("; ".join(curvature.notes))
+        failure = OutOfMemory if curvature.out_of_memory else HessianLRError
+        raise failure("; ".join(curvature.notes))
     if not curvature.unreached:
         return curvature
     share, lower = curvature.unreached / curvature.parameters, curvature.parameters / _moved(curvature)

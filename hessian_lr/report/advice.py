@@ -153,7 +153,9 @@ def _from_predictions(entries: Sequence[Entry]) -> Advice:
     ]
     if any(row.status == "budget" for row in rows):
         stopped = [row.method for row in rows if row.status == "budget"]
-        reasons.append(f"The measurement stopped at its limit of products for {_listed(stopped)}.")
+        reasons.append(
+            f"The measurement stopped at a limit, of products or of memory, for {_listed(stopped)}."
+        )
     return Advice(sentence, reasons)
 
 

@@ -231,7 +231,7 @@ def _measured_once(
             **how,
         )
     notes += checkpoints.notes
-    if prediction.status != "failed":
+    if prediction.status != "failed" and not checkpoints.unfinished:
         write_sealed(path, {"schema": 1, "identity": identity, "prediction": prediction})
         checkpoints.clear()
     del prepared

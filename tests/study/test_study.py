@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import run_json
 from peft import LoraConfig
 from tiny_text import save, sums, tiny_llama, write_rows
@@ -19,6 +20,7 @@ from hessian_lr.errors import HessianLRError, NonFiniteError, RequestError
 from hessian_lr.figures.style import save as save_figure
 from hessian_lr.records import write_json
 from hessian_lr.setting import Setting
+from hessian_lr.spectrum import checkpoint
 from hessian_lr.study.validating import checked
 from hessian_lr.sweep import Sweep, engine
 
@@ -269,3 +271,55 @@ def test_results_that_do_not_compare_are_refused(validated):
         study.align([validated[1], trained])
     with pytest.raises(RequestError, match="nothing to draw"):
         study.eigenvalue_figure([])
+
+
+def _no_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+# Where memory runs out, and which of the two measurements is left without a number.
+LACKS = {
+    "in the warm-up": ("hessian_lr.measure.warmup.summed_loss", "lambda_preconditioned"),
+    "in the search along a step": (
+        "hessian_lr.measure.first_step.critical_learning_rate",
+        "lambda_preconditioned",
+    ),
+    "in Lanczos": ("hessian_lr.measure.joint._Measurement._search", "lambda_max"),
+}
+
+
+@pytest.mark.parametrize("where", LACKS)
+def test_half_a_prediction_for_want_of_memory_is_told_and_tried_again(setting, tmp_path, monkeypatch, where):
+    place, lacking = LACKS[where]
+    (other,) = {"lambda_preconditioned", "lambda_max"} - {lacking}
+    asked = {"lrs": LRS, "seeds": SEEDS, "quiet": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(place, _no_memory)
+        (short,) = study.validate(setting, tmp_path, **asked)
+    assert short.row.status == "budget" and any("out of memory" in note for note in short.row.notes)
+    assert getattr(short.row, lacking) is None and getattr(short.row, other) and short.row.predicted_lr
+    assert not list(tmp_path.glob("prediction-*.json"))
+    (again,) = study.validate(setting, tmp_path, **asked)
+    assert again.row.status == "converged" and again.row.lambda_max and again.row.lambda_preconditioned
+    assert list(tmp_path.glob("prediction-*.json")) and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("command", [False, True])
+def test_the_states_of_half_a_prediction_stay_until_it_is_whole(
+    setting, options, tmp_path, monkeypatch, capfd, command
+):
+    monkeypatch.setattr(checkpoint, "SHARE", float("inf"))
+    kept = tmp_path / "kept"
+
+    def predicted() -> str:
+        if command:
+            _, told = run_json(capfd, "predict", *options, "--checkpoint", kept, "--quiet")
+            return told["results"][0]["status"]
+        return study.predict(setting, checkpoint=kept, quiet=True).status
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hessian_lr.measure.warmup.summed_loss", _no_memory)
+        assert predicted() == "budget"
+    assert list(kept.glob("lanczos-start-*"))
+    assert predicted() == "converged"
+    assert not kept.exists()
