@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from ..batches import Batch
 from ..errors import HessianLRError, RequestError
 from ..records import Result
+from ..setting import check_counts
 from ..spectrum.certificate import CONFIDENCE
 from ..spectrum.lanczos import Progress, dot
 from .caveats import model_notes
@@ -39,6 +41,8 @@ from .weight_gradients import adapted_layers
 from .zero_b import ZeroBSearch
 
 MAX_PRODUCTS = 16
+# One with C's top direction, and one for an upper end.
+_FEWEST = 2
 # What a fast prediction takes at most: enough where λ is mostly coupling; elsewhere Lanczos costs no more.
 FAST_PRODUCTS = 8
 # Relative error of λ aimed at.
@@ -133,11 +137,14 @@ def closed_form(
         progress: Called after each product with (products, limit, θ, ρ).
 
     Raises:
-        RequestError: an adapter of another kind, B is not zero, something else is trained too, or
-            nothing is labelled.
+        RequestError: ``max_products`` is no whole number from 2 on, or ``seed`` from 0 on; an adapter of
+            another kind, B is not zero, something else is trained too, or nothing is labelled.
         HessianLRError: no module's weight has a gradient.
         NonFiniteError: the loss or a product is not finite.
     """
+    check_counts(seed=seed)
+    if not isinstance(max_products, Integral) or max_products < _FEWEST:
+        raise RequestError(f"max_products must be a whole number of at least {_FEWEST}, not {max_products!r}")
     began = time.perf_counter()
     layers = _zero_b_layers(model)
     with _only_b(layers):

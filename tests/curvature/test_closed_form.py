@@ -282,6 +282,20 @@ def test_the_closed_form_is_refused_where_it_does_not_hold(batches):
         closed_form(base_model("llama"), batches)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "least"),
+    [
+        *[({"max_products": value}, 2) for value in (0, 1, 2.5, True, None)],
+        *[({"seed": value}, 0) for value in (-1, 1.5)],
+    ],
+)
+def test_numbers_that_are_none_are_named(batches, wrong, least):
+    ((name, value),) = wrong.items()
+    said = f"^{name} must be a whole number of at least {least}, not {value}$"
+    with pytest.raises(RequestError, match=said):
+        closed_form(adapted("llama", moved=False), batches, **wrong)
+
+
 def test_a_loss_without_a_gradient_is_a_failure_of_the_work(batches):
     model = adapted("llama", moved=False)
     with torch.no_grad():
