@@ -16,6 +16,7 @@ from ..distributed import team
 from ..errors import RequestError
 from ..models.identity import glance
 from .caveats import mixes_rows
+from .inputs import require_inputs
 from .measurable import require_measurable
 from .microbatches import microbatches
 from .modes import base_model, quiet_model
@@ -59,8 +60,9 @@ class LossOperator(ABC):
             microbatch b) of the last product's vector v, whose scatter is the sampling error of v·M·v.
 
     Raises:
-        RequestError: no trainable parameter, no labelled token, batches without what a loss needs, a type
-            that products cannot have, or another rank has another sample, model or arguments.
+        RequestError: no trainable parameter, no labelled token, batches without what a loss needs or with
+            tokens that the model has not, a type that products cannot have, or another rank has another
+            sample, model or arguments.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class LossOperator(ABC):
         self._require_type()
         self._require_causal()
         self.labels = require_labels(batches)
-        self.batches = [to_device(batch, self.device) for batch in microbatches(batches, self.device)]
+        cut = microbatches(batches, self.device)
+        require_inputs(model, cut)
+        self.batches = [to_device(batch, self.device) for batch in cut]
         self.weights = [count_labels(batch) for batch in self.batches]
         self.tokens = count_tokens(self.batches)
         self.size = sum(p.numel() for p in self.parameters)

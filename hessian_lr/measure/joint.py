@@ -14,6 +14,7 @@ from ..batches import Batch, count_labels, require_batches
 from ..checkpoints import Checkpoints
 from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.gauss_newton import GaussNewtonOperator
+from ..curvature.inputs import require_inputs
 from ..curvature.loss_operator import LossOperator
 from ..curvature.operator import HessianOperator
 from ..distributed import FAILURES, MEMORY, failed
@@ -89,7 +90,8 @@ def sharpness(
 
     Raises:
         RequestError: nothing trainable, nothing labelled, batches (also held-out ones) that are not a list of
-            dictionaries of tensors, an unknown algorithm or operator, a bad tolerance, limit or seed.
+            dictionaries of tensors, tokens that the model has not, an unknown algorithm or operator, a bad
+            tolerance, limit or seed.
     """
     if algorithm not in ALGORITHMS:
         raise unknown_name("algorithm", algorithm, ALGORITHMS)
@@ -100,6 +102,7 @@ def sharpness(
     if held_out:
         # Not when all products are spent.
         require_batches(held_out)
+        require_inputs(model, held_out)
 
     def measure(make: Callable[..., LossOperator]) -> Curvature:
         how = How(dtype, memory_budget, seed, progress, checkpoints)

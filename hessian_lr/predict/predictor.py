@@ -12,6 +12,7 @@ from torch import nn
 
 from ..batches import Batch, require_batches, require_labels
 from ..checkpoints import Checkpoints
+from ..curvature.inputs import require_inputs
 from ..distributed import FAILURES, MEMORY, failed
 from ..errors import HessianLRError, RequestError, unknown_name
 from ..exhausted import memory_errors
@@ -83,9 +84,9 @@ def predict_learning_rate(
     Raises:
         RequestError: an unknown predictor, or one that needs more than a model; steps that are no whole
             number from 2 on, a batch size that is none from 1 on, a seed from 0 on; too few batches,
-            nothing trainable or labelled; an ``optimizer`` of another kind than Adam's, or that is not what
-            it was asked for; ``fast`` with another predictor than ``eigenvalue``, or with an
-            adapter without a closed form.
+            nothing trainable or labelled, tokens that the model has not; an ``optimizer`` of another kind
+            than Adam's, or that is not what it was asked for; ``fast`` with another predictor than
+            ``eigenvalue``, or with an adapter without a closed form.
     """
     if predictor == PROBE:
         raise RequestError(
@@ -111,6 +112,7 @@ def predict_learning_rate(
         warmup_batches, batches = split_batches(batches)
     require_labels(warmup_batches)
     require_labels(batches)
+    require_inputs(model, warmup_batches)
     constants = calibration or load_calibration()
     began = time.perf_counter()
     request = _Request(
