@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def checked(
     option = called.removesuffix("out")  # how the others of the call are written, too
     if not isinstance(grid, (str, Path, Mapping)):
         raise RequestError(f"a grid is a YAML file or a mapping with its keys, not a {type(grid).__name__}")
-    if limit is not None and not (isinstance(limit, int) and limit >= 0):
+    if limit is not None and (not isinstance(limit, Integral) or isinstance(limit, bool) or limit < 0):
         raise RequestError(f"{option}limit takes a whole number of at least 0, not {limit!r}")
     if calibration is not None and predictor is None:
         raise RequestError(
@@ -139,7 +140,7 @@ def checked(
         for setting in settings:
             check_predictor(predictor, [setting])
         predicting = Predicting(predictor, constants_for(predictor, constants_file), constants_file)
-    return Asked(made, place, shard, limit, predicting)
+    return Asked(made, place, shard, None if limit is None else int(limit), predicting)
 
 
 def _own_file(out: Path) -> Path:

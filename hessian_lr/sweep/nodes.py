@@ -158,11 +158,20 @@ def as_yaml(mapping: Mapping[str, Any]) -> str:
         raise RequestError("the grid is nested too deeply to be a sweep") from error
 
 
+def _in_own_digits(value: Any) -> Any:
+    """An array as lists of Python's numbers: float32's 1e-4 is 0.0001, and not 9.999999747378752e-05."""
+    if getattr(getattr(value, "dtype", None), "kind", "") != "f":
+        return value.tolist()
+    if value.ndim:
+        return [_in_own_digits(one) if hasattr(one, "tolist") else one for one in value]
+    return float(str(value[()]))
+
+
 def _plain(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
         return {_plain(name): _plain(one, name) for name, one in value.items() if one is not None}
     if hasattr(value, "tolist"):  # an array, or one of its numbers
-        return value.tolist()
+        return _in_own_digits(value)
     if isinstance(value, (os.PathLike, PeftSource)):
         return str(value)
     if isinstance(value, Iterator):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import RequestError, unknown_name
-from ..setting import MOST, Setting
+from ..setting import AUTO, MOST, Setting
 from . import plan
 from .nodes import LISTS, Nodes, shown
 
@@ -184,8 +184,10 @@ class _Reader:
         else:
             wanted, right = "text", isinstance(found, str) and bool(found)
         if not right:
-            quoted = "" if wanted != "text" or found is None else "; put it in quotes if it is meant"
-            raise self.wrong(node, key, f"expected {wanted}, not {shown(node)}{quoted}")
+            more = "; put it in quotes if it is meant" if wanted == "text" and found is not None else ""
+            if key == "samples" and found == AUTO:
+                more = f": {AUTO!r} is for `hessian-lr spectrum`"
+            raise self.wrong(node, key, f"expected {wanted}, not {shown(node)}{more}")
         return float(found) if key == "alpha" and _is_number(found) else found
 
     def names(self, key: str, node: yaml.Node) -> Any:

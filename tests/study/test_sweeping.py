@@ -17,6 +17,7 @@ from tiny_text import save, sums, tiny_llama, write_rows
 from hessian_lr import study
 from hessian_lr.errors import HessianLRError, RequestError
 from hessian_lr.setting import Setting
+from hessian_lr.study.sweeping import checked
 from hessian_lr.sweep import engine
 from hessian_lr.sweep.nodes import Nodes, as_yaml
 from hessian_lr.sweep.request import read
@@ -101,6 +102,10 @@ def test_settings_without_a_run_are_among_the_results(grid, tmp_path, monkeypatc
 WRONG = {
     "a key": ({"rnk": 4}, "the grid: unknown key 'rnk'. Did you mean 'rank'?"),
     "a value": ({"rank": [4, 2.5]}, "the grid, rank: expected a whole number, not 2.5"),
+    "samples that grow": (
+        {"samples": "auto"},
+        "the grid, samples: expected a whole number, not auto: 'auto' is for `hessian-lr spectrum`",
+    ),
     "a method": ({"method": ["lora", "pisa"]}, "the grid, method: unknown method 'pisa'"),
     "an object": ({"rank": object()}, "the grid has a object"),
     "an iterator": ({"rank": iter([2, 4])}, "the grid, rank: an iterator is spent after one use"),
@@ -135,6 +140,9 @@ def test_what_is_wrong_in_a_mapping_is_told_before_anything_is_written(tmp_path,
     [
         ({"limit": -1}, "limit takes a whole number of at least 0"),
         ({"limit": "1"}, "limit takes a whole number of at least 0, not '1'"),
+        ({"limit": True}, "limit takes a whole number of at least 0, not True"),
+        ({"limit": np.int64(-1)}, "limit takes a whole number of at least 0, not np.int64(-1)"),
+        ({"limit": np.float64(1)}, "limit takes a whole number of at least 0, not np.float64(1.0)"),
         ({"calibration": "mine.json"}, "calibration is for what is predicted: name a predictor"),
         ({"predictor": "guess"}, "unknown predictor 'guess'"),
     ],
@@ -203,6 +211,24 @@ def test_a_mapping_says_what_its_values_are_and_so_does_its_file(tmp_path_factor
     for found in (read({"model": held(model), "lr": held(lr)}).base, read(file).base):
         assert found.axes == {"model": tuple(dict.fromkeys(model))}
         assert found.lrs == tuple(sorted(set(lr)))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble])
+@pytest.mark.parametrize("held", [list, np.array])
+def test_a_learning_rate_has_the_digits_of_its_own_precision(kind, held):
+    rates = [kind(text) for text in ("0.001", "0.002", "0.1")]
+    assert read({"lr": held(rates)}).base.lrs == (0.001, 0.002, 0.1)
+    assert read({"lr": rates[2]}).base.lrs == (0.1,)
+    assert read({"lr": np.array(rates[2])}).base.lrs == (0.1,)
+    assert read({"lr": {"from": rates[0], "to": rates[2], "per_decade": np.int64(1)}}).base.lrs == (
+        0.001,
+        0.01,
+        0.1,
+    )
+
+
+def test_a_limit_may_be_numpys(grid, tmp_path):
+    assert checked(grid, tmp_path / "runs", limit=np.int64(0)).limit == 0
 
 
 @pytest.mark.parametrize("text", ["1e5", "0o17", "1:30", "010", "2026-11-30", "yes", "~", "1_0", ".inf", "-"])
