@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar
 
-from hessian_lr.rows import PredictionRow, Row, RunRow, ScoredRow, SpectrumRow, SweepRow
+from hessian_lr.records import Result
+from hessian_lr.rows import PredictionRow, RunRow, ScoredRow, SpectrumRow, SweepRow
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=Result)
 
 
 def of(kind: type[R], **told: Any) -> R:
