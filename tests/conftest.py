@@ -21,6 +21,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`validate` without its figures, which take most of its time on a tiny model."""
+    monkeypatch.setattr("hessian_lr.study.validating._draw", lambda *_: None)
+
+
+@pytest.fixture
 def batches() -> list[dict[str, Tensor]]:
     """Two microbatches of unequal size and unequal numbers of labels, one with padding."""
     return [make_batch(2, 9, seed=1), make_batch(3, 12, seed=2, unscored=7, padding=2)]
