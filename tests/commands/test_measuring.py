@@ -1,5 +1,6 @@
 """predict, spectrum, list and help: the JSON they promise, and what a shell makes of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -112,8 +113,16 @@ def test_the_hessians_numbers_do_not_stand_beside_its_gauss_newton_part(other, c
     assert "--bracket and --per-module measure the Hessian" in capsys.readouterr().err
 
 
-def test_spectrum_tells_density_and_modules_when_asked(capsys, options):
-    status, found = run_json(capsys, "spectrum", *options, "--density", "--per-module")
+def shown_and_written(capsys, tmp_path, *arguments):
+    """What a command shows and the JSON that it writes, of one measurement."""
+    capsys.readouterr()
+    status = main([*map(str, arguments), "--quiet", "--json", str(tmp_path / "told.json")])
+    return status, capsys.readouterr().out, json.loads((tmp_path / "told.json").read_text())
+
+
+def test_spectrum_tells_density_and_modules_when_asked(capsys, options, tmp_path):
+    asked = ("--density", "--per-module")
+    status, shown, found = shown_and_written(capsys, tmp_path, "spectrum", *options, *asked)
     (row,) = found["results"]
     assert status == 0 and row["bracket"] is None
     assert row["held_out"] is not None and row["held_out_error"] > 0
@@ -122,20 +131,16 @@ def test_spectrum_tells_density_and_modules_when_asked(capsys, options):
     assert 0 < max(modules.values()) <= row["lambda_upper"]
     nodes = [node for probe in row["density"]["nodes"] for node in probe]
     assert row["lambda_min"] * 1.1 <= min(nodes) <= max(nodes) <= row["lambda_upper"]
-    assert main(["spectrum", *options, "--density", "--per-module", "--quiet"]) == 0
-    shown = capsys.readouterr().out
     assert "trace" in shown and "sharpest" in shown and "held out" in shown
 
 
-def test_spectrum_tells_the_largest_eigenvalues_when_asked(capsys, options):
-    status, found = run_json(capsys, "spectrum", *options, "--top", "3")
+def test_spectrum_tells_the_largest_eigenvalues_when_asked(capsys, options, tmp_path):
+    status, shown, found = shown_and_written(capsys, tmp_path, "spectrum", *options, "--top", "3")
     (row,) = found["results"]
     assert status == 0 and row["top"]["status"] == "converged"
     first, second, third = row["top"]["values"]
     assert first == pytest.approx(row["lambda_max"], rel=0.05) and first >= second >= third
     assert row["request"]["top"] == 3
-    assert main(["spectrum", *options, "--top", "3", "--quiet"]) == 0
-    shown = capsys.readouterr().out
     assert "largest eigenvalues" in shown and "residuals at most" in shown
     assert main(["spectrum", *options, "--top", "0"]) == 2
     assert "top must be a whole number of at least 1, not 0" in capsys.readouterr().err
