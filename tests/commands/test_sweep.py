@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from tiny_text import save, sums, tiny_llama, write_rows
@@ -22,11 +23,18 @@ from hessian_lr.sweep import engine
 from hessian_lr.validated import read_validated
 
 ROOT = Path(cli.__file__).parents[1]
-CHILD = """
-import sys, torch
+# A process that forks the same command line again and again: a start of its own would cost each one seconds.
+PARENT = """
+import os, sys, torch
 from hessian_lr.cli import main
 torch.set_num_threads(1)  # as here: the number of threads decides the last digits
-sys.exit(main(sys.argv[1:]))
+main([*sys.argv[1:], "--dry-run"])  # imports whatever is needed, and leaves nothing
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os._exit(main(sys.argv[1:]))
+    print("child", child, flush=True)
+    print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 LRS = [1e-3, 1e-2, 1e-1]
 
@@ -90,36 +98,44 @@ def no_training(monkeypatch):
 
 def test_killed_again_and_again_it_ends_as_if_it_had_not_been(folder, whole, tmp_path):
     out, draw, total = tmp_path / "out", random.Random(5), 12
-    arguments = [
-        sys.executable,
-        "-c",
-        CHILD,
-        "sweep",
-        str(folder / "small.yaml"),
-        "--out",
-        str(out),
-        "--quiet",
-    ]
+    command = ["sweep", str(folder / "small.yaml"), "--out", str(out), "--quiet"]
     # What a killed training leaves in the system's temporary folder stays in the test's.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *command],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def told():
+        """The next number that the parent prints, among what the command says."""
+        return next(int(line.split()[1]) for line in parent.stdout if line.startswith("child "))
+
+    def begin():
+        print(file=parent.stdin, flush=True)
+        return told()
+
     kept: dict[Path, tuple[int, bytes]] = {}
-    kills = 0
-    while kills < 3:
-        child = subprocess.Popen(
-            arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # At any point of a run: beginning with the moment that another one is there.
-        while len(list((out / "runs").glob("*.json"))) <= len(kept) and child.poll() is None:
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.8))
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        found = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "runs").glob("*.json")}
-        assert {path: found[path] for path in kept} == kept, "a finished run was made again"
-        assert child.returncode == -signal.SIGKILL and len(kept) < len(found) < total
-        assert all(json.loads(content) for _, content in found.values()), "half a file was left"
-        kept, kills = found, kills + 1
-    assert subprocess.run(arguments, env=environment, check=False).returncode == 0
+    with parent:
+        for _ in range(3):
+            child = begin()
+            # At any point of a run: beginning with the moment that another one is there.
+            while len(list((out / "runs").glob("*.json"))) <= len(kept) and psutil.pid_exists(child):
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.8))
+            os.kill(child, signal.SIGKILL)
+            status = told()
+            found = {
+                path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "runs").glob("*.json")
+            }
+            assert {path: found[path] for path in kept} == kept, "a finished run was made again"
+            assert status == -signal.SIGKILL and len(kept) < len(found) < total
+            assert all(json.loads(content) for _, content in found.values()), "half a file was left"
+            kept = found
+        begin()
+        assert told() == 0
     for path, (written, content) in kept.items():
         assert (path.stat().st_mtime_ns, path.read_bytes()) == (written, content)
     assert runs(out) == runs(whole) and len(runs(out)) == total
@@ -255,6 +271,7 @@ def test_shards_are_merged_by_the_same_command_which_names_what_is_missing(capsy
     assert not any(r["missing"] for r in json.loads((tmp_path / "sweep.json").read_text())["results"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_validate_finds_the_runs_of_a_sweep(capsys, folder, whole, no_training):
     """So that a sweep's settings can get the curvature that `align` and `calibrate` go by."""
     arguments = ["--model", str(folder / "model"), "--data", str(folder / "rows.jsonl"), "--rank", "2"]
