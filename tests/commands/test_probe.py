@@ -40,9 +40,11 @@ def test_runs_kept_beside_the_checkpoints_are_not_trained_again(capsys, options,
     assert status == 0 and again["results"][0]["probe"] == first["results"][0]["probe"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_validate_scores_it_and_calibrate_learns_from_it(capsys, options, tmp_path):
     out = tmp_path / "runs"
-    status, found = run_json(capsys, "validate", *options, *PROBE, "--out", out)
+    rates = ("--lrs", "0.003,0.03,0.3", "--seeds", "0")
+    status, found = run_json(capsys, "validate", *options, *PROBE, *rates, "--out", out)
     (row,) = found["results"]
     assert status == 0 and row["predictor"] == "probe"
     assert row["predictions"]["probe"]["lr"] == row["predicted_lr"]
