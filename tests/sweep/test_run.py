@@ -36,9 +36,14 @@ def without_seconds(result):
     return {name: value for name, value in result.to_dict().items() if name != "seconds"}
 
 
-def test_a_run_learns_and_says_what_it_did():
-    loaded, data = tiny.tiny_model(), tiny.tiny_data()
-    result = train_once(SETTING, 0.1, loaded, data)
+@pytest.fixture(scope="module")
+def plain(one_thread):
+    """The run that others are held against."""
+    return train_once(SETTING, 0.1, tiny.tiny_model(), tiny.tiny_data())
+
+
+def test_a_run_learns_and_says_what_it_did(plain):
+    loaded, data, result = tiny.tiny_model(), tiny.tiny_data(), plain
     assert result.final_loss < result.initial_loss - 1
     assert (result.steps, result.diverged, result.lr) == (SETTING.steps, False, 0.1)
     assert result.setting == SETTING
@@ -84,12 +89,11 @@ def test_the_recipe_is_adamw_by_hand():
     assert abs(result.final_loss - result.initial_loss) > 0.5
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another():
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(plain):
     loaded, data = tiny.tiny_model(), tiny.tiny_data()
-    first = train_once(SETTING, 0.1, loaded, data)
     torch.randn(7)  # the caller's own use of random numbers does not matter
-    assert without_seconds(train_once(SETTING, 0.1, loaded, data)) == without_seconds(first)
-    assert train_once(settings(seed=1), 0.1, loaded, data).final_loss != first.final_loss
+    assert without_seconds(train_once(SETTING, 0.1, loaded, data)) == without_seconds(plain)
+    assert train_once(settings(seed=1), 0.1, loaded, data).final_loss != plain.final_loss
 
 
 def test_it_leaves_no_trace(capfd, monkeypatch, tmp_path):
@@ -156,14 +160,19 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def short(one_thread):
+    """A run of four steps in an environment that says nothing."""
+    return train_once(settings(steps=4), 0.1, tiny.tiny_model(), tiny.tiny_data())
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_the_environment_changes_no_run(monkeypatch, name):
+def test_the_environment_changes_no_run(monkeypatch, name, short):
     setting, inputs = settings(steps=4), (tiny.tiny_model(), tiny.tiny_data())
-    plain = train_once(setting, 0.1, *inputs)
     for variable, value in ENVIRONMENTS[name].items():
         monkeypatch.setenv(variable, value)
     before = dict(os.environ)
-    assert without_seconds(train_once(setting, 0.1, *inputs)) == without_seconds(plain)
+    assert without_seconds(train_once(setting, 0.1, *inputs)) == without_seconds(short)
     assert dict(os.environ) == before
 
 
@@ -220,12 +229,10 @@ def test_a_broken_model_is_an_error_not_a_result():
         train_once(SETTING, 1e-3, loaded, tiny.tiny_data())
 
 
-def test_bfloat16_runs_close_to_float32():
-    data = tiny.tiny_data()
-    exact = train_once(SETTING, 0.1, tiny.tiny_model(), data)
-    rough = train_once(settings(dtype="bfloat16"), 0.1, tiny.tiny_model(), data)
-    assert rough.final_loss != exact.final_loss
-    assert rough.final_loss == pytest.approx(exact.final_loss, rel=0.05)
+def test_bfloat16_runs_close_to_float32(plain):
+    rough = train_once(settings(dtype="bfloat16"), 0.1, tiny.tiny_model(), tiny.tiny_data())
+    assert rough.final_loss != plain.final_loss
+    assert rough.final_loss == pytest.approx(plain.final_loss, rel=0.05)
 
 
 def test_the_model_is_unwrapped_after_mixed_precision():
