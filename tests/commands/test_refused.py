@@ -175,7 +175,7 @@ def test_one_methods_failure_keeps_the_others_from_nothing_but_status_0(capsys, 
 
     monkeypatch.setattr("hessian_lr.study.predicting.prepare", fails_for_pissa)
     methods = [part for name in ("lora", "pissa", "olora") for part in ("--method", name)]
-    status, found = run_json(capsys, "predict", *options, *methods)
+    status, found = run_json(capsys, "predict", *options, *methods, "--predictor", "eigenvalue")
     assert status == expected
     assert [row["status"] == "failed" for row in found["results"]] == [False, True, False]
     failed = found["results"][1]
