@@ -9,7 +9,7 @@ import torch
 from tiny_models import adapted, make_batch
 from tolerances import DENSE64, REFITTED
 
-from experiments.lr_bench import by_module, edge, groups, price, smaller
+from experiments.lr_bench import by_module, edge, groups, price, smaller, steadiness
 from experiments.lr_bench.laws import AFTER, LAWS
 from experiments.lr_bench.table import HERE
 from hessian_lr.curvature.adam import PreconditionedOperator
@@ -105,3 +105,34 @@ def test_a_study_of_lambda_p_tells_what_its_table_says(bench, study, monkeypatch
         pd.DataFrame(read_json(file.with_suffix(".json"))["laws"]) for file in (copied, HERE / copied.name)
     )
     pd.testing.assert_frame_equal(told, kept, rtol=REFITTED)
+
+
+def test_another_warm_up_is_told_beside_the_packages_own(bench):
+    """Three times as large a λ_P makes every learning rate a third, and changes no error of a fitted law."""
+    base = steadiness.at_base(bench)
+    assert len(base) == 19 and base["method"].nunique() == 10
+    own = dict(zip(base["key"], base[AFTER + "lambda_preconditioned"], strict=True))
+    times = {way: 1.0 for way in steadiness.WAYS} | {(0, 40, 1.0): 3.0}
+    points = pd.DataFrame(
+        [
+            {"key": key, "lambda_p": value * times[way]} | dict(zip(steadiness.WAY, way, strict=True))
+            for key, value in own.items()
+            for way in steadiness.WAYS
+        ]
+    )
+    points.loc[(points["seed"] == 2) & (points["key"] == base["key"][0]), "lambda_p"] = math.nan
+    rows = {tuple(row[name] for name in steadiness.WAY): row for row in steadiness.findings(base, points)}
+    assert set(rows) == set(steadiness.WAYS)
+    assert [rows[0, 40, 1.0][name] for name in ("low", "median", "high")] == pytest.approx([3, 3, 3])
+    assert rows[2, 10, 1.0]["lost"] == 1 and rows[0, 40, 1.0]["lost"] == 0
+    (before, after) = (rows[way]["laws"][0] for way in (steadiness.OWN, (0, 40, 1.0)))
+    assert after["method_median"] == pytest.approx(before["method_median"], rel=REFITTED)
+
+
+def test_how_steady_lambda_p_is_stands_in_the_page_as_measured(bench):
+    points, told = pd.read_csv(steadiness.FILE), read_json(steadiness.FILE.with_suffix(".json"))["rows"]
+    found = steadiness.findings(steadiness.at_base(bench), points)
+    page = (HERE.parent / "pages" / "steadiness.md").read_text(encoding="utf-8")
+    for row, kept in zip(found, told, strict=True):
+        assert row["median"] == pytest.approx(kept["median"], rel=REFITTED)
+        assert steadiness.told(kept) in page
