@@ -21,6 +21,7 @@ from ..setting import check_counts
 from ..spectrum import Eigenvalues, block_lanczos
 from ..spectrum.lanczos import Progress
 from ..spectrum.stopping import check_stopping
+from .confirm import REFINEMENTS
 from .cost import peak_rss_bytes
 from .how import vectors_of
 from .joint import OPERATORS
@@ -88,8 +89,9 @@ def top_eigenvalues(
     block share each: k products cost k + 1 gradients instead of 2k. The model, its modes, the random state
     and global flags are left as they were found.
 
-    Products in bfloat16 only find the directions: values and residuals are those of float32 products within
-    them, and where these do not meet rtol the search is done again in float32.
+    Products in bfloat16 only find the directions: values and residuals are those of float32 products with
+    them. Where these do not meet rtol a few blocks in float32 follow, and where these do not help the search
+    is done again in float32.
 
     Args:
         model: A causal language model with an adapter: what requires a gradient is measured.
@@ -128,15 +130,16 @@ def top_eigenvalues(
             used.append(make(model, batches, dtype=kind, memory_budget=budget))
             return used[-1]
 
-        def search(matrix: LossOperator) -> Eigenvalues:
+        def search(matrix: LossOperator, limit: int = most, start: Tensor | None = None) -> Eigenvalues:
             return block_lanczos(
                 matrix.matmat,
                 matrix.size,
                 count=count,
                 block=count,
                 rtol=rtol,
-                max_products=most,
+                max_products=limit,
                 seed=seed,
+                start=start,
                 progress=progress,
                 **vectors_of(matrix),
             )
@@ -144,15 +147,23 @@ def top_eigenvalues(
         found = search(build(dtype, memory_budget))
         if used[0].dtype is torch.bfloat16:
             used[0].release()
-            rough, found = found, within(found, build(torch.float32, 0).matmat, rtol)
-            if rough.status == "converged" != found.status:
-                notes.append(f"bfloat16 did not serve: {_left(found)} in float32; searched again in float32")
+            rough = found
+            # One block, where that serves.
+            found = search(build(torch.float32, 0), REFINEMENTS * count, rough.vectors)
+            if rough.status != "converged":
+                found = replace(found, status=rough.status)
+            elif found.status != "converged":
+                notes.append(
+                    f"bfloat16 did not serve: {REFINEMENTS} blocks in float32 from its directions leave "
+                    f"{_left(found)}; searched again in float32"
+                )
                 found = search(build(torch.float32, memory_budget))
         used[-1].release()
         if (how := used[0].note()) is not None:
             notes.insert(0, how)
         if found.status == "budget":
-            notes.append(f"stopped after {found.products} products, {_left(found)}")
+            spent = sum(one.cost.matvecs for one in used)
+            notes.append(f"stopped after {spent} products with {_left(found)}")
         return TopEigenvalues(
             values=found.values,
             residuals=found.residuals,
@@ -163,32 +174,6 @@ def top_eigenvalues(
         )
 
     return twice_or_central(measure) if operator == "hessian" else measure(OPERATORS[operator])
-
-
-def within(found: Eigenvalues, matmat: Callable[[Tensor], Tensor], rtol: float) -> Eigenvalues:
-    """The Ritz values of a more exact matrix in the space that was found, by one product with a block.
-
-    Args:
-        found: Of the less exact one.
-        matmat: V ↦ H·V with the more exact one.
-        rtol: As for ``top_eigenvalues``.
-    """
-    basis, _ = torch.linalg.qr(found.vectors.double())
-    images = matmat(basis.to(found.vectors.dtype)).double()
-    inner = basis.T @ images
-    values, turn = torch.linalg.eigh(0.5 * (inner + inner.T))
-    values, turn = values.flip(0), turn.flip(1)
-    vectors = basis @ turn
-    residuals = torch.linalg.vector_norm(images @ turn - vectors * values, dim=0)
-    good = bool((residuals <= rtol * values.abs().max()).all())
-    return replace(
-        found,
-        values=tuple(values.tolist()),
-        vectors=vectors.to(found.vectors.dtype),
-        residuals=tuple(residuals.tolist()),
-        products=found.products + len(values),
-        status="converged" if good and found.status == "converged" else "budget",
-    )
 
 
 def _left(found: Eigenvalues) -> str:

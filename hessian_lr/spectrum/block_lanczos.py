@@ -47,6 +47,7 @@ def block_lanczos(
     rtol: float = 0.05,
     max_products: int = 160,
     seed: int = 0,
+    start: Tensor | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
@@ -68,13 +69,15 @@ def block_lanczos(
         rtol: Stop when each of the ``count`` residuals is at most rtol times the largest |θ|.
         max_products: Stop before exceeding this many products with single vectors.
         seed: Seed of the random start block; the caller's generator is not touched.
+        start: Orthonormal vectors to start from instead, shape (n, block), such as those of a less exact
+            matrix. The first block's values are the best within them; of what they hide nothing is known.
         device: Where the basis lives.
         dtype: Type of the basis, float32 or float64.
         progress: Called after each block with (products, max_products, θ_count, ρ_count).
 
     Raises:
-        RequestError: rtol out of range, count or block not between 1 and n, or too few products to
-            reach ``count`` vectors.
+        RequestError: rtol out of range, count or block not between 1 and n, a start of another shape, or too
+            few products to reach ``count`` vectors.
     """
     check_stopping(rtol, max_products)
     for name, value in (("count", count), ("block", block)):
@@ -84,11 +87,14 @@ def block_lanczos(
         raise RequestError(
             f"max_products must be at least count + block - 1 = {count + block - 1}, not {max_products!r}"
         )
+    if start is not None and start.shape != (size, block):
+        raise RequestError(f"the start must have shape ({size}, {block}), not {tuple(start.shape)}")
     generator = torch.Generator().manual_seed(seed)
     basis = Basis(size, device, dtype)
     projected = np.zeros((0, 0))
     lost = 0.0  # the length of all that was left out of the basis as too short
-    _extend(basis, random_vectors(block, size, generator).to(device), 0.0)
+    first = random_vectors(block, size, generator) if start is None else start.T.double()
+    _extend(basis, first.to(device), 0.0)
     done = 0
     while True:
         newest = basis.rows[done:]

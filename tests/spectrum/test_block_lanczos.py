@@ -61,6 +61,22 @@ def test_residuals_count_what_float32_could_not_tell_from_rounding(lowest):
         assert found.status == "budget" or found.values[0] == pytest.approx(1.5, rel=0.05)
 
 
+def test_it_goes_on_from_vectors_that_are_nearly_there():
+    """Of the very eigenvectors one block says so; others say how far they are off, and get there."""
+    matrix = with_spectrum(SPECTRA["4-fold cluster"])
+    found = run(matrix, count=3, block=3, rtol=1e-8)
+    turned = found.vectors @ torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    again = run(matrix, count=3, block=3, rtol=1e-6, start=turned)
+    assert again.products == 3 and again.status == "converged"
+    assert again.values == pytest.approx(found.values)
+    near = torch.linalg.qr(turned + 0.01 * torch.randn(100, 3, dtype=torch.float64))[0]
+    once = run(matrix, count=3, block=3, rtol=1e-6, start=near, max_products=5)
+    assert (once.products, once.status) == (3, "budget") and max(once.residuals) > 1e-3
+    assert run(matrix, count=3, block=3, rtol=1e-6, start=near).values == pytest.approx(found.values)
+    with pytest.raises(RequestError, match=r"shape \(100, 3\), not \(100, 2\)"):
+        run(matrix, count=3, block=3, start=near[:, :2])
+
+
 def test_a_cluster_that_a_single_vector_sees_once():
     matrix = with_spectrum([*[4.0] * 16, *[3.0] * 16, *np.linspace(-1, 1, 168)])
     found = run(matrix, count=20, block=16, rtol=1e-6, max_products=200)
