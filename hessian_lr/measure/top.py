@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Batch
+from ..curvature.caveats import model_notes
 from ..curvature.central import twice_or_central
 from ..curvature.loss_operator import LossOperator
 from ..digits import percent
@@ -159,8 +160,8 @@ def top_eigenvalues(
                 )
                 found = search(build(torch.float32, memory_budget))
         used[-1].release()
-        if (how := used[0].note()) is not None:
-            notes.insert(0, how)
+        how = used[0].note()
+        notes[:0] = [*([] if how is None else [how]), *model_notes(model)]
         if found.status == "budget":
             spent = sum(one.cost.matvecs for one in used)
             notes.append(f"stopped after {spent} products with {_left(found)}")
