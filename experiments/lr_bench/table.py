@@ -114,8 +114,9 @@ def from_documents(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _validated(setting: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """A row of ``validate.json`` under the names of this table."""
     row: dict[str, Any] = {name: setting[name] for name in SETTING if name != "method"}
+    row["target_modules"] = _joined(setting["target_modules"])
     row |= {"method": found["method"], **{name: found[name] for name in ANSWER}}
-    parameters = _parameters(setting["model"], found["method"], setting["rank"])
+    parameters = _parameters(setting["model"], found["method"], setting["rank"], row["target_modules"])
     # Of a time when it was not told, from √(L / (λ·n)), which was.
     eigenvalue = found.get("lr_eigenvalue", found["lr_sharpness"] * parameters**0.25)
     return row | {
@@ -137,12 +138,17 @@ def _validated(setting: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def _joined(targets: str | list[str]) -> str:
+    return targets if isinstance(targets, str) else "+".join(targets)
+
+
 @lru_cache
-def _parameters(model: str, method: str, rank: int) -> int:
-    """The trainable parameters of an adapter on all linear layers, which no document tells."""
+def _parameters(model: str, method: str, rank: int, targets: str) -> int:
+    """The trainable parameters of an adapter, which no document tells."""
     loaded = models.load(model, device="cpu", quiet=True)
     # Where the factors start changes none of their shapes; DoRA has magnitudes besides.
-    shape = Setting(method="dora" if method == "dora" else "lora", rank=rank)
+    modules = targets if targets == ALL_LINEAR else tuple(targets.split("+"))
+    shape = Setting(method="dora" if method == "dora" else "lora", rank=rank, target_modules=modules)
     built = methods.build(copy.deepcopy(loaded.model), shape)
     return sum(p.numel() for p in built.parameters() if p.requires_grad)
 
@@ -151,8 +157,7 @@ def _row(found: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
     setting = found["setting"]
     row: dict[str, Any] = {name: setting[name] for name in SETTING}
     row["model"] = Path(setting["model"]).name
-    if isinstance(row["target_modules"], list):
-        row["target_modules"] = "+".join(row["target_modules"])
+    row["target_modules"] = _joined(setting["target_modules"])
     row |= {name: swept["score"][name] for name in ANSWER}
     row["seeds"] = len({run["seed"] for run in swept["runs"]})
     row |= {"sweep_cost": swept["cost"], "sweep_seconds": swept["seconds"]}
