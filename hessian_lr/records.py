@@ -18,14 +18,16 @@ from .errors import DamagedError, RequestError
 R = TypeVar("R", bound="Record")
 # The member of a file's JSON that holds the digest of all others.
 _SEAL = "sha256"
+#: Of a record's field that no file holds.
+UNWRITTEN = {"unwritten": True}
 
 
 class Record:
     """Base of the frozen dataclasses that travel between modules as JSON.
 
     JSON has no NaN or infinity: ``to_dict`` turns them into null, so a number that stands
-    in a file is always a finite number that was really obtained. A field that has no part in comparisons
-    (``compare=False``, a tensor) is not written.
+    in a file is always a finite number that was really obtained. A field with the metadata ``UNWRITTEN`` is
+    not written.
     """
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def _shaped(hint: Any, value: Any) -> Any:
 
 
 def _written(cls: type[Record]) -> dict[str, dataclasses.Field[Any]]:
-    return {one.name: one for one in dataclasses.fields(cls) if one.compare}  # type: ignore[arg-type]
+    return {one.name: one for one in dataclasses.fields(cls) if one.metadata != UNWRITTEN}  # type: ignore[arg-type]
 
 
 def _is_needed(one: dataclasses.Field[Any]) -> bool:

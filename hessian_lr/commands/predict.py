@@ -28,7 +28,7 @@ def predict(
         bool,
         typer.Option(
             "--fast",
-            help="λ between two ends from the structure at B = 0 (eigenvalue; lora, rslora).",
+            help="λ between two ends from the structure at B = 0 (eigenvalue; plain LoRA).",
         ),
     ] = False,
     source: Annotated[
@@ -109,7 +109,7 @@ def _check(
     from ..predict.law import refuse_unpredicted
     from ..predict.rate import PROBE
     from ..study.predicting import check_predictor
-    from .spectra import BRACKETED_IN_WORDS, may_be_bracketed
+    from .spectra import FAST
 
     refuse_unpredicted(settings[0])
     check_predictor(predictor, settings)
@@ -119,9 +119,9 @@ def _check(
         raise RequestError(
             "--fast is for --predictor eigenvalue, which measures where B = 0; add it or leave --fast out"
         )
-    if fast and (others := [s.method for s in settings if not may_be_bracketed(s)]):
+    if fast and (others := [s.method for s in settings if not s.peft_config and s.method not in FAST]):
         raise RequestError(
-            f"--fast is for {BRACKETED_IN_WORDS}, whose λ has a closed form; {', '.join(others)} needs "
+            f"--fast is for {' and '.join(FAST)}, whose λ has a closed form; {', '.join(others)} needs "
             "Lanczos: leave --fast out"
         )
     if checkpoint is not None and fast:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from ..checkpoints import Checkpoints
 from ..curvature.closed_form import closed_form
-from ..distributed import require_shared
-from ..errors import HessianLRError
+from ..distributed import FAILURES, require_shared
+from ..exhausted import memory_errors
 from ..measure import density, grown_sharpness, module_sharpness, sharpness, top_eigenvalues
 from ..measure.how import shown
 from ..prepare import Prepared
@@ -20,6 +20,8 @@ from ..setting import AUTO, Setting
 T = TypeVar("T")
 # Methods that start as plain LoRA with B = 0, where λ has a closed form.
 BRACKETED = ("lora", "rslora", "lora+", "loft")
+# Those of them whose learning rate λ at the start tells.
+FAST = ("lora", "rslora")
 BRACKETED_IN_WORDS = f"methods that start as plain LoRA with B = 0 ({', '.join(BRACKETED)})"
 
 
@@ -76,11 +78,15 @@ def measure(
         again: dict[str, Any] = {"operator": request.operator, "dtype": dtype, "seed": seed}
         if (count := request.top) is not None:
             again["progress"] = shown(progress.report, "largest eigenvalues")
-            more["top"] = _try(
+            top = _try(
                 lambda: top_eigenvalues(model, batches, count=count, rtol=request.rtol, **again),
                 f"{count} largest eigenvalues",
                 notes,
             )
+            if top is not None:
+                notes += [f"largest eigenvalues: {one}" for one in top.notes if one not in curvature.notes]
+                # As much as many adapters, and nothing here reads them.
+                more["top"] = replace(top, vectors=None)
         if request.density:
             again["progress"] = shown(progress.report, "spectral density")
             more["density"] = _try(lambda: density(model, batches, **again), "density", notes)
@@ -104,8 +110,9 @@ def measure(
 def _try(work: Callable[[], T], what: str, notes: list[str]) -> T | None:
     """A further result, or None with a note: it does not take λ with it when it fails."""
     try:
-        return work()
-    except HessianLRError as error:
+        with memory_errors():
+            return work()
+    except FAILURES as error:
         require_shared(error)
-        notes.append(f"no {what}: {error}")
+        notes.append(f"no {what}: {str(error) or type(error).__name__}")
         return None

@@ -23,7 +23,7 @@ def spectrum(
     algorithm: Annotated[str, typer.Option(metavar="lanczos|power", help="How λ is found.")] = "lanczos",
     rtol: Annotated[float, typer.Option(help="Relative error of λ at which to stop.")] = 0.05,
     max_products: Annotated[
-        int, typer.Option(help="End the search after so many products; checks add a few.")
+        int, typer.Option(help="End λ's search after so many products; checks add a few.")
     ] = 40,
     operator: Annotated[
         str,

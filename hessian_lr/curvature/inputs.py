@@ -77,8 +77,9 @@ def _reads_text_alone(config: Any) -> bool:
 
 def _rows(table: nn.Embedding) -> int:
     """How many ids can be looked up: a weight that was exchanged may have more rows than the module says."""
+    # One of four bits is bytes in one column.
     weight = table.weight
-    return max(table.num_embeddings, len(weight) if weight.dim() == 2 else 0)
+    return max(table.num_embeddings, len(weight) if weight.dim() == 2 and weight.is_floating_point() else 0)
 
 
 def _has_table(base: nn.Module, words: nn.Module, limit: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..records import Record
+from ..records import UNWRITTEN, Record
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Curvature(Record):
     samples: int = 0
     unreached: int = 0
     notes: tuple[str, ...] = ()
-    out_of_memory: bool = field(default=False, compare=False)
+    out_of_memory: bool = field(default=False, compare=False, metadata=UNWRITTEN)
 
     @classmethod
     def failed(cls, reason: str, **spent: Any) -> Curvature:

@@ -16,9 +16,11 @@ from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.gauss_newton import GaussNewtonOperator
 from ..curvature.inputs import require_inputs
 from ..curvature.loss_operator import LossOperator
+from ..curvature.microbatches import microbatches
 from ..curvature.operator import HessianOperator
 from ..distributed import FAILURES, MEMORY, failed
 from ..errors import NotTwiceDifferentiable, unknown_name
+from ..exhausted import memory_errors
 from ..setting import check_counts
 from ..spectrum import Eigenvalue
 from ..spectrum.lanczos import Progress, dot
@@ -102,7 +104,7 @@ def sharpness(
     if held_out:
         # Not when all products are spent.
         require_batches(held_out)
-        require_inputs(model, held_out)
+        require_inputs(model, microbatches(held_out, next(model.parameters()).device))
 
     def measure(make: Callable[..., LossOperator]) -> Curvature:
         how = How(dtype, memory_budget, seed, progress, checkpoints)
@@ -144,7 +146,8 @@ class _Measurement:
             NotTwiceDifferentiable: products cannot be made this way.
         """
         try:
-            return self._measured(held_out)
+            with memory_errors():
+                return self._measured(held_out)
         except NotTwiceDifferentiable:
             raise
         except FAILURES as error:

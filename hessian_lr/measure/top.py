@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..curvature.caveats import model_notes
-from ..curvature.central import twice_or_central
+from ..curvature.central import CentralOperator, twice_or_central
 from ..curvature.loss_operator import LossOperator
 from ..digits import percent
 from ..errors import RequestError, unknown_name
-from ..records import Result
+from ..records import UNWRITTEN, Result
 from ..setting import check_counts
 from ..spectrum import Eigenvalues, block_lanczos
 from ..spectrum.lanczos import Progress
@@ -39,8 +39,11 @@ class TopEigenvalues(Result):
         values: Ritz values θ_1 ≥ θ_2 ≥ …: θ_i is at most the i-th largest eigenvalue, counted as often as it
             occurs, up to the rounding of the products.
         residuals: ρ_i = ‖H·v_i − θ_i·v_i‖; some eigenvalue lies within ρ_i of θ_i.
-        status: ``"converged"`` (every ρ_i is at most rtol times the largest of them) or ``"budget"`` (stopped
-            at the limit; what θ_i and ρ_i say holds).
+        difference_error: Where products are central differences, how far the one with v_1 may be off as a
+            share of itself (see ``CentralOperator.check``); None where they are exact.
+        status: ``"converged"`` (every ρ_i is at most rtol times the largest of them, and so is
+            ``difference_error``) or ``"budget"`` (stopped at the limit; what θ_i and ρ_i say holds, as far as
+            products do).
         matvecs: Products spent with single vectors: a block of k vectors counts k.
         gradient_equivalents: All work, in gradients of the loss over the sample.
         seconds: Wall time.
@@ -62,7 +65,8 @@ class TopEigenvalues(Result):
     tokens: int
     parameters: int
     notes: tuple[str, ...] = ()
-    vectors: Tensor | None = field(default=None, repr=False, compare=False)
+    difference_error: float | None = None
+    vectors: Tensor | None = field(default=None, repr=False, compare=False, metadata=UNWRITTEN)
 
     @property
     def relative_residual(self) -> float:
@@ -99,8 +103,8 @@ def top_eigenvalues(
         batches: The sample, as for ``sharpness``.
         count: How many eigenvalues.
         rtol: Stop when every residual is at most this share of the largest eigenvalue found.
-        max_products: Stop before more products than this, at least 2·count − 1; 32·count if not given. Each
-            is a vector of n numbers in memory.
+        max_products: Stop before more products than this, at least 2·count − 1; 32·count if not given, and up
+            to 4·count more in float32 after a search in bfloat16. Each is a vector of n numbers in memory.
         operator: As for ``sharpness``.
         dtype: Precision of the products: float32, bfloat16 (autocast), or float64.
         memory_budget: Bytes that kept graphs may fill (0: rebuild all; None: decide here).
@@ -151,18 +155,17 @@ def top_eigenvalues(
             rough = found
             # One block, where that serves.
             found = search(build(torch.float32, 0), REFINEMENTS * count, rough.vectors)
-            if rough.status != "converged":
-                found = replace(found, status=rough.status)
-            elif found.status != "converged":
+            if rough.status == "converged" != found.status:
                 notes.append(
                     f"bfloat16 did not serve: {REFINEMENTS} blocks in float32 from its directions leave "
                     f"{_left(found)}; searched again in float32"
                 )
                 found = search(build(torch.float32, memory_budget))
+        found, error = _checked(found, used[-1], rtol)
         used[-1].release()
         how = used[0].note()
         notes[:0] = [*([] if how is None else [how]), *model_notes(model)]
-        if found.status == "budget":
+        if max(found.residuals) > rtol * max(map(abs, found.values)):
             spent = sum(one.cost.matvecs for one in used)
             notes.append(f"stopped after {spent} products with {_left(found)}")
         return TopEigenvalues(
@@ -170,11 +173,20 @@ def top_eigenvalues(
             residuals=found.residuals,
             status=found.status,
             notes=tuple(notes),
+            difference_error=error,
             vectors=found.vectors,
             **_spent(used, began),
         )
 
     return twice_or_central(measure) if operator == "hessian" else measure(OPERATORS[operator])
+
+
+def _checked(found: Eigenvalues, matrix: LossOperator, rtol: float) -> tuple[Eigenvalues, float | None]:
+    """Not converged where products by differences are off by more than rtol of themselves."""
+    if not isinstance(matrix, CentralOperator):
+        return found, None
+    error = matrix.check(found.vectors[:, 0])
+    return (found if error <= rtol else replace(found, status="budget")), error
 
 
 def _left(found: Eigenvalues) -> str:

@@ -163,6 +163,7 @@ def largest(rows: Sequence[Sourced]) -> Section | None:
         [str(place + 1), *(_at(top, place) for top in columns)]
         for place in range(max(len(top.values) for top in columns))
     ]
+    cells.append(["status", *(STATUS.get(top.status, top.status) for top in columns)])
     table = Table(
         "Each as often as it occurs, in nats per token. ± is the residual: some eigenvalue lies within it.",
         ["place", *labels(found)],

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from peft import LoraConfig
 
 from hessian_lr import cli
 from hessian_lr.cli import main
+from hessian_lr.commands import spectra
 from hessian_lr.predict.start import RTOL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,6 +146,23 @@ def test_spectrum_tells_the_largest_eigenvalues_when_asked(capsys, options, tmp_
     assert "largest eigenvalues" in shown and "residuals at most" in shown
     assert main(["spectrum", *options, "--top", "0"]) == 2
     assert "top must be a whole number of at least 1, not 0" in capsys.readouterr().err
+
+
+def test_what_stops_or_lacks_memory_beside_lambda_leaves_it_and_is_told(capsys, options, monkeypatch):
+    def lacking(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    real = spectra.top_eigenvalues
+    monkeypatch.setattr(spectra, "top_eigenvalues", partial(real, max_products=3))
+    _, found = run_json(capsys, "spectrum", *options, "--top", "2")
+    (row,) = found["results"]
+    assert row["top"]["status"] == "budget"
+    assert any(one.startswith("largest eigenvalues: stopped after") for one in row["notes"])
+    monkeypatch.setattr(spectra, "top_eigenvalues", lacking)
+    status, found = run_json(capsys, "spectrum", *options, "--top", "2")
+    (row,) = found["results"]
+    assert status == 0 and row["lambda_max"] > 0 and row["top"] is None
+    assert any("no 2 largest eigenvalues: out of memory" in one for one in row["notes"])
 
 
 def test_spectrum_grows_its_sample(capsys, options):

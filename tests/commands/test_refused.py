@@ -49,8 +49,12 @@ WRONG_FOR = {
     "fast olora": (
         "predict",
         ["--fast", "--predictor", "eigenvalue", "--method", "olora"],
-        "--fast is for methods that start as plain LoRA with B = 0 (lora, rslora, lora+, loft), whose λ has "
-        "a closed form; olora needs Lanczos",
+        "--fast is for lora and rslora, whose λ has a closed form; olora needs Lanczos",
+    ),
+    "fast lora+": (
+        "predict",
+        ["--fast", "--predictor", "eigenvalue", "--method", "lora+"],
+        "--fast is for lora and rslora",
     ),
     "bracket olora": (
         "spectrum",

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from tiny_models import VOCABULARY, adapted, base_model, make_batch, with_adapter
+from tolerances import SAME_LAMBDA
 from torch import nn
 from transformers import LlamaConfig, OPTConfig, OPTForCausalLM
 
@@ -108,3 +109,10 @@ def test_where_tables_cannot_be_told_nothing_is_refused(missing, monkeypatch):
         words = nn.Identity() if missing == "no embeddings" else None
         monkeypatch.setattr(base, "get_input_embeddings", lambda: words)
     require_inputs(model, _with_token(VOCABULARY))
+
+
+def test_what_is_cut_off_as_padding_may_hold_any_id_in_held_out_rows_too():
+    batch = make_batch(1, 12, 1, padding=3)
+    batch["input_ids"][batch["attention_mask"] == 0] = -1
+    found = hlr.sharpness(adapted("llama", torch.float32), [batch], held_out=[batch])
+    assert found.held_out == pytest.approx(found.lambda_max, rel=SAME_LAMBDA)

@@ -23,7 +23,7 @@ from hessian_lr.data import make_batches, tasks
 from hessian_lr.data.encode import Encoder
 from hessian_lr.measure import ModuleSharpness, ModuleSpectrum
 from hessian_lr.models import alias
-from hessian_lr.records import read_json
+from hessian_lr.records import UNWRITTEN, read_json
 from hessian_lr.rows import PredictionRow, RunRow, SpectrumRow, SweepRow
 from hessian_lr.spectrum import SpectralDensity
 from hessian_lr.study.grids import Plan
@@ -139,7 +139,7 @@ def test_every_field_that_a_command_writes_is_explained():
 
 
 def vars_of(kind):
-    return [field.name for field in dataclasses.fields(kind) if field.compare]  # else it is not written
+    return [field.name for field in dataclasses.fields(kind) if field.metadata != UNWRITTEN]
 
 
 def test_every_public_name_has_its_place_in_the_reference():

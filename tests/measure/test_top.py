@@ -104,6 +104,19 @@ def test_other_operators_and_their_notes(operator, dense):
         assert "central differences (as asked)" in found.notes[0]
 
 
+def test_differences_that_are_noise_are_not_called_converged(dense):
+    """Over a base in bfloat16: the residuals know nothing of what products are off by."""
+    model = adapted("llama", torch.float32)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    found = hlr.top_eigenvalues(model, SAMPLE, count=2, operator="central-differences")
+    assert found.status == "budget" and found.difference_error > 0.05
+    assert "is off by at most" in found.notes[0]
+    fine = hlr.top_eigenvalues(adapted(), SAMPLE, count=2, operator="central-differences")
+    assert fine.status == "converged" and fine.difference_error < 0.05
+
+
 def test_models_without_a_second_derivative_go_by_differences():
     model = with_reentrant_checkpoint(adapted("llama", moved=True))
     plain = hlr.top_eigenvalues(adapted("llama"), SAMPLE, count=2, rtol=1e-3)
@@ -117,6 +130,11 @@ def test_what_stops_early_says_so_and_its_values_are_no_larger():
     whole = hlr.top_eigenvalues(adapted(), SAMPLE, count=3, **EXACT)
     assert (found.status, found.matvecs) == ("budget", 6)
     assert found.notes[-1].startswith("stopped after 6 products with residuals up to")
+    # Blocks in float32 come besides, and count for what they find.
+    rough = hlr.top_eigenvalues(adapted().float(), SAMPLE, count=3, max_products=12, dtype=torch.bfloat16)
+    assert 15 <= rough.matvecs <= 24 and rough.status == (
+        "converged" if rough.relative_residual <= 0.05 else "budget"
+    )
     assert all(early <= late for early, late in zip(found.values, whole.values, strict=True))
 
 
