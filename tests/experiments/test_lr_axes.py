@@ -221,8 +221,8 @@ def test_what_users_are_told_is_what_was_found(by_axis):
     assert f"`instruction` {instruction} times. On SmolLM2" in page
     large = [rows["combined", axes.NO_FIT, "task and model", f"{name}, smollm2-135m"] for name in TASKS[2:]]
     math_, instruction = (f"{row['bias']:.2f} times" for row in large)
-    assert f"`instruction` {instruction} (11 settings), `math` {math_} (seven" in page
-    assert [row["settings"] for row in large] == [7, 11]
+    assert f"`instruction` {instruction} (12 settings), `math` {math_} (seven" in page
+    assert [row["settings"] for row in large] == [7, 12]
     pissa, code = (
         rows["combined", "method", axis, value] for axis, value in (("method", "pissa"), ("task", "code"))
     )
