@@ -62,16 +62,17 @@ def errors(law: Law, table: pd.DataFrame, split: str) -> pd.Series:
     return np.abs(np.log(left_out(law, table, table[SPLITS[split]]) / table["best_lr"]))
 
 
-def study(table: pd.DataFrame) -> list[dict[str, Any]]:
+def study(table: pd.DataFrame, terms: dict[str, tuple[str, ...]] = TERMS) -> list[dict[str, Any]]:
     """A row for each law and set of terms.
 
     Args:
-        table: The bench's settings, ``prepared``.
+        table: The bench's settings, ``prepared`` for these.
+        terms: Columns that a law gets powers of, by what the set is called.
     """
     rows = []
     for law in (law for law in LAWS if law.name in SHIPPED):
         before = {split: errors(law, table, split) for split in SPLITS}
-        for told, names in TERMS.items():
+        for told, names in terms.items():
             own = with_terms(law, names)
             row: dict[str, Any] = {"law": law.name, "terms": told, "powers": exponents(own, names, table)}
             for split in SPLITS:

@@ -34,6 +34,7 @@ def test_a_path_below_the_home_folder_is_found_and_written(tmp_path, monkeypatch
 def test_the_other_commands_look_there_too(tmp_path, monkeypatch, capsys, line):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").write_text("in the way")
+    (tmp_path / "there").mkdir()
     option = "--checkpoint" if line == "spectrum" else "--out"
     assert main([*line.split(), f"{option}=~/file/x"]) == 2
     assert f"{tmp_path}/file is a file" in capsys.readouterr().err
