@@ -9,7 +9,7 @@ import torch
 from tiny_models import adapted, make_batch
 from tolerances import DENSE64, REFITTED
 
-from experiments.lr_bench import by_module, edge, groups, price, smaller, steadiness
+from experiments.lr_bench import axes_terms, by_module, edge, groups, price, scatter, smaller, steadiness
 from experiments.lr_bench.laws import AFTER, LAWS
 from experiments.lr_bench.table import HERE
 from hessian_lr.curvature.adam import PreconditionedOperator
@@ -136,3 +136,32 @@ def test_how_steady_lambda_p_is_stands_in_the_page_as_measured(bench):
     for row, kept in zip(found, told, strict=True):
         assert row["median"] == pytest.approx(kept["median"], rel=REFITTED)
         assert steadiness.told(kept) in page
+
+
+def test_what_the_scatter_of_rows_tells_is_what_its_table_says(bench):
+    points, told = pd.read_csv(scatter.FILE), read_json(scatter.FILE.with_suffix(".json"))
+    own = scatter.joined(bench, points)
+    assert len(own) == len(points) == 138
+    for row, kept in zip(scatter.biases(own), told["sides"], strict=True):
+        assert row["law"] == kept["law"] and row["rho"] == pytest.approx(kept["rho"], abs=REFITTED)
+    page = (HERE.parent / "pages" / "scatter.md").read_text(encoding="utf-8")
+    tables = (
+        scatter.shown_real(scatter.real()),
+        scatter.shown_sides(told["sides"]),
+        axes_terms.shown(told["rows"]),
+    )
+    assert all(table in page for table in tables)
+    share = points["error"] / points["lambda_p"]
+    assert f"{share.median():.2f} in the median and above 0.7 in {(share > 0.7).sum()} of them" in page
+
+
+def test_a_power_of_the_scatter_is_found_where_it_makes_the_best(bench):
+    """As if the best learning rate had gone with the square of it."""
+    own = scatter.joined(bench, pd.read_csv(scatter.FILE))
+    made = own.assign(best_lr=own["best_lr"] * own["scatter_after"] ** 2)
+    (law,) = (one for one in LAWS if one.name == "combined")
+    names = scatter.TERMS["λ_P"]
+    before, after = (
+        axes_terms.fit(axes_terms.with_terms(law, names), table)[1 + len(law.terms)] for table in (own, made)
+    )
+    assert 1.7 < after - before <= 2, "the prior draws it to 0"
