@@ -102,13 +102,15 @@ def test_tables_that_are_large_enough_are_let_pass(name):
 @pytest.mark.parametrize("missing", ["no embeddings", "none that is told", "images too"])
 def test_where_tables_cannot_be_told_nothing_is_refused(missing, monkeypatch):
     model = adapted("llama", torch.float32)
-    base = model.get_base_model()
+    base, unknown = model.get_base_model(), _with_token(VOCABULARY)
+    with pytest.raises(RequestError, match="no token of this model"):
+        require_inputs(model, unknown)
     if missing == "images too":
         monkeypatch.setattr(base.config, "get_text_config", lambda: LlamaConfig(), raising=False)
     else:
         words = nn.Identity() if missing == "no embeddings" else None
         monkeypatch.setattr(base, "get_input_embeddings", lambda: words)
-    require_inputs(model, _with_token(VOCABULARY))
+    assert require_inputs(model, unknown) is None, "what was refused before is let pass"
 
 
 def test_what_is_cut_off_as_padding_may_hold_any_id_in_held_out_rows_too():
