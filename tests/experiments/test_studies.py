@@ -169,3 +169,16 @@ def test_split_graphs_gave_the_real_models_eigenvalue_to_the_last_bit():
     assert kept["lambda_max"] == split["lambda_max"] and kept["matvecs"] == split["matvecs"]
     assert kept["gradient_equivalents"] < split["gradient_equivalents"] < 2 * kept["matvecs"]
     assert "graphs of 3 of 4 microbatches rebuilt" in split["notes"][0]
+
+
+def test_the_page_has_the_closed_form_of_the_real_model_as_committed():
+    folder = Path(__file__).parents[2] / "experiments" / "lambda_check"
+    page = (folder / "README.md").read_text()
+    for row in read_json(folder / "results.json")["results"]:
+        exact, fast = row["lanczos"], row["closed_form"]
+        assert row["consistent"] and abs(row["error"]) < 0.013
+        cells = [row["method"], str(row["rank"])]
+        cells += [f"{exact['lambda_max']:#.4g} ({exact['gradient_equivalents']:g})"]
+        cells += [f"{fast['estimate']:#.4g} ({fast['gradient_equivalents']:g})"]
+        cells += [f"{row['error']:+.1%}".replace("-", "−"), f"{fast['lower']:#.4g} … {fast['upper']:#.4g}"]
+        assert f"| {' | '.join(cells)} | {fast['seconds'] / exact['seconds']:.2f} |" in page
