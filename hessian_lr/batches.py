@@ -88,3 +88,20 @@ def rows_of(batch: Batch) -> list[Batch]:
     """Each row of a batch as a batch of its own, where every field has one entry a row."""
     count = len(batch["input_ids"])
     return [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]
+
+
+def trimmed(batch: Batch) -> Batch:
+    """The batch without the columns at its end that no row needs, being masked and not labelled.
+
+    A causal model computes the same for what stands before them. A batch without a mask stays as it is, and
+    so does one with entries of another shape than (rows, columns), whose columns cannot be told apart.
+    """
+    mask, labels = batch.get("attention_mask"), batch["labels"]
+    if mask is None or any(value.shape != labels.shape for value in batch.values()):
+        return batch
+    # What is labelled counts, as in the model's own loss, though its token be masked.
+    needed = ((mask != 0) | (labels != IGNORED)).any(dim=0)
+    if not bool(needed.any()):
+        return batch
+    used = int(needed.nonzero().max()) + 1
+    return {name: value[:, :used] for name, value in batch.items()}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..batches import IGNORED, Batch, count_labels, rows_of
+from ..batches import IGNORED, Batch, count_labels, rows_of, trimmed
 
 # Tokens of a microbatch. A processor gains nothing from more at a time than fill its products, and
 # memory then goes by small steps; a GPU wants more.
@@ -20,9 +20,8 @@ PADDING = 0.05
 def microbatches(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
     """The rows of some batches that have a label, sorted by length, in microbatches of whole rows.
 
-    Columns at the end of a row that are masked, and not labelled, are cut off: a causal model computes the
-    same for what stands before them. Batches with entries of another shape than (rows, columns), whose rows
-    cannot be told apart, stay as they are.
+    Rows are ``trimmed``. Batches with entries of another shape than (rows, columns), whose rows cannot be
+    told apart, stay as they are.
     """
     room = MICROBATCH_TOKENS.get(device.type, MICROBATCH_TOKENS["cuda"])
     whole, rows = [], []
@@ -31,7 +30,7 @@ def microbatches(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
         if any(value.shape != shape for value in batch.values()):
             whole += [batch] if count_labels(batch) else []
         else:
-            rows += [row for row in map(_trimmed, rows_of(batch)) if count_labels(row)]
+            rows += [row for row in map(trimmed, rows_of(batch)) if count_labels(row)]
     rows.sort(key=_length)
     room = min(room, sum(map(_length, rows)) // CLUSTERS)
     groups: list[list[Batch]] = []
@@ -49,18 +48,6 @@ def microbatches(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
 
 def _length(row: Batch) -> int:
     return int(row["input_ids"].shape[1])
-
-
-def _trimmed(row: Batch) -> Batch:
-    mask = row.get("attention_mask")
-    if mask is None:
-        return row
-    # What is labelled counts, as in the model's own loss, though its token be masked.
-    needed = (mask[0] != 0) | (row["labels"][0] != IGNORED)
-    if not bool(needed.any()):
-        return row
-    used = int(needed.nonzero().max()) + 1
-    return {name: value[:, :used] for name, value in row.items()}
 
 
 def _joined(rows: Sequence[Batch]) -> Batch:

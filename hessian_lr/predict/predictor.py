@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import Batch, require_batches, require_labels
+from ..batches import Batch, require_batches, require_labels, trimmed
 from ..checkpoints import Checkpoints
 from ..curvature.inputs import require_inputs
 from ..distributed import FAILURES, MEMORY, failed
@@ -112,6 +112,8 @@ def predict_learning_rate(
         warmup_batches, batches = split_batches(batches)
     require_labels(warmup_batches)
     require_labels(batches)
+    # Rows padded to some fixed length would make most of the work cost many times as much.
+    batches, warmup_batches = ([*map(trimmed, some)] for some in (batches, warmup_batches))
     require_inputs(model, warmup_batches)
     constants = calibration or load_calibration()
     began = time.perf_counter()

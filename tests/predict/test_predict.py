@@ -61,6 +61,20 @@ def test_a_prediction_from_two_rows_says_that_these_are_few():
     assert any("samples 2 (tried on 4 … 32)" in note for note in found.notes)
 
 
+def test_rows_padded_to_a_fixed_length_cost_and_predict_what_they_do_without():
+    rows = learnable(8)
+    wide = [
+        {
+            name: torch.nn.functional.pad(value, (0, 20), value=-100 if name == "labels" else 0)
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+    plain, padded = (hlr.predict_learning_rate(learned(), some) for some in (rows, wide))
+    assert padded.lr == plain.lr
+    assert padded.gradient_equivalents == plain.gradient_equivalents
+
+
 @pytest.mark.parametrize("method", ["lora", "rslora"])
 def test_fast_predicts_what_lanczos_predicts_for_less(method):
     slow, fast = (
