@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedModel
 
 from hessian_lr import methods, models
 from hessian_lr.methods import METHODS
@@ -116,7 +117,8 @@ def _validated(setting: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
     row: dict[str, Any] = {name: setting[name] for name in SETTING if name != "method"}
     row["target_modules"] = _joined(setting["target_modules"])
     row |= {"method": found["method"], **{name: found[name] for name in ANSWER}}
-    parameters = _parameters(setting["model"], found["method"], setting["rank"], row["target_modules"])
+    magnitudes = found["method"] == "dora"
+    parameters = _parameters(setting["model"], magnitudes, setting["rank"], row["target_modules"])
     # Of a time when it was not told, from √(L / (λ·n)), which was.
     eigenvalue = found.get("lr_eigenvalue", found["lr_sharpness"] * parameters**0.25)
     return row | {
@@ -143,14 +145,19 @@ def _joined(targets: str | list[str]) -> str:
 
 
 @lru_cache
-def _parameters(model: str, method: str, rank: int, targets: str) -> int:
-    """The trainable parameters of an adapter, which no document tells."""
-    loaded = models.load(model, device="cpu", quiet=True)
-    # Where the factors start changes none of their shapes; DoRA has magnitudes besides.
+def _parameters(model: str, magnitudes: bool, rank: int, targets: str) -> int:
+    """The trainable parameters of an adapter, which no document tells; DoRA's has magnitudes besides."""
+    # Where the factors start changes none of their shapes.
     modules = targets if targets == ALL_LINEAR else tuple(targets.split("+"))
-    shape = Setting(method="dora" if method == "dora" else "lora", rank=rank, target_modules=modules)
-    built = methods.build(copy.deepcopy(loaded.model), shape)
+    shape = Setting(method="dora" if magnitudes else "lora", rank=rank, target_modules=modules)
+    built = methods.build(copy.deepcopy(_shapes(model)), shape)
     return sum(p.numel() for p in built.parameters() if p.requires_grad)
+
+
+@lru_cache
+def _shapes(model: str) -> PreTrainedModel:
+    """The model without its weights."""
+    return models.load(model, device="cpu", quiet=True).model.to("meta")
 
 
 def _row(found: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
