@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
@@ -24,7 +25,10 @@ _SHARPEST = 5  # modules that a table names
 
 def sweeps(rows: Sequence[Sourced], prefix: str) -> Section | None:
     """Loss against learning rate, one panel a method."""
-    panels = [entry.panel for _, entry in rows if entry.panel is not None]
+    swept = [(source, entry) for source, entry in rows if entry.panel is not None]
+    panels = [
+        replace(e.panel, title=label) for label, (_, e) in zip(labels(swept), swept, strict=True) if e.panel
+    ]
     if not panels:
         return None
     predicted = ""
@@ -42,10 +46,9 @@ def sweeps(rows: Sequence[Sourced], prefix: str) -> Section | None:
 
 def _panel_in_words(panel: SweepPanel) -> str:
     score, runs = panel.score, panel.sweep.runs
-    method = panel.sweep.setting.method
     if score.best_lr is None:
-        return f"{method}: no learning rate lowered the loss."
-    said = f"{method}: {len(runs)} runs from {rate(runs[0].lr)} to {rate(runs[-1].lr)}"
+        return f"{panel.title}: no learning rate lowered the loss."
+    said = f"{panel.title}: {len(runs)} runs from {rate(runs[0].lr)} to {rate(runs[-1].lr)}"
     said += f", best {rate(score.best_lr)}"
     if score.predicted_lr is not None:
         said += f", predicted {rate(score.predicted_lr)}"

@@ -258,6 +258,25 @@ def test_a_prediction_that_a_sweep_already_tells_is_not_told_twice(tmp_path):
     ]
 
 
+def test_panels_of_one_method_are_told_apart_by_their_files(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(panels, **more):
+        drawn.append([panel.title for panel in panels])
+        return sweep_figure(panels, **more)
+
+    monkeypatch.setattr("hessian_lr.report.drawings.sweep_figure", draw)
+    document = first_light()
+    document["setting"]["samples"] = 16
+    document["results"] = document["results"][:1]
+    again = written(tmp_path / "again.json", document)
+    (part,) = write_report([FIRST_LIGHT, again], tmp_path / "r.html")
+    titles = ["lora (results)", "rslora", "pissa", "olora", "lora (again.json)"]
+    assert drawn == [titles, titles], "wide and narrow"
+    (sweeps,) = (section for section in part.sections if section.title == "Sweeps")
+    assert all(f"{title}: 5 runs" in sweeps.drawings[0].wide for title in titles)
+
+
 def test_documents_name_the_versions_they_were_made_with(tmp_path):
     document = spectrum_document()
     assert document["versions"]["hessian-lr"] == hessian_lr.__version__
